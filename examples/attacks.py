@@ -1,0 +1,117 @@
+"""L-infinity PGD (Madry et al. 2018, arXiv:1706.06083), targeted and untargeted, on the input alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targeted: bool = False,
+    random_start: bool = True,
+    restarts: int = 1,
+) -> Tensor:
+    """Adversarial images within eps of x: each example's worst of all restarts.
+
+    `eps` and `step_size` are fractions of the range 1 of a pixel, e.g. 8/255. `targeted=True` draws, for each
+    restart, a target uniform over the other classes and lowers its loss; else the loss of `y` is raised.
+    The network is attacked in evaluation mode and left as it was, without any `.grad`.
+
+    Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
+    """
+    best, best_margin = x, torch.full((len(x),), torch.inf, device=x.device)
+    with attacking(model):
+        for _ in range(restarts):
+            goal = random_targets(y, classes_of(model, x)) if targeted else y
+            run = pgd_steps(
+                model,
+                x,
+                goal,
+                eps=eps,
+                step_size=step_size,
+                steps=steps,
+                targeted=targeted,
+                random_start=random_start,
+            )
+            *_, (x_adv, _) = run
+            if restarts == 1:
+                return x_adv
+            m = margin(model, x_adv, y)
+            best = torch.where((m < best_margin)[:, None, None, None], x_adv, best)
+            best_margin = torch.minimum(m, best_margin)
+    return best
+
+
+def pgd_steps(
+    model: nn.Module,
+    x: Tensor,
+    goal: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targeted: bool = False,
+    random_start: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Steps of one PGD run: yields the images after each step and the loss of `goal` before it.
+
+    Shapes: x (N, C, H, W), goal (N,) the targets or the true labels; yields (N, C, H, W) and (N,).
+    Call it inside `attacking(model)`.
+    """
+    sign = -1 if targeted else 1
+    x_adv = project(x + torch.empty_like(x).uniform_(-eps, eps), x, eps) if random_start else x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(x_adv).float(), goal, reduction="none")
+            (grad,) = torch.autograd.grad(loss.sum(), x_adv)
+        x_adv = project(x_adv.detach() + sign * step_size * grad.sign(), x, eps)
+        yield x_adv, loss.detach()
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Nearest images to x_adv within eps of x and within [0, 1]. Shapes: all (N, C, H, W)."""
+    return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
+
+
+def random_targets(y: Tensor, num_classes: int) -> Tensor:
+    """Targets uniform over the OTHER classes. Shapes: (N,) -> (N,)."""
+    return (y + torch.randint_like(y, 1, num_classes)) % num_classes
+
+
+@torch.no_grad()
+def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Logit of the true class minus the best other one: negative where the network errs. Shapes: (N,)."""
+    logits = model(x).float()
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+@torch.no_grad()
+def classes_of(model: nn.Module, x: Tensor) -> int:
+    """Number of classes, from the network's answer to one image."""
+    return model(x[:1]).shape[1]
+
+
+@contextmanager
+def attacking(model: nn.Module) -> Iterator[None]:
+    """Put the network in evaluation mode, its parameters without gradient; afterwards all is as before."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p, flag in flags:
+            p.requires_grad = flag

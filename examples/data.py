@@ -1,0 +1,81 @@
+"""CIFAR-10 and its like as tensors: from a folder, from the Hub, or our small sample in this folder."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+SAMPLE = Path(__file__).parent / "data" / "cifar10-sample.parquet"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HUB = {"cifar10": "uoft-cs/cifar10"}
+
+
+def load(split: str, source: str = "sample") -> tuple[Tensor, Tensor]:
+    """Images of one split ("train" or "test") and their labels.
+
+    `source`: "sample" (ours, a few thousand images of CIFAR-10), "hub" (downloads all of CIFAR-10) or a
+    folder that holds `train-*.parquet` and `test-*.parquet`, directly or deeper, as the Hub's data sets do.
+    Shapes: (N, 3, 32, 32) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError` with what to do.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"there is no split {split!r}; ask for 'train' or 'test'")
+    if source == "sample":
+        table = pq.read_table(SAMPLE, filters=[("split", "==", split)])
+    else:
+        files = _from_hub(split) if source == "hub" else _from_folder(split, Path(source))
+        table = pa.concat_tables([pq.read_table(f) for f in files])
+    return _decode(table)
+
+
+def to_float(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Bytes to [0, 1]. Shapes: any, kept."""
+    return x.to(device).float() / 255
+
+
+def augment(x: Tensor, pad: int = 4) -> Tensor:
+    """Random crop of the padded image and random flip, another for each image. Shapes: (N, C, H, W), kept."""
+    n, _, h, w = x.shape
+    top, left = torch.randint(0, 2 * pad + 1, (2, n, 1), device=x.device)
+    column = torch.arange(w, device=x.device).expand(n, w)
+    flip = torch.rand(n, 1, device=x.device) < 0.5
+    rows = torch.arange(h, device=x.device) + top  # (N, H)
+    columns = torch.where(flip, w - 1 - column, column) + left  # (N, W)
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    i = torch.arange(n, device=x.device)
+    return padded.permute(0, 2, 3, 1)[i[:, None, None], rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def _from_folder(split: str, folder: Path) -> list[Path]:
+    files = sorted(folder.rglob(f"{split}-*.parquet"))
+    if len({f.parent for f in files}) != 1:
+        found = sorted({str(f.parent) for f in files}) or "none"
+        raise FileNotFoundError(
+            f"{folder}: wanted one folder with {split}-*.parquet, found {found}; "
+            "name the folder of one data set, or leave --data-dir out to use the sample"
+        )
+    return files
+
+
+def _from_hub(split: str) -> list[Path]:
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(HUB["cifar10"], repo_type="dataset", allow_patterns="plain_text/*.parquet")
+    return _from_folder(split, Path(folder))
+
+
+def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
+    column = next((c for c in ("img", "image") if c in table.column_names), None)
+    if column is None or "label" not in table.column_names:
+        raise ValueError(f"wanted columns 'img' or 'image', and 'label'; found {table.column_names}")
+    pngs = table[column].combine_chunks().field("bytes")
+    x = np.stack([np.asarray(Image.open(io.BytesIO(png.as_py())).convert("RGB")) for png in pngs])
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(
+        table["label"].to_numpy().copy()
+    )

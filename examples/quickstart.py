@@ -99,15 +99,15 @@ def main(argv: list[str] | None = None) -> None:
         verdict = "within noise" if abs(d) <= half else ("SPARTA errs less" if d < 0 else "SPARTA errs more")
         print(f"{attack}: SPARTA minus ReLU is {told(d, half)} points: {verdict}.")
     print(
-        "A minute of training on a small sample shows that everything works, not which network is safer: the\n"
-        "errors are of these attacks and of one seed. Figures of longer runs stand in the README.\n"
+        "A minute of training on a small sample shows that everything works, not which network is safer:\n"
+        "the errors are of these attacks and of one seed. Figures of longer runs stand in the README.\n"
         f"Figure: {args.out}"
     )
 
 
-def draw(path: Path, networks: dict[str, nn.Module], x: Tensor, y: Tensor, seed: int, shown: int = 4) -> None:
+def draw(path: Path, networks: dict[str, nn.Module], x: Tensor, y: Tensor, seed: int) -> None:
     """A few images, the perturbation, SPARTA's attention before and after, and all loss curves."""
-    curves, attacked = {}, x
+    curves, attacked, shown = {}, x, 4
     for name, model in networks.items():
         torch.manual_seed(seed)  # the same targets and start for both
         curves[name], attacked = loss_curve(model, x, y, **PAPER, steps=30)

@@ -307,9 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.load(checkpoint, settings)
     print(f"{args.arch} width {args.width}, {args.activation} at {args.sites}; {len(x)} images; {recipe}")
     for row in fit(trainer, x, y, args.out, settings):
-        print(
-            f"epoch {row['epoch']}: attacked training images: loss {row['loss']:.3f}, error {row['error']:.1%}"
-        )
+        print(f"epoch {row['epoch']}: loss {row['loss']:.3f}, error {row['error']:.1%} on attacked images")
     print(f"done: {checkpoint}; evaluate it with: python examples/evaluate.py {checkpoint}")
 
 

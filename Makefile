@@ -1,0 +1,39 @@
+# Two commands do everything: `make demo` and `make test`. PYTHON= and TORCH= choose others than these.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP := .venv/bin/python -m pip install --quiet
+
+.PHONY: demo test clean
+
+demo: .venv/examples
+	.venv/bin/python examples/quickstart.py
+
+test: .venv/test
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch first and pinned, so that nothing after it pulls another build
+.venv/torch: .venv/bin/python
+	@echo "Installing $(TORCH) and the rest into .venv; the first time takes a few minutes."
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+.venv/examples: .venv/torch pyproject.toml
+	$(PIP) --editable ".[examples]"
+	@touch $@
+
+# the networks of other people that the surgery is tested on; without their dependencies, for the same reason
+.venv/test: .venv/torch pyproject.toml
+	$(PIP) --editable ".[test]"
+	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31
+	@touch $@
+
+clean:
+	rm -rf .venv

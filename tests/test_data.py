@@ -1,0 +1,81 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import data
+
+SHARED = data.SAMPLE.parents[3] / "shared" / "data"
+
+
+def write_parquet(path, x, y, column="img"):
+    """Images (N, H, W, 3) uint8 as the Hub lays them out."""
+    rows = []
+    for image in x:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        rows.append({"bytes": file.getvalue(), "path": "x.png"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: rows, "label": pa.array(y, pa.int64())}), path)
+
+
+def test_the_sample_is_balanced_and_its_splits_apart():
+    for split, count in (("train", 200), ("test", 50)):
+        x, y = data.load(split)
+        assert x.shape == (10 * count, 3, 32, 32)
+        assert x.dtype == torch.uint8
+        assert y.bincount().tolist() == [count] * 10
+    pngs = [p.as_py() for p in pq.read_table(data.SAMPLE)["img"].combine_chunks().field("bytes")]
+    assert len(set(pngs)) == 2500
+    assert all(p.startswith(b"\x89PNG") for p in pngs)
+    assert data.SAMPLE.stat().st_size < 6e6
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_a_folder_in_the_hubs_layout_is_read_in_order(tmp_path, column):
+    x = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    write_parquet(tmp_path / "plain_text/train-00000-of-00002.parquet", x[:3], [0, 1, 2], column)
+    write_parquet(tmp_path / "plain_text/train-00001-of-00002.parquet", x[3:], [3, 4], column)
+    images, labels = data.load("train", str(tmp_path))
+    assert torch.equal(images, torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_bad_sources_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"wanted one folder with train-\*\.parquet, found none"):
+        data.load("train", str(tmp_path))
+    with pytest.raises(ValueError, match="ask for 'train' or 'test'"):
+        data.load("valid")
+    for name in "ab":
+        write_parquet(tmp_path / name / "test-0.parquet", np.zeros((1, 2, 2, 3), np.uint8), [0], "picture")
+    with pytest.raises(FileNotFoundError, match="name the folder of one data set"):
+        data.load("test", str(tmp_path))
+    with pytest.raises(ValueError, match=r"found \['picture', 'label'\]"):
+        data.load("test", str(tmp_path / "a"))
+
+
+def test_augment_crops_and_flips_each_image():
+    x = torch.arange(1, 4 * 4 + 1).float().view(1, 1, 4, 4).repeat(500, 1, 1, 1)
+    padded = torch.nn.functional.pad(x[0], (2, 2, 2, 2))
+    crops = [padded[:, i : i + 4, j : j + 4] for i in range(5) for j in range(5)]
+    allowed = {tuple(c.flatten().tolist()) for crop in crops for c in (crop, crop.flip(2))}
+    seen = {tuple(c.flatten().tolist()) for c in data.augment(x, pad=2)}
+    assert seen == allowed  # all fifty, and nothing else
+
+
+def test_to_float_is_a_fraction_of_one():
+    x = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    torch.testing.assert_close(data.to_float(x), torch.tensor([0, 0.2, 1.0]))
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.exists(), reason="the whole CIFAR-10 is not beside this checkout")
+def test_the_whole_set_and_our_sample_of_it():
+    x, y = data.load("test", str(SHARED / "cifar10"))
+    assert y.bincount().tolist() == [1000] * 10
+    sample = {image.numpy().tobytes() for image in data.load("test")[0]}
+    assert sample < {image.numpy().tobytes() for image in x}

@@ -1,0 +1,21 @@
+import pytest
+
+import quickstart
+from sparta_act import Sparta
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_and_prints_its_table_and_figure(tmp_path, tiny_data, capsys):
+    figure = tmp_path / "figure.png"
+    quickstart.main(["--data-dir", tiny_data, "--epochs", "1", "--device", "cpu", "--out", str(figure)])
+    printed = capsys.readouterr().out
+    for line in ("error, clean", "error, targeted PGD-10, 16/255", "error, untargeted PGD-10, 8/255"):
+        assert line in printed
+    sparta_set = Sparta.from_pretrained("cifar10-resnet18-w16")
+    frozen = sum(p.numel() for p in sparta_set.parameters())
+    everything, learned = (
+        int(line.split("│")[3].replace(",", "")) for line in printed.splitlines() if "parameters  " in line
+    )
+    assert everything - learned == frozen
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert figure.stat().st_size > 50_000

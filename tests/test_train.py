@@ -1,0 +1,187 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import data
+import train
+from sparta_act import Sparta, SpartaSet
+
+EXAMPLES = Path(train.__file__).parent
+TINY = replace(train.RECIPES["fast"], epochs=2, batch_size=50)
+
+
+def tiny_trainer(model=None, recipe=TINY, images=200):
+    torch.manual_seed(0)
+    model = model or train.build("resnet18", "sparta", "G*.B2", width=4)
+    return train.Trainer(model, recipe, -(-images // recipe.batch_size))
+
+
+def command(out, tiny_data, *more):
+    arguments = [sys.executable, EXAMPLES / "train.py", "--out", out, "--data-dir", tiny_data, "--width", "4"]
+    arguments += ["--recipe", "fast", "--epochs", "3", "--batch-size", "10", "--device", "cpu", *more]
+    return [str(a) for a in arguments]
+
+
+def tiny_run(out, tiny_data, *more):
+    arguments = ["--out", out, "--data-dir", tiny_data, "--limit", 40, "--width", 4, "--epochs", 1]
+    train.main([str(a) for a in (*arguments, "--device", "cpu", *more)])
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_data):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole", tiny_data), check=True, env=environment, capture_output=True)
+
+    checkpoint = tmp_path / "killed/checkpoint.pt"
+    run = subprocess.Popen(command(tmp_path / "killed", tiny_data), env=environment, stderr=subprocess.PIPE)
+    while not checkpoint.exists():
+        assert run.poll() is None
+        time.sleep(0.01)
+    progress = b""
+    while b"epoch 2/3:  1" not in progress:  # ten per cent into the second epoch
+        progress += os.read(run.stderr.fileno(), 4096)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+
+    subprocess.run(
+        command(tmp_path / "killed", tiny_data, "--resume"), check=True, env=environment, capture_output=True
+    )
+    whole, resumed = (
+        torch.load(tmp_path / f / "checkpoint.pt", weights_only=True) for f in ("whole", "killed")
+    )
+    assert whole["epoch"] == resumed["epoch"] == 3
+    for part in ("model", "optimizer", "scheduler", "rng"):
+        assert_same(whole[part], resumed[part])
+    whole, resumed = (train._read_log(tmp_path / f / "log.csv") for f in ("whole", "killed"))
+    assert [r | {"seconds": 0} for r in whole] == [r | {"seconds": 0} for r in resumed]
+
+
+def assert_same(a, b):
+    """Bit for bit, through dicts and lists."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
+    trainer = tiny_trainer()
+    trainer.save(tmp_path / "checkpoint.pt", {"seed": 0, "lr": 0.1})
+    with pytest.raises(ValueError, match=r"of another run: lr was 0\.1, now 0\.2"):
+        trainer.load(tmp_path / "checkpoint.pt", {"seed": 0, "lr": 0.2})
+    with pytest.raises(SystemExit, match="go on with --resume, or choose another --out"):
+        train.main(["--out", str(tmp_path), "--data-dir", tiny_data])
+    with pytest.raises(SystemExit, match="start without --resume"):
+        train.main(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    trainer, path = tiny_trainer(), tmp_path / "checkpoint.pt"
+    trainer.save(path, {})
+    before = path.read_bytes()
+
+    def fail(state, file):
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save(path, {})
+    assert path.read_bytes() == before
+
+
+def test_frozen_sparta_stays_and_the_rest_learns(tmp_path, tiny_data):
+    torch.manual_seed(1)
+    activations = {f"G{i + 1}.B2": Sparta(4 * 2**i) for i in range(4)}
+    SpartaSet(activations).save_pretrained(tmp_path / "set")
+    model = train.build("resnet18", "sparta", "G*.B2", width=4, pretrained=str(tmp_path / "set"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x, y = data.load("train", tiny_data)
+    with train.tqdm(disable=True) as bar:
+        tiny_trainer(model).run_epoch(x, y, bar)
+    frozen = [k for k in before if ".act2.conv" in k]
+    assert len(frozen) == 20
+    assert all(torch.equal(model.state_dict()[k], before[k]) for k in frozen)
+    assert not torch.equal(model.conv1.weight, before["conv1.weight"])
+    assert not torch.equal(model.layer1[0].conv1.weight, before["layer1.0.conv1.weight"])  # through the gates
+
+
+def test_the_update_is_on_adversarial_images_in_train_mode(monkeypatch):
+    trainer = tiny_trainer()
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda m, inputs: seen.append((m.training, (inputs[0] - x[: len(inputs[0])]).abs().max().item()))
+    )
+    trainer.step(x, y)
+    assert [training for training, _ in seen[:-1]] == [False] * (len(seen) - 1)
+    training, distance = seen[-1]
+    assert training
+    assert 10 / 255 < distance <= 16 / 255 + 1e-6
+
+
+def test_gate_shares_count_what_is_closed_and_open():
+    model = nn.Sequential(nn.Identity(), Sparta(2), Sparta(2))
+    with torch.no_grad():
+        model[1].conv3.fill_(1.0), model[1].conv4.fill_(1.0), model[1].conv6.fill_(1.0)
+        model[1].conv1.fill_(1.0)
+        model[1].conv2[0].fill_(1e6)  # channel 0 open, channel 1 closed
+        model[1].conv2[1].fill_(-1e6)
+    shares = train.gate_shares(model, torch.rand(3, 2, 8, 8) + 0.5)
+    assert shares == {"1": (0.5, 0.5), "2": (0.0, 0.0)}
+
+
+def test_the_schedules():
+    steps = tiny_trainer(recipe=replace(TINY, decay="steps", epochs=9), images=50)
+    assert [round(steps._lr_factor(k), 6) for k in (0, 2, 3, 5, 6, 8)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    linear = tiny_trainer(recipe=replace(TINY, decay="linear", epochs=10), images=50)
+    assert [linear._lr_factor(k) for k in (0, 5, 10, 11)] == [1, 0.5, 0, 0]
+
+
+def test_a_recipe_with_averaging_is_evaluated_with_its_average(tmp_path, tiny_data):
+    out = tmp_path / "run"
+    tiny_run(out, tiny_data, "--activation", "relu", "--recipe", "modern", "--steps", 1, "--batch-size", 20)
+    model, settings = train.load_trained(out / "checkpoint.pt")
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert settings["eps"] == 8 / 255
+    assert torch.equal(model.conv1.weight, state["average"]["module.conv1.weight"])
+    assert not torch.equal(model.conv1.weight, state["model"]["conv1.weight"])
+
+
+@pytest.mark.parametrize("option", [["--activation", "gelu"], ["--amp", "bf16"]])
+def test_other_options_train(tmp_path, tiny_data, option):
+    tiny_run(tmp_path / "run", tiny_data, "--recipe", "fast", *option)
+    (row,) = train._read_log(tmp_path / "run/log.csv")
+    assert 0 <= float(row["error"]) <= 1
+    assert 1 < float(row["loss"]) < 5
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training():
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+    losses = []
+    for compile_it in (False, True):
+        trainer = tiny_trainer()
+        if compile_it:
+            trainer.runner = torch.compile(trainer.model)
+        torch.manual_seed(1)
+        losses.append([trainer.step(x, y)[0] for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -140,22 +140,24 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
     x, y = (t[: args.limit] for t in data.load("test", args.data_dir))
     attacks = menu(args.steps, args.untargeted_steps, args.restarts)
-    columns, first = {}, None
+    wrong: dict[str, dict[str, Tensor]] = {}
     for path in args.checkpoint:
         torch.manual_seed(args.seed)
         model, settings = load_trained(path)
-        name = f"{settings['activation']} ({path.parent.name})"
-        wrong = find_errors(model, x, y, attacks, device=args.device, title=name)
-        columns[name] = {attack: percent(w) for attack, w in wrong.items()}
-        if first is not None:
-            columns[f"minus {next(iter(columns))}"] = {
-                k: told(*difference(w, first[k])) for k, w in wrong.items()
-            }
-        first = first or wrong
-        errors = {k: dict(zip(("error", "low", "high"), interval(w), strict=True)) for k, w in wrong.items()}
+        name = path.parent.name
+        wrong[name] = find_errors(model, x, y, attacks, device=args.device, title=name)
+        errors = {
+            k: dict(zip(("error", "low", "high"), interval(w), strict=True)) for k, w in wrong[name].items()
+        }
         record = {"errors": errors, "images": len(x), "seed": args.seed, "settings": settings, **stamp()}
         (path.parent / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    print_table(f"errors on {len(x)} test images, 95% intervals", columns)
+    names = list(wrong)
+    table = {k: {name: percent(wrong[name][k]) for name in names} for k in wrong[names[0]]}
+    print_table(f"errors on {len(x)} test images, 95% intervals", table)
+    if others := names[1:]:
+        first = wrong[names[0]]
+        table = {k: {name: told(*difference(wrong[name][k], first[k])) for name in others} for k in first}
+        print_table(f"minus the errors of {names[0]}, points, paired 95% intervals", table)
 
 
 def told(d: float, half: float) -> str:

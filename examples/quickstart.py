@@ -16,7 +16,7 @@ import data
 from evaluate import MODERN, PAPER, difference, find_errors, loss_curve, percent, print_table, stamp, told
 from figures import overview, site_attention
 from models import resnet
-from sparta_act import Sparta, relu_sites, replace_relus
+from sparta_act import Sparta, replace_relus
 from train import RECIPES, Trainer
 
 ATTACKS = {
@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     relu = resnet("resnet34", width=16)
     torch.manual_seed(args.seed)
     sparta = replace_relus(resnet("resnet34", width=16), "G*.B-1", sparta_set)  # same initial weights
-    print(relu_sites(sparta))
+    for name, module in sparta.named_modules():
+        if isinstance(module, Sparta):
+            print(f"     {name}: {module}")
 
     print(
         f"\n2/4  Train both adversarially: {len(x)} images, {args.epochs} epochs, one-step attack at 16/255."

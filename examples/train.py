@@ -40,6 +40,7 @@ class Recipe:
     decay: str  # "steps": times 0.1 at one and at two thirds; "linear": to 0 at the end
     averaging: float = 0.0  # decay per step of the exponential average of the weights; 0 for none
     batch_size: int = 128
+    gate_lr: float = 0.1  # of SPARTA's own parameters, as a factor of lr; with 1 the gate saturates at once
 
 
 RECIPES = {
@@ -97,8 +98,13 @@ class Trainer:
     ):
         self.model = model.to(device, memory_format=torch.channels_last)
         self.recipe, self.device, self.amp, self.batches = recipe, device, amp, batches
+        gates = {id(p) for m in model.modules() if isinstance(m, Sparta) for p in m.parameters()}
         learned = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(learned, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        groups = [
+            {"params": [p for p in learned if id(p) not in gates]},
+            {"params": [p for p in learned if id(p) in gates], "lr": recipe.gate_lr * recipe.lr},
+        ]
+        self.optimizer = torch.optim.SGD(groups, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         average = get_ema_multi_avg_fn(recipe.averaging)
         self.average = (
@@ -274,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(Recipe):
         if field.name in ("eps", "step_size"):
             kind, text = _fraction, "of the recipe; a fraction of 1, e.g. 8/255"
-        elif field.name in ("epochs", "steps", "batch_size", "lr", "weight_decay"):
+        elif field.name in ("epochs", "steps", "batch_size", "lr", "gate_lr", "weight_decay"):
             kind, text = field.type, "of the recipe, unless given"
         else:
             continue

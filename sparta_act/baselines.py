@@ -1,12 +1,15 @@
 """What SPARTA is compared with: other readings of the paper, Dynamic ReLU and feature denoising."""
 
+import math
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_act import functional as SF
 from sparta_act.activations import Sparta
+from sparta_act.errors import ShapeError
 
 
 class PooledSparta(Sparta):
@@ -17,12 +20,12 @@ class PooledSparta(Sparta):
     """
 
     def _channel(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.relu(self._conv1(SF.pool(x))), self.conv2)
+        return F.conv2d(F.relu(self._conv1(SF.pool(x).to(x.dtype))), self.conv2)
 
     def _kernel(self, x: Tensor) -> Tensor:
         if not self.dynamic:
             return self.conv5
-        return F.conv2d(SF.pool(x), self.conv6.mean(0, keepdim=True), padding=1)
+        return F.conv2d(SF.pool(x).to(x.dtype), self.conv6.mean(0, keepdim=True), padding=1)
 
 
 class NormedSparta(Sparta):
@@ -43,8 +46,153 @@ class NormedSparta(Sparta):
         return cast(Tensor, self.norm3(super()._conv3(x)))
 
     def _conv4(self, h: Tensor) -> Tensor:
-        return cast(Tensor, self.norm4(super()._conv4(h)))
+        m = (
+            super()._conv4(h).to(self.norm4.weight.dtype)
+        )  # float32 even in a half module, which norm4 refuses
+        return cast(Tensor, self.norm4(m))
 
 
 class PooledNormedSparta(PooledSparta, NormedSparta):
     """`PooledSparta` with the batch norms of `NormedSparta`."""
+
+
+def dynamic_relu(x: Tensor, residual: Tensor) -> Tensor:
+    """Larger of two lines: max_k(a_k x + b_k), a = (1, 0) + residual a, b = (0, 0) + 0.5 residual b.
+
+    Shapes: x (N, C, H, W), residual (4, N, C or 1, 1, 1), in the order a_1, a_2, b_1, b_2; result as x.
+    Source: Chen et al. 2020, arXiv:2003.10027, Eq. 1 and 3: k = 2, lambda_a = 1, lambda_b = 0.5.
+    """
+    a1, a2, b1, b2 = residual
+    return torch.maximum(x * (1 + a1) + 0.5 * b1, x * a2 + 0.5 * b2)
+
+
+def spatial_attention(z: Tensor) -> Tensor:
+    """Weight of every position: min(gamma * softmax(z / tau), 1), tau = 10, gamma = H * W / 3.
+
+    Shapes: z (N, 1, H, W), result as z, float32 or wider.
+    Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
+    """
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    p = torch.softmax(wide.flatten(1) / 10, 1)
+    return (p * (p.shape[1] / 3)).clamp(max=1).view(z.shape)
+
+
+def nonlocal_mean(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+    """Mean of x over all positions j, weighted by softmax_j(theta_i . phi_j / sqrt(D)).
+
+    Shapes: x (N, C, H, W), theta and phi (N, D, H, W), result as x.
+    Source: Xie et al. 2019, arXiv:1812.03411, section 4.2: Gaussian version of non-local means, embedded.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    logit = (theta.flatten(2) / math.sqrt(theta.shape[1])).mT @ phi.flatten(2)  # (N, H * W of i, H * W of j)
+    weight = torch.softmax(logit, 2, dtype=wide).to(x.dtype)
+    return (x.flatten(2) @ weight.mT).view(x.shape)
+
+
+class _Channeled(nn.Module):
+    """A module for C channels, which refuses any other number."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        if not isinstance(in_channels, int) or isinstance(in_channels, bool) or in_channels < 1:
+            name = type(self).__name__
+            raise ShapeError(f"{name}: in_channels must be a whole number of at least 1, not {in_channels!r}")
+        self.in_channels = in_channels
+
+    def extra_repr(self) -> str:
+        return str(self.in_channels)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ShapeError(
+                f"{type(self).__name__}({self.in_channels}) was given {tuple(x.shape)}; "
+                f"it takes (N, {self.in_channels}, H, W)"
+            )
+
+
+class _DynamicReLU(_Channeled):
+    """Hyper-network of Dynamic ReLU: global pool, C to C / 4, ReLU, to four numbers, 2 sigmoid - 1."""
+
+    def __init__(self, in_channels: int, functions: int) -> None:
+        super().__init__(in_channels)
+        hidden = max(1, in_channels // 4)
+        self.squeeze, self.excite = nn.Linear(in_channels, hidden), nn.Linear(hidden, 4 * functions)
+
+    def _residual(self, x: Tensor) -> Tensor:  # (4, N, C or 1, 1, 1)
+        self._check(x)
+        theta = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))) - 1
+        return theta.view(x.shape[0], 4, -1, 1, 1).transpose(0, 1)
+
+
+class DynamicReLUA(_DynamicReLU):
+    """Dynamic ReLU, one function for all channels and positions of a sample: max_k(a_k x + b_k).
+
+    Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
+    Raises `ShapeError` for another shape of input or an impossible argument.
+    Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-A.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
+        return dynamic_relu(x, self._residual(x))
+
+
+class DynamicReLUB(_DynamicReLU):
+    """Dynamic ReLU, one function per channel of a sample: max_k(a_kc x + b_kc).
+
+    Shapes and errors as `DynamicReLUA`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-B.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
+        return dynamic_relu(x, self._residual(x))
+
+
+class DynamicReLUC(DynamicReLUB):
+    """Dynamic ReLU, one function per channel and position: max_k(pi_hw a_kc x + pi_hw b_kc).
+
+    pi is `spatial_attention` of one 1 x 1 convolution of X to one channel.
+    Shapes and errors as `DynamicReLUA`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.position = nn.Conv2d(in_channels, 1, 1, bias=False)  # the softmax would forget a bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
+        y = super().forward(x)
+        return (y * spatial_attention(self.position(x))).to(x.dtype)  # pi > 0 may leave the maximum
+
+
+class FeatureDenoising(_Channeled):
+    """Denoising block to append to a group of blocks: x + norm(conv(non-local mean of x)), 1 x 1 conv.
+
+    The weight of the norm is zero at the start, so the block begins as the identity.
+    Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
+    Raises `ShapeError` for another shape of input or an impossible argument.
+    Source: Xie et al. 2019, arXiv:1812.03411; C / 2 embedding channels as in the authors' code.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        embedding = max(1, in_channels // 2)
+        self.theta = nn.Conv2d(in_channels, embedding, 1, bias=False)
+        self.phi = nn.Conv2d(in_channels, embedding, 1, bias=False)
+        self.conv = nn.Conv2d(in_channels, in_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(in_channels)
+        for weight in (self.theta.weight, self.phi.weight):
+            nn.init.normal_(weight, std=0.01)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
+        self._check(x)
+        f = nonlocal_mean(x, self.theta(x), self.phi(x))
+        return cast(Tensor, x + self.norm(self.conv(f)))

@@ -4,6 +4,7 @@ Source: "Sparta: Spatially Attentive and Adversarially Robust Activation", 2021.
 cheapest exact form we know; `tests/reference.py` holds the literal ones they must equal.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -48,7 +49,7 @@ def mean_conv(h: Tensor, weight: Tensor) -> Tensor:
     Source: SPARTA, Figure 2: conv2 and the average that makes phi_c 1 x 1 x C.
     """
     taps = _window_sums(h) / (h.shape[2] * h.shape[3])  # (N, C, 3, 3)
-    with torch.autocast(h.device.type, enabled=False):
+    with _exactly(h):
         return F.linear(taps.flatten(1), weight.to(taps.dtype).flatten(1))[:, :, None, None]
 
 
@@ -79,7 +80,7 @@ def kernel_conv(m: Tensor, kernel: Tensor) -> Tensor:
     Source: SPARTA, section 2.2.2: conv5.
     """
     m, kernel = _widen(m), _widen(kernel)
-    with torch.autocast(m.device.type, enabled=False):
+    with _exactly(m):
         y = kernel.flatten(1)[:, None] @ F.unfold(m, 3, padding=1)  # (N, 1, H * W)
     return y.view(m.shape)
 
@@ -90,7 +91,7 @@ def pool(x: Tensor) -> Tensor:
     Shapes: x (N, C, H, W), result (N, C, 3, 3), float32 or wider.
     """
     x = _widen(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with _exactly(x):
         return _bins(x.shape[2], x) @ x @ _bins(x.shape[3], x).mT
 
 
@@ -104,10 +105,16 @@ def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
     return s[:, :, : size[0], : size[1]]
 
 
+def _exactly(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, autocast leaves the dtypes of x's device alone; some devices, such as meta, have none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def _gate_as(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     """`attention` in the memory layout of x, which the product of the two small factors would lose."""
-    c = _widen(c)
-    return torch.sigmoid(torch.empty_like(x, dtype=c.dtype).copy_(s) * c)
+    s, c = _widen(s), _widen(c)
+    return torch.sigmoid(torch.addcmul(torch.zeros_like(x, dtype=c.dtype), s, c))
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     wrong = {}
     for name, (network, _) in networks.items():
         torch.manual_seed(args.seed)
-        wrong[name] = find_errors(network, x, y, menu([10, 30, 50], 50, 1), title=name)
+        wrong[name] = find_errors(network, x, y, menu([10, 50], 20, 1), title=name)
     measured = []
     for attack, w in wrong["SPARTA"].items():
         row = {"error": attack, "SPARTA": percent(w)}

@@ -1,8 +1,23 @@
-"""Fixtures of the tests of the examples."""
+"""Small data sets for the tests of the examples."""
+
+import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from test_data import write_parquet
+from PIL import Image
+
+
+def write_parquet(path, x, y, column="img"):
+    """Images (N, H, W, 3) uint8 as the Hub lays them out."""
+    rows = []
+    for image in x:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        rows.append({"bytes": file.getvalue(), "path": "x.png"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: rows, "label": pa.array(y, pa.int64())}), path)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,12 @@
-import io
-
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from fixtures import write_parquet
 
 import data
 
 SHARED = data.SAMPLE.parents[3] / "shared" / "data"
-
-
-def write_parquet(path, x, y, column="img"):
-    """Images (N, H, W, 3) uint8 as the Hub lays them out."""
-    rows = []
-    for image in x:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        rows.append({"bytes": file.getvalue(), "path": "x.png"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({column: rows, "label": pa.array(y, pa.int64())}), path)
 
 
 def test_the_sample_is_balanced_and_its_splits_apart():

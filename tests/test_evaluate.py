@@ -87,7 +87,7 @@ def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
             "--epochs",
             "1",
         ]
-        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 4, "--device", "cpu")])
+        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
     paths = [str(tmp_path / a / "checkpoint.pt") for a in ("relu", "swish-relu")]
     main([*paths, "--data-dir", tiny_data, "--steps", "2", "--untargeted-steps", "2", "--device", "cpu"])
     printed = capsys.readouterr().out

@@ -18,20 +18,24 @@ EXAMPLES = Path(train.__file__).parent
 TINY = replace(train.RECIPES["fast"], epochs=2, batch_size=50)
 
 
+# Width 8: the oneDNN of torch 2.13 corrupts memory in the backward of a 1 x 1, stride 2, channels_last
+# convolution from 4 to 8 channels, with or without SPARTA
+
+
 def tiny_trainer(model=None, recipe=TINY, images=200):
     torch.manual_seed(0)
-    model = model or train.build("resnet18", "sparta", "G*.B2", width=4)
+    model = model or train.build("resnet18", "sparta", "G*.B2", width=8)
     return train.Trainer(model, recipe, -(-images // recipe.batch_size))
 
 
 def command(out, tiny_data, *more):
-    arguments = [sys.executable, EXAMPLES / "train.py", "--out", out, "--data-dir", tiny_data, "--width", "4"]
+    arguments = [sys.executable, EXAMPLES / "train.py", "--out", out, "--data-dir", tiny_data, "--width", "8"]
     arguments += ["--recipe", "fast", "--epochs", "3", "--batch-size", "10", "--device", "cpu", *more]
     return [str(a) for a in arguments]
 
 
 def tiny_run(out, tiny_data, *more):
-    arguments = ["--out", out, "--data-dir", tiny_data, "--limit", 40, "--width", 4, "--epochs", 1]
+    arguments = ["--out", out, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 1]
     train.main([str(a) for a in (*arguments, "--device", "cpu", *more)])
 
 
@@ -110,9 +114,9 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 def test_frozen_sparta_stays_and_the_rest_learns(tmp_path, tiny_data):
     torch.manual_seed(1)
-    activations = {f"G{i + 1}.B2": Sparta(4 * 2**i) for i in range(4)}
+    activations = {f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}
     SpartaSet(activations).save_pretrained(tmp_path / "set")
-    model = train.build("resnet18", "sparta", "G*.B2", width=4, pretrained=str(tmp_path / "set"))
+    model = train.build("resnet18", "sparta", "G*.B2", width=8, pretrained=str(tmp_path / "set"))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     x, y = data.load("train", tiny_data)
     with train.tqdm(disable=True) as bar:
@@ -149,6 +153,13 @@ def test_gate_shares_count_what_is_closed_and_open():
     assert shares == {"1": (0.5, 0.5), "2": (0.0, 0.0)}
 
 
+def test_the_gates_learn_at_a_tenth_of_the_rate():
+    trainer = tiny_trainer()
+    rates = {id(p): g["lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    for name, p in trainer.model.named_parameters():
+        assert rates[id(p)] == pytest.approx(0.01 if ".act2.conv" in name else 0.1)
+
+
 def test_the_schedules():
     steps = tiny_trainer(recipe=replace(TINY, decay="steps", epochs=9), images=50)
     assert [round(steps._lr_factor(k), 6) for k in (0, 2, 3, 5, 6, 8)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
@@ -176,12 +187,14 @@ def test_other_options_train(tmp_path, tiny_data, option):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training():
-    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
     losses = []
     for compile_it in (False, True):
-        trainer = tiny_trainer()
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Sparta(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        trainer = tiny_trainer(nn.Sequential(*layers, nn.Linear(8, 10)))
         if compile_it:
-            trainer.runner = torch.compile(trainer.model)
+            trainer.runner = torch.compile(trainer.model, backend="aot_eager")  # without C++: seconds
         torch.manual_seed(1)
-        losses.append([trainer.step(x, y)[0] for _ in range(2)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        losses.append([trainer.step(x, y)[0] for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

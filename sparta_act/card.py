@@ -1,0 +1,101 @@
+"""The model card of a set: only what the set knows about itself."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from sparta_act.activations import Sparta
+
+TEXT = """\
+# SPARTA activations: {name}
+
+Trained activations, max(X, 0) * sigmoid(phi_s(X) * phi_c(X)), to take the place of ReLUs in a convolutional
+network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
+
+## How to use
+```python
+from sparta_act import Sparta, replace_relus
+
+activations = Sparta.from_pretrained("{name}")
+replace_relus(net, "{sites}", activations)  # net: your network, with as many channels at each site
+```
+
+## Sites
+{table}
+
+## Measured
+{measured}
+
+## How trained
+{trained}
+
+## Limits
+{limits}
+"""
+LIMITS = """\
+- The weights were trained inside one network, on one data set; elsewhere their effect has to be measured.
+- An activation does not make a network robust by itself. Measure with an attack which knows the activation.
+- What was measured holds for the attack named with it, and certifies nothing."""
+
+
+def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, Any]) -> ModelCard:
+    """README of a set, with the Hub's metadata, from what `info` holds.
+
+    `info["measured"]` (a list of rows, or names and numbers) and `info["limits"]` have sections of their
+    own, `info["dataset"]` may name a data set on the Hub; all but the first two tell how the set was trained.
+    """
+    sites = [
+        {
+            "site": label,
+            "activation": type(activation).__name__,
+            "channels": activation.in_channels,
+            "dynamic": activation.dynamic,
+            "neighborhood": activation.neighborhood,
+        }
+        for label, activation in activations.items()
+    ]
+    dataset = str(info.get("dataset", ""))
+    data = ModelCardData(
+        library_name="sparta-act",
+        license="apache-2.0",
+        pipeline_tag="image-classification",
+        tags=["activation-function", "adversarial-robustness", "adversarial-training", "pytorch", "sparta"],
+        datasets=[dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,  # a name on the Hub
+    )
+    text = TEXT.format(
+        name=name,
+        sites=",".join(activations),
+        table=_table(sites),
+        measured=_show(info.get("measured", "Nothing was recorded.")),
+        trained=_show({key: value for key, value in info.items() if key not in ("measured", "limits")}),
+        limits="\n\n".join([LIMITS, *([_show(info["limits"])] if "limits" in info else [])]),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _table([{"what": key, "value": entry} for key, entry in _flat(value).items()])
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        return _table(value)
+    return str(value)
+
+
+def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        inner = _flat(entry) if isinstance(entry, Mapping) else {"": entry}
+        flat |= {f"{key}, {name}" if name else str(key): leaf for name, leaf in inner.items()}
+    return flat
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())

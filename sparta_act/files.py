@@ -1,0 +1,166 @@
+"""The files of a set: `model.safetensors` and `config.json`, written whole and read strictly."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from sparta_act.activations import Sparta
+from sparta_act.baselines import NormedSparta, PooledNormedSparta, PooledSparta
+from sparta_act.errors import WeightsError
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+READINGS = {reading.__name__: reading for reading in (Sparta, PooledSparta, NormedSparta, PooledNormedSparta)}
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
+SITE_TYPES = {"reading": str, "in_channels": int, "dynamic": bool, "neighborhood": int}
+
+
+def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torch.dtype) -> dict[str, bytes]:
+    """Weights and configuration of a set, as the bytes of its files.
+
+    Raises `WeightsError` for a module, a number or a piece of `info` which the files cannot hold.
+    """
+    dtypes = [name for name, known in DTYPES.items() if known == dtype]
+    wrong = [] if dtypes else [f"dtype {dtype}, not one of {list(DTYPES)}"]
+    sites: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    for label, activation in activations.items():
+        reading = type(activation).__name__
+        if READINGS.get(reading) is not type(activation):
+            wrong.append(f"{label} is a {reading}, not one of {list(READINGS)}")
+            continue
+        arguments = {name: getattr(activation, name) for name in SITE_TYPES if name != "reading"}
+        sites[label] = {"reading": reading, **arguments}
+        for key, value in activation.state_dict().items():
+            stored = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
+            tensors[f"{label}.{key}"] = stored.contiguous()
+            if not stored.isfinite().all():
+                wrong.append(f"{label}.{key} is not finite in {dtype}")
+    if wrong:
+        raise WeightsError(
+            f"asked to save a set, found {'; '.join(wrong)}; nothing was written. "
+            f"Numbers too large for float16 can be saved with dtype=torch.float32"
+        )
+    weights = safetensors.save(tensors, {"format": "pt"})
+    config = {
+        "format": FORMAT,
+        "dtype": dtypes[0],
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),  # so that files of two sets never mix
+        "sites": sites,
+        "info": dict(info),
+    }
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"asked to save a set, found in its info what JSON cannot hold ({error}); nothing was written. "
+            f"Give info texts, finite numbers, booleans, None, lists and dictionaries"
+        ) from error
+    return {WEIGHTS: weights, CONFIG: text.encode()}
+
+
+def write(files: Mapping[str, bytes], folder: Path) -> None:
+    """Put all `files` into `folder`, in their order, each one whole; other files there stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        for name, data in files.items():
+            Path(temporary, name).write_bytes(data)
+        for name in files:
+            os.replace(Path(temporary, name), folder / name)
+
+
+def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
+    """Activations and info from the files in `folder`, on the CPU in float32.
+
+    Raises `WeightsError`, with all that is wrong, unless every key, shape, dtype and number is right.
+    """
+    try:
+        config, weights = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{CONFIG} and {WEIGHTS} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    activations = _build(config)
+    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
+        raise WeightsError(
+            f"{WEIGHTS} is not the file that {CONFIG} was written with: cut off, changed or mixed up"
+        )
+    try:
+        found = safetensors.load(weights)
+    except Exception as error:  # safetensors raises several kinds of its own
+        raise WeightsError(f"{WEIGHTS} is no safetensors file ({type(error).__name__}: {error})") from error
+    wanted = {
+        f"{label}.{key}": value
+        for label, activation in activations.items()
+        for key, value in activation.state_dict().items()
+    }
+    wrong = _differences(wanted, found, DTYPES[config["dtype"]])
+    if wrong:
+        raise WeightsError(f"{WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong)}")
+    for label, activation in activations.items():
+        state = {key: _widen(found[f"{label}.{key}"]) for key in activation.state_dict()}
+        activation.load_state_dict(state, assign=True)
+    return activations, config["info"]
+
+
+def _build(config: Any) -> dict[str, Sparta]:
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise WeightsError(f"{CONFIG} has format {found!r}, this version of sparta-act reads {FORMAT}")
+    wrong = _mistyped(CONFIG, config, CONFIG_TYPES)
+    if not wrong and config["dtype"] not in DTYPES:
+        wrong.append(f"{CONFIG}: dtype {config['dtype']!r} is not one of {list(DTYPES)}")
+    activations = {}
+    for label, site in () if wrong else config["sites"].items():
+        problems = _mistyped(label, site, SITE_TYPES)
+        if not problems and site["reading"] not in READINGS:
+            problems.append(f"{label}: reading {site['reading']!r} is not one of {list(READINGS)}")
+        if not problems:
+            try:
+                arguments = {name: site[name] for name in SITE_TYPES if name != "reading"}
+                with torch.device("meta"):  # takes no memory and draws no random numbers
+                    activations[label] = READINGS[site["reading"]](**arguments)
+            except (ValueError, TypeError, RuntimeError) as error:
+                problems.append(f"{label}: {error}")
+        wrong += problems
+    if wrong:
+        raise WeightsError("; ".join(wrong))
+    return activations
+
+
+def _mistyped(what: str, entries: Any, types: Mapping[str, type]) -> list[str]:
+    found = {key: type(entry) for key, entry in entries.items()} if isinstance(entries, dict) else {}
+    wrong = [f"no {key!r}" for key in types.keys() - found.keys()]
+    wrong += [f"unknown {key!r}" for key in found.keys() - types.keys()]
+    wrong += [
+        f"{key!r} a {found[key].__name__}, not {types[key].__name__}"
+        for key in found.keys() & types.keys()
+        if found[key] is not types[key]
+    ]
+    return [f"{what} has {', '.join(sorted(wrong))}"] if wrong else []
+
+
+def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], dtype: torch.dtype) -> list[str]:
+    wrong = [f"no {key}" for key in wanted.keys() - found.keys()]
+    wrong += [f"unknown {key}" for key in found.keys() - wanted.keys()]
+    for key in wanted.keys() & found.keys():
+        shape, kind = wanted[key].shape, dtype if wanted[key].is_floating_point() else wanted[key].dtype
+        if found[key].shape != shape or found[key].dtype != kind:
+            is_ = f"{tuple(found[key].shape)} {found[key].dtype}"
+            wrong.append(f"{key} is {is_}, not {tuple(shape)} {kind}")
+        elif not found[key].isfinite().all():
+            wrong.append(f"{key} is not finite")
+    return sorted(wrong)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)

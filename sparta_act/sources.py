@@ -1,0 +1,105 @@
+"""Where the files of a set are found: in a folder, inside this package, on the Hugging Face Hub."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+
+from sparta_act.errors import WeightsError
+from sparta_act.files import CONFIG, WEIGHTS
+from sparta_act.shipped import SHIPPED
+
+ORGANISATION = "sparta-act"
+SETS = Path(__file__).parent / "sets"
+
+
+def locate(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Path:
+    """Folder with the files of a set: an existing folder, else a shipped set, else a download from the Hub.
+
+    Raises `WeightsError` where there is none.
+    """
+    name, folder = os.fspath(name_or_path), Path(name_or_path)
+    if folder.is_dir() or name in SHIPPED:
+        if revision is not None:
+            raise WeightsError(
+                f"asked for {name!r} at revision {revision!r}, found a set which is not on the Hub and has "
+                f"no revisions; leave revision out, or give 'organisation/name' for a set on the Hub"
+            )
+        return folder if folder.is_dir() else _shipped(name)
+    a_path = isinstance(name_or_path, os.PathLike) or folder.exists()
+    if a_path or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
+        raise WeightsError(
+            f"asked for {name!r}, found no such folder, and it is no name on the Hub; give a folder with "
+            f"{CONFIG} and {WEIGHTS}, 'organisation/name', or one of the sets shipped here: {list(SHIPPED)}"
+        )
+    repo_id = name if "/" in name else f"{ORGANISATION}/{name}"
+    try:
+        return _download(repo_id, revision, cache_dir, token, local_files_only)
+    except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface-hub
+        raise WeightsError(
+            f"asked for {name!r}, neither a folder nor one of the sets shipped here, {list(SHIPPED)}; looked "
+            f"for {repo_id} at revision {revision or constants.DEFAULT_REVISION} on {constants.ENDPOINT}, "
+            f"found {reason(error)}. Check name and revision, and `token` if the set is private or gated; "
+            f"without a network, only folders, shipped sets and sets downloaded before can be loaded"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """One line on what went wrong, with the kind of error."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _shipped(name: str) -> Path:
+    folder = SETS / name
+    wrong = [
+        file
+        for file, sha256 in SHIPPED[name].items()
+        if not (folder / file).is_file() or hashlib.sha256((folder / file).read_bytes()).hexdigest() != sha256
+    ]
+    if wrong:
+        raise WeightsError(
+            f"asked for {name!r}, shipped with sparta-act, found {wrong} missing or not as shipped (sha256); "
+            f"install sparta-act again"
+        )
+    return folder
+
+
+def _download(
+    repo_id: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Path:
+    cached = _cached(repo_id, revision, cache_dir)
+    pinned = re.fullmatch(r"[0-9a-f]{40}", revision or "")  # a commit cannot change: no need to ask
+    if cached and (pinned or local_files_only):
+        return cached
+    if local_files_only:
+        raise WeightsError("nothing in the cache, and local_files_only=True forbids to download")
+    try:  # one request without retries: those of the download itself take half a minute
+        HfApi().model_info(repo_id, revision=revision, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:
+        answered = isinstance(error, HfHubHTTPError) and error.response.status_code in (400, 401, 403, 404)
+        if cached and not answered:
+            return cached
+        raise
+    folder = snapshot_download(
+        repo_id, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=[CONFIG, WEIGHTS]
+    )
+    return Path(folder)
+
+
+def _cached(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
+    found = [try_to_load_from_cache(repo_id, file, cache_dir, revision) for file in (CONFIG, WEIGHTS)]
+    return Path(found[0]).parent if isinstance(found[0], str) and isinstance(found[1], str) else None

@@ -1,0 +1,185 @@
+"""Notes the ReLU calls, and a few others, that a network makes on a small example."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from inspect import unwrap
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from sparta_act.errors import SiteError
+from sparta_act.trial import TRIES, Example, run, untouched
+
+SIZES = (32, 64, 224, 299, 28)  # of the example, when the user gives none
+RELUS = {F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+OTHERS = {"celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu"}
+OTHERS |= {"relu6", "rrelu", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh"}
+ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+# What stands on the stack between a call in a forward and the ReLU: nn.Module's __call__, nn.ReLU, F.relu.
+PLUMBING = {
+    m.__code__.co_filename
+    for m in (nn.Module.register_buffer, nn.ReLU.forward, F.relu, torch.overrides.handle_torch_function)
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call in a pass: a ReLU, another activation, an addition, a convolution or one of our modules."""
+
+    kind: str
+    modules: tuple[nn.Module, ...]  # running at that moment, outermost first; a ReLU module is left out
+    shape: tuple[int, ...] = ()
+    like: Tensor | None = None  # empty, with the device and dtype of the input
+    relu: nn.Module | None = None  # the nn.ReLU that made the call
+    offset: int = -1  # of the call in the bytecode of the forward of `modules[-1]`; -1: it is not there
+    via: str = ""  # where it is instead
+
+    @property
+    def on_map(self) -> bool:
+        """Whether the input is a feature map: four dimensions and more than one pixel."""
+        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What tells this call from others of the same pass."""
+        return self.kind, self.relu, self.modules[-1], self.offset
+
+
+@dataclass
+class Pass:
+    """What happened in one forward pass."""
+
+    training: bool
+    events: list[Event] = field(default_factory=list)
+    pinched: bool = False  # a large kernel or a residual sum on a 1 x 1 map: the example is too small
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, replaced: list[nn.Module], training: bool) -> None:
+        super().__init__()
+        self.seen = Pass(training)
+        self._known = {id(m) for m in model.modules()}
+        self._replaced = {id(m) for m in replaced}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        x = args[0] if args else kwargs.get("input")
+        shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+        if func in RELUS:
+            self.note("relu", shape, x)
+        elif name.rstrip("_") in OTHERS:
+            self.note(name.rstrip("_"), shape)
+        elif name in ADDITIONS and len(args) > 1 and shape == getattr(args[1], "shape", None):
+            self.note("add", shape)
+            self.seen.pinched |= shape[2:] == (1, 1)
+        result = func(*args, **kwargs)
+        if func is torch.conv2d:
+            self.note("conv", tuple(result.shape))
+            kernel = args[1] if len(args) > 1 else kwargs["weight"]
+            self.seen.pinched |= result.shape[2:].numel() == 1 and kernel.shape[2:].numel() > 1
+        return result
+
+    def note(self, kind: str, shape: tuple[int, ...], x: Tensor | None = None) -> None:
+        """Append an event, unless it happens inside one of our own modules."""
+        frame: FrameType | None = sys._getframe(2)
+        relu = None
+        while frame and frame.f_code.co_filename in PLUMBING:
+            if frame.f_code is nn.ReLU.forward.__code__:
+                relu = frame.f_locals["self"]
+            elif frame.f_code.co_name == "forward":  # of torch.nn.modules.activation
+                kind = type(frame.f_locals["self"]).__name__
+            frame = frame.f_back
+        modules = [m for m in _running(frame) if id(m) in self._known][::-1]
+        if not modules or any(id(m) in self._replaced for m in (*modules, relu)):
+            return
+        offset, via = -1, ""
+        if frame:
+            if frame.f_code is code_of(type(modules[-1])):
+                offset = frame.f_lasti
+            else:
+                via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+        like = x.new_empty(0) if x is not None else None
+        self.seen.events.append(Event(kind, tuple(modules), shape, like, relu, offset, via))
+
+
+def code_of(cls: type[nn.Module]) -> Any:
+    """The code object of the forward of `cls`, below its decorators; None if it has none."""
+    return getattr(unwrap(cls.forward), "__code__", None)
+
+
+def _running(frame: FrameType | None) -> Iterator[nn.Module]:
+    last = None
+    while frame is not None:
+        code = frame.f_code
+        first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(first, nn.Module) and first is not last:
+            yield first
+            last = first
+        frame = frame.f_back
+
+
+def record(
+    model: nn.Module, replaced: list[nn.Module], example: Example | None
+) -> tuple[list[Pass], Example]:
+    """Passes in evaluation and in training mode, and the example they ran on."""
+    with untouched(model), torch.no_grad():
+        if example is None:
+            example, passes = _deduced(model, replaced)
+        else:
+            passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
+        seen = [{e.place for e in p.events if e.kind == "relu"} for p in passes]
+        if seen[0] - seen[1]:  # something may be skipped at random: learn all the ways through the network
+            passes += [_one_pass(model, replaced, example, True) for _ in range(TRIES)]
+    return passes, example
+
+
+def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, training: bool) -> Pass:
+    recorder = _Recorder(model, replaced, training)
+    hooks = [
+        m.register_forward_hook(lambda _, x, y: recorder.note("replaced", tuple(y.shape))) for m in replaced
+    ]
+    try:
+        with recorder:
+            run(model, example, training)
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in tree_leaves(example) if isinstance(t, Tensor)]
+        mode = "training" if training else "evaluation"
+        raise SiteError(
+            f"the network does not run in {mode} mode on an example of shape {shapes}: {error}\n"
+            "Pass an input it takes, for instance example=torch.rand(2, 3, 32, 32)."
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return recorder.seen
+
+
+def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[Pass]]:
+    """The first size on which no map is reduced to one pixel too early; otherwise the largest that runs."""
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if conv is None:
+        raise SiteError("this network has no nn.Conv2d to deduce an input from. Pass example=.")
+    found, problems = None, []
+    for size in SIZES:
+        noise = torch.rand(2, conv.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+        example = noise.to(conv.weight)
+        try:
+            passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
+        except SiteError as error:
+            problems.append(error)
+            continue
+        found = example, passes
+        if not any(p.pinched for p in passes):
+            break
+    if found is None:
+        raise problems[0]
+    return found

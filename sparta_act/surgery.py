@@ -1,0 +1,152 @@
+"""Replaces ReLU calls of a network by another activation, and puts them back."""
+
+import copy
+from collections.abc import Callable
+
+from torch import nn
+
+from sparta_act.activations import Sparta
+from sparta_act.discovery import SWAPPED, check, check_values, find_sites, inner
+from sparta_act.errors import SiteError
+from sparta_act.rewriting import MARK, NAME, digest_of, original_class, rewritten
+from sparta_act.sites import Cut, Site, SiteList, select, shown
+from sparta_act.trial import Example, Snapshot
+from sparta_act.verifying import verify
+
+Activation = Callable[[int], nn.Module] | nn.ModuleDict
+
+
+def relu_sites(model: nn.Module, *, example: Example | None = None) -> SiteList:
+    """List the ReLU calls of `model` that `replace_relus` can replace; the model is left as it was.
+
+    Residual blocks come first and have a label such as "G4.B2"; all other sites go by their dotted name.
+    `example` is an input of the network, a tensor or a tuple of arguments; by default a small image is tried.
+
+    >>> relu_sites(torchvision.models.resnet18())
+    site   name             channels  calls  edit
+    G1.B1  layer1.0         64        1      rewrite
+    ...
+           relu             64        1      swap
+    """
+    check(model)
+    sites, _ = find_sites(inner(model), example)
+    return shown(sites)
+
+
+def replace_relus(
+    model: nn.Module, sites: str, activation: Activation = Sparta, *, example: Example | None = None
+) -> nn.Module:
+    """Replace the ReLU calls at `sites`, in place and all or nothing; return the same model.
+
+    `sites`: the last ReLU of residual blocks by group and block, "G4.B2", "G*.B-1", "G{1,2}.B*", or dotted
+    names with shell wildcards, "features.*"; several with commas. `relu_sites` lists what there is.
+    `activation`: a class or function from channel count to module, or a set of labelled activations with
+    `in_channels`, of which copies are put where the channels fit (labels break ties).
+    `example`: an input of the network, a tensor or a tuple of arguments; by default a small image is tried.
+
+    Raises `SiteError` when anything does not fit; the model is then as it was.
+
+    >>> replace_relus(resnet, "G*.B-1")
+    """
+    check(model)
+    network = inner(model)
+    if not isinstance(activation, nn.ModuleDict) and (
+        isinstance(activation, nn.Module) or not callable(activation)
+    ):
+        raise SiteError(
+            f"activation must be a function from channel count to module, or a set, got {activation!r}"
+        )
+    found, example = find_sites(network, example)
+    chosen = select(found, sites)
+    new = (
+        _matched(chosen, activation) if isinstance(activation, nn.ModuleDict) else _built(chosen, activation)
+    )
+    classes = [_class_for(site) for site in chosen]
+    before = Snapshot(network)
+    try:
+        for site, module, cls in zip(chosen, new, classes, strict=True):
+            _put(site.cut, module, cls)
+        verify(network, chosen, new, example)
+    except BaseException:
+        before.restore()
+        raise
+    return model
+
+
+def restore_relus(model: nn.Module) -> nn.Module:
+    """Put back, in place, every ReLU that `replace_relus` has replaced in `model`; return the same model.
+
+    Raises `SiteError` when there is none.
+    """
+    check(model)
+    found = False
+    for module in list(model.modules()):
+        swapped = vars(module).pop(SWAPPED, {})
+        for key, relu in swapped.items():
+            module._modules[key] = relu.train(module.training)
+        if MARK in vars(type(module)):
+            module.__class__ = original_class(module)
+            del module._modules[NAME]
+            found = True
+        found |= bool(swapped)
+    if not found:
+        raise SiteError("asked to restore the ReLUs, but none of this model is replaced.")
+    return model
+
+
+def _class_for(site: Site) -> type[nn.Module] | None:
+    cut = site.cut
+    cls = type(cut.target)
+    return rewritten(cls, digest_of(cls), cut.spans) if cut.spans else None
+
+
+def _built(sites: list[Site], activation: Callable[[int], nn.Module]) -> list[nn.Module]:
+    new = [activation(site.channels) for site in sites]
+    for site, module in zip(sites, new, strict=True):
+        if not isinstance(module, nn.Module):
+            raise SiteError(f"activation({site.channels}) for {site} must be an nn.Module, got {module!r}")
+        check_values(module)
+    if len({id(module) for module in new}) < len(new):
+        raise SiteError(
+            "activation must return a new module at each call, got the same one for several sites"
+        )
+    return [_like(site, module) for site, module in zip(sites, new, strict=True)]
+
+
+def _matched(sites: list[Site], activations: nn.ModuleDict) -> list[nn.Module]:
+    """A copy of the activation that fits each site by channels; among several, the one with its label."""
+    labelled: dict[str, nn.Module] = dict(activations.items())
+    channels = {label: getattr(module, "in_channels", None) for label, module in labelled.items()}
+    new, problems = [], []
+    for site in sites:
+        fits = [label for label, count in channels.items() if count == site.channels]
+        fits = [label for label in fits if label == site.label] or fits
+        if len(fits) == 1:
+            new.append(_like(site, copy.deepcopy(labelled[fits[0]])))
+        else:
+            problems.append(
+                f"{site} has {site.channels} channels: {' and '.join(fits) + ' fit' if fits else 'none fits'}"
+            )
+    if problems:
+        has = ", ".join(f"{label} with {count}" for label, count in channels.items())
+        raise SiteError(
+            "\n".join(["the activations do not fit the sites:", *problems, f"The set has {has}."])
+        )
+    return new
+
+
+def _like(site: Site, module: nn.Module) -> nn.Module:
+    """Give the module the device, dtype and training mode of the block."""
+    cut = site.cut
+    tensors = [t for t in (*cut.within.parameters(), *cut.within.buffers()) if t.is_floating_point()]
+    like = tensors[0] if tensors else cut.like
+    return module.to(cut.like.device, like.dtype).train(cut.within.training)
+
+
+def _put(cut: Cut, module: nn.Module, cls: type[nn.Module] | None) -> None:
+    if cls:
+        cut.target.__class__ = cls
+    else:
+        swapped = vars(cut.target).setdefault(SWAPPED, {})
+        swapped[cut.key] = cut.target._modules[cut.key]
+    cut.target._modules[cut.key] = module

@@ -1,0 +1,76 @@
+"""Runs a network for a look, and leaves it as it was."""
+
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Example = Tensor | tuple[Any, ...]
+
+TRIES = 10  # passes in training mode, for blocks that are skipped at random
+
+
+class Snapshot:
+    """All that a forward pass, or our own edit, can change in a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(m, type(m), dict(vars(m)), _shallow(vars(m))) for m in model.modules()]
+        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+
+    def restore(self) -> None:
+        """Put everything back, in place."""
+        for module, cls, attributes, contents in self._modules:
+            module.__class__ = cls
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                container = attributes[name]
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+        for buffer, value in self._buffers:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {k: copy.copy(v) for k, v in attributes.items() if type(v) in (dict, OrderedDict, list, set)}
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Inside, the model may be run in any mode; afterwards it and all random numbers are as before."""
+    gpus = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
+    # numpy's and Python's too: some networks draw from them in training
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    snapshot = Snapshot(model)
+    with torch.random.fork_rng(devices=gpus):
+        try:
+            for module in model.modules():
+                _lay_open(module)
+            yield
+        finally:
+            snapshot.restore()
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _lay_open(module: nn.Module) -> None:
+    if isinstance(module, nn.DataParallel):
+        module.device_ids = []  # run the module itself, in this thread
+    vars(module).pop("_compiled_call_impl", None)  # of module.compile()
+    if "_orig_mod" in module._modules:  # of torch.compile(module)
+        vars(module)["forward"] = module._modules["_orig_mod"]
+
+
+def run(model: nn.Module, example: Example, training: bool) -> None:
+    """One forward pass, on a copy of the example."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    copies = tuple(i.detach().clone() if isinstance(i, Tensor) else i for i in inputs)
+    model.train(training)
+    model(*copies)

@@ -20,7 +20,7 @@ def load(split: str, source: str = "sample") -> tuple[Tensor, Tensor]:
 
     `source`: "sample" (ours, a few thousand images of CIFAR-10), "hub" (downloads all of CIFAR-10) or a
     folder that holds `train-*.parquet` and `test-*.parquet`, directly or deeper, as the Hub's data sets do.
-    Shapes: (N, 3, 32, 32) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError` with what to do.
+    Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError` with what to do.
     """
     if split not in ("train", "test"):
         raise ValueError(f"there is no split {split!r}; ask for 'train' or 'test'")
@@ -74,8 +74,26 @@ def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
     column = next((c for c in ("img", "image") if c in table.column_names), None)
     if column is None or "label" not in table.column_names:
         raise ValueError(f"wanted columns 'img' or 'image', and 'label'; found {table.column_names}")
+    kinds = table.schema.field(column).type, table.schema.field("label").type
+    if (
+        not pa.types.is_struct(kinds[0])
+        or kinds[0].get_field_index("bytes") < 0
+        or not pa.types.is_integer(kinds[1])
+    ):
+        raise ValueError(f"wanted '{column}' with 'bytes' of a PNG, and 'label' of integers; found {kinds}")
+    labels = table["label"].to_numpy().astype(np.float64)  # a missing one becomes NaN
+    if len(labels) == 0 or not ((labels >= 0) & (labels < len(CLASSES))).all():
+        raise ValueError(f"wanted labels from 0 to {len(CLASSES) - 1}, found {np.unique(labels).tolist()}")
     pngs = table[column].combine_chunks().field("bytes")
-    x = np.stack([np.asarray(Image.open(io.BytesIO(png.as_py())).convert("RGB")) for png in pngs])
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(
-        table["label"].to_numpy().copy()
-    )
+    images = [_image(i, png.as_py()) for i, png in enumerate(pngs)]
+    if len(shapes := {image.shape for image in images}) > 1:
+        raise ValueError(f"wanted images of one size, found {sorted(shapes)}")
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return x, torch.from_numpy(labels.astype(np.int64))
+
+
+def _image(row: int, png: bytes | None) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(io.BytesIO(png or b"")).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"row {row} holds no image that can be read") from error

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import data
 from attacks import attacking, pgd, pgd_steps, random_targets
+from command_line import at_least, plain_errors
 from train import load_trained
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
@@ -129,10 +130,10 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument(
         "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
     )
-    p.add_argument("--limit", type=int, help="attack the first so many test images only")
-    p.add_argument("--steps", type=int, nargs="+", default=[10, 30, 50], help="of the targeted PGD")
-    p.add_argument("--untargeted-steps", type=int, default=50)
-    p.add_argument("--restarts", type=int, default=1, help="of the untargeted PGD")
+    p.add_argument("--limit", type=at_least(1), help="attack the first so many test images only")
+    p.add_argument("--steps", type=at_least(1), nargs="+", default=[10, 30, 50], help="of the targeted PGD")
+    p.add_argument("--untargeted-steps", type=at_least(1), default=50)
+    p.add_argument("--restarts", type=at_least(1), default=1, help="of the untargeted PGD")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = p.parse_args(argv)
@@ -166,4 +167,5 @@ def told(d: float, half: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

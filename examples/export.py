@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import data
+from command_line import at_least, plain_errors
 from evaluate import difference, find_errors, menu, percent, stamp, told
 from sparta_act import Sparta, SpartaSet
 from train import load_trained
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument(
         "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
     )
-    p.add_argument("--limit", type=int, help="attack the first so many test images only")
+    p.add_argument("--limit", type=at_least(1), help="attack the first so many test images only")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args(argv)
     runs = {"SPARTA": args.run} | ({"ReLU twin": args.twin} if args.twin else {})
@@ -80,4 +81,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

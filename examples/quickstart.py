@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+from command_line import at_least, plain_errors
 from evaluate import MODERN, PAPER, difference, find_errors, loss_curve, percent, print_table, stamp, told
 from figures import overview, site_attention
 from models import resnet
@@ -44,9 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--set", default="cifar10-resnet18-w16", help="name or path of the pretrained SPARTA set")
     p.add_argument(
-        "--epochs", type=int, default=3, help="of training, for each network (default %(default)s)"
+        "--epochs", type=at_least(1), default=3, help="of training, for each network (default %(default)s)"
     )
-    p.add_argument("--limit", type=int, default=500, help="test images to attack (default %(default)s)")
+    p.add_argument(
+        "--limit", type=at_least(1), default=500, help="test images to attack (default %(default)s)"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument(
@@ -126,4 +129,5 @@ def draw(path: Path, networks: dict[str, nn.Module], x: Tensor, y: Tensor, seed:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 import data
 from attacks import attacking, pgd
+from command_line import at_least, fraction, plain_errors, positive
 from models import ACTIVATIONS, BLOCKS, ResNet, resnet
 from sparta_act import Sparta, replace_relus
 
@@ -167,7 +167,7 @@ class Trainer:
 
     def load(self, path: Path, settings: dict[str, Any]) -> None:
         """Go on from `path`. Raises `ValueError` if it belongs to another run."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(path)
         changed = {
             k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v
         }
@@ -222,9 +222,22 @@ def fit(
         yield row
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Trainer.save` wrote. Raises `ValueError` for any other file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of zipfile, pickle or torch, by what is wrong with the file
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of train.py ({type(error).__name__})"
+        ) from error
+    if not isinstance(state, dict) or not {"settings", "epoch", "model", "average"} <= state.keys():
+        raise ValueError(f"{path} is no checkpoint of train.py; give the checkpoint.pt in its --out")
+    return state
+
+
 def load_trained(path: Path | str) -> tuple[ResNet, dict[str, Any]]:
     """Network of a checkpoint of this script, in evaluation mode, and the settings it was trained with."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_checkpoint(Path(path))
     s = state["settings"]
     model = build(s["arch"], s["activation"], s["sites"], width=s["width"], pretrained=s["pretrained"])
     if state["average"] is None:
@@ -252,10 +265,6 @@ def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(scratch, path)
 
 
-def _fraction(text: str) -> float:
-    return float(Fraction(text))
-
-
 def parser() -> argparse.ArgumentParser:
     """Command line of this script."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -266,9 +275,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
     )
-    p.add_argument("--limit", type=int, help="train on the first so many images only")
+    p.add_argument("--limit", type=at_least(1), help="train on the first so many images only")
     p.add_argument("--arch", choices=BLOCKS, default="resnet18")
-    p.add_argument("--width", type=int, default=64, help="channels of the first group; 16 is slim")
+    p.add_argument("--width", type=at_least(8), default=64, help="channels of the first group; 16 is slim")
     p.add_argument("--activation", choices=ACTIVATIONS, default="sparta")
     p.add_argument("--sites", default="G*.B-1", help="which ReLUs to replace, e.g. 'G4.B2' or 'G{1,2}.B*'")
     p.add_argument("--pretrained", help="name or path of a SPARTA set to put there, frozen")
@@ -277,14 +286,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
     p.add_argument("--recipe", choices=RECIPES, default="paper", help="preset of all that follows")
-    for field in dataclasses.fields(Recipe):
-        if field.name in ("eps", "step_size"):
-            kind, text = _fraction, "of the recipe; a fraction of 1, e.g. 8/255"
-        elif field.name in ("epochs", "steps", "batch_size", "lr", "gate_lr", "weight_decay"):
-            kind, text = field.type, "of the recipe, unless given"
-        else:
-            continue
-        p.add_argument("--" + field.name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=text)
+    numbers = {"eps": fraction, "step_size": fraction, "lr": positive, "gate_lr": positive}
+    numbers |= {"weight_decay": float, "steps": at_least(1), "epochs": at_least(1), "batch_size": at_least(1)}
+    for name, kind in numbers.items():
+        text = "of the recipe, unless given" + ("; a fraction of 1, e.g. 8/255" if kind is fraction else "")
+        p.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=text)
     return p
 
 
@@ -318,4 +324,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -53,6 +53,8 @@ class Sparta(nn.Module):
                 raise ShapeError(
                     f"{type(self).__name__}: {name} must be a whole number of at least 1, not {value!r}"
                 )
+        if not isinstance(dynamic, bool):
+            raise ShapeError(f"{type(self).__name__}: dynamic must be True or False, not {dynamic!r}")
         self.in_channels, self.dynamic, self.neighborhood = in_channels, dynamic, neighborhood
         self.frozen = False
         self.conv1 = _filters(in_channels, in_channels)
@@ -66,7 +68,12 @@ class Sparta(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the filters as PyTorch draws a convolution's, then set conv2 to zero: every gate is 0.5."""
+        """Draw the filters as PyTorch draws a convolution's, then set conv2 to zero: every gate is 0.5.
+
+        A frozen module stays as it is.
+        """
+        if self.frozen:
+            return
         for weight in self.parameters(recurse=False):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         nn.init.zeros_(self.conv2)
@@ -107,7 +114,7 @@ class Sparta(nn.Module):
         return ", ".join(arguments)
 
     def _scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ShapeError(
                 f"{type(self).__name__}({self.in_channels}) was given {tuple(x.shape)}; "
                 f"it takes (N, {self.in_channels}, H, W)"

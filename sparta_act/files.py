@@ -70,6 +70,11 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
 
 def write(files: Mapping[str, bytes], folder: Path) -> None:
     """Put all `files` into `folder`, in their order, each one whole; other files there stay."""
+    wrong = [str(p) for p in (folder / name for name in files) if p.is_dir()]
+    if wrong or (folder.exists() and not folder.is_dir()):
+        raise WeightsError(
+            f"asked to save into {folder}, found {wrong or 'a file'} in the way; nothing was written"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         for name, data in files.items():

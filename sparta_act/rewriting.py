@@ -168,8 +168,13 @@ def _function(tree: ast.Module, code: types.CodeType) -> ast.FunctionDef:
 
 
 def _essence(code: types.CodeType) -> tuple[Any, ...]:
-    constants = [repr(c) for c in code.co_consts if not isinstance(c, types.CodeType | frozenset)]
-    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, [*map(_constant, code.co_consts)]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _essence(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def _calls(function: ast.FunctionDef) -> list[ast.Call]:

@@ -28,6 +28,11 @@ def locate(
 
     Raises `WeightsError` where there is none.
     """
+    if not isinstance(name_or_path, str | os.PathLike) or not os.fspath(name_or_path):
+        raise WeightsError(
+            f"asked for {name_or_path!r}; give a folder, 'organisation/name' or one of the sets shipped "
+            f"here: {list(SHIPPED)}"
+        )
     name, folder = os.fspath(name_or_path), Path(name_or_path)
     if folder.is_dir() or name in SHIPPED:
         if revision is not None:

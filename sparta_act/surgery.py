@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sparta_act.activations import Sparta
 from sparta_act.discovery import SWAPPED, check, check_values, find_sites, inner
@@ -11,7 +12,7 @@ from sparta_act.errors import SiteError
 from sparta_act.rewriting import MARK, NAME, digest_of, original_class, rewritten
 from sparta_act.sites import Cut, Site, SiteList, select, shown
 from sparta_act.trial import Example, Snapshot
-from sparta_act.verifying import verify
+from sparta_act.verifying import answer, compare, verify
 
 Activation = Callable[[int], nn.Module] | nn.ModuleDict
 
@@ -62,11 +63,13 @@ def replace_relus(
         _matched(chosen, activation) if isinstance(activation, nn.ModuleDict) else _built(chosen, activation)
     )
     classes = [_class_for(site) for site in chosen]
+    expected = answer(network, example)
     before = Snapshot(network)
     try:
         for site, module, cls in zip(chosen, new, classes, strict=True):
             _put(site.cut, module, cls)
         verify(network, chosen, new, example)
+        compare(network, new, example, expected)
     except BaseException:
         before.restore()
         raise
@@ -79,14 +82,20 @@ def restore_relus(model: nn.Module) -> nn.Module:
     Raises `SiteError` when there is none.
     """
     check(model)
-    found = False
-    for module in list(model.modules()):
+    modules, found = list(model.modules()), False
+    hidden = {type(m).__name__ for m in modules if MARK not in vars(type(m)) and hasattr(type(m), MARK)}
+    if hidden:
+        raise SiteError(
+            f"asked to restore the ReLUs, but {sorted(hidden)} were given other classes since, as "
+            "torch.nn.utils.parametrize does; undo that first. Nothing was changed."
+        )
+    for module in modules:
         swapped = vars(module).pop(SWAPPED, {})
         for key, relu in swapped.items():
             module._modules[key] = relu.train(module.training)
         if MARK in vars(type(module)):
             module.__class__ = original_class(module)
-            del module._modules[NAME]
+            module._modules.pop(NAME, None)
             found = True
         found |= bool(swapped)
     if not found:
@@ -97,6 +106,11 @@ def restore_relus(model: nn.Module) -> nn.Module:
 def _class_for(site: Site) -> type[nn.Module] | None:
     cut = site.cut
     cls = type(cut.target)
+    if cut.spans and is_parametrized(cut.target):
+        raise SiteError(
+            f"{site} ({site.name}) is parametrized, which changes its class as this would; "
+            "replace the ReLUs first. Nothing was changed."
+        )
     return rewritten(cls, digest_of(cls), cut.spans) if cut.spans else None
 
 

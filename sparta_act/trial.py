@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 Example = Tensor | tuple[Any, ...]
 
@@ -21,6 +22,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [(m, type(m), dict(vars(m)), _shallow(vars(m))) for m in model.modules()]
+        self._parameters = [(p, p._version, p.detach().clone()) for p in model.parameters()]
         self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
 
     def restore(self) -> None:
@@ -33,9 +35,11 @@ class Snapshot:
                 container = attributes[name]
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(content)
-        for buffer, value in self._buffers:
-            if not torch.equal(buffer, value):
-                buffer.data.copy_(value)
+        for parameter, version, value in self._parameters:
+            if parameter._version != version:
+                parameter.data.copy_(value)
+        for buffer, value in self._buffers:  # batch norm counts no version
+            buffer.data.copy_(value)
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +72,9 @@ def _lay_open(module: nn.Module) -> None:
         vars(module)["forward"] = module._modules["_orig_mod"]
 
 
-def run(model: nn.Module, example: Example, training: bool) -> None:
-    """One forward pass, on a copy of the example."""
+def run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
+    """All tensors that one forward pass on a copy of the example returns."""
     inputs = example if isinstance(example, tuple) else (example,)
     copies = tuple(i.detach().clone() if isinstance(i, Tensor) else i for i in inputs)
     model.train(training)
-    model(*copies)
+    return [t for t in tree_leaves(model(*copies)) if isinstance(t, Tensor)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -39,6 +40,38 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
                     f"new activations must run once in {mode} mode, but ran: {', '.join(wrong)}. "
                     "Nothing was changed."
                 )
+
+
+def answer(model: nn.Module, example: Example) -> list[Tensor] | None:
+    """What the network returns in evaluation mode; None if that differs from one pass to the next."""
+    with untouched(model), torch.no_grad():
+        first, second = (run(model, example, False) for _ in range(2))
+    return first if _alike(first, second) else None
+
+
+def compare(model: nn.Module, new: list[nn.Module], example: Example, expected: list[Tensor] | None) -> None:
+    """With ReLU itself in the new places, the changed network must return what the original one did."""
+    if expected is None:
+        return
+    rectified: dict[nn.Module, Tensor] = {}
+    with untouched(model), torch.no_grad():
+        for module in new:
+            module.register_forward_pre_hook(lambda m, inputs: rectified.update({m: F.relu(inputs[0])}))
+            module.register_forward_hook(lambda m, inputs, output: rectified.pop(m))
+        actual = run(model, example, False)
+    if not _alike(expected, actual):
+        raise SiteError(
+            "with ReLU itself at the sites, the changed network would not return what it did: a forward uses "
+            "what an in-place ReLU has changed, or asks for its own class. Nothing was changed; rewrite that "
+            "forward or choose other sites."
+        )
+
+
+def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 class _Probe:

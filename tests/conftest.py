@@ -21,4 +21,4 @@ except (
 def _seed():
     torch.manual_seed(0)
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002: the tests of the surgery draw from it as a network may
+    np.random.seed(0)  # noqa: NPY002

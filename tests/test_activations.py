@@ -533,3 +533,19 @@ def test_repr_shows_the_arguments():
 def test_meta_tensors_go_through():
     module = Sparta(4).to("meta")
     assert module(torch.empty(2, 4, 6, 5, device="meta")).shape == (2, 4, 6, 5)
+
+
+def test_a_reset_leaves_a_frozen_module_alone():
+    module = Sparta(4).freeze()
+    before = module.conv1.clone()
+    module.reset_parameters()
+    assert torch.equal(module.conv1, before)
+    module.unfreeze().reset_parameters()
+    assert not torch.equal(module.conv1, before)
+
+
+def test_dynamic_is_a_bool_and_maps_are_not_empty():
+    with pytest.raises(ShapeError, match="dynamic must be True or False, not 'False'"):
+        Sparta(4, dynamic="False")
+    with pytest.raises(ShapeError, match=r"was given \(1, 4, 0, 3\)"):
+        Sparta(4)(torch.rand(1, 4, 0, 3))

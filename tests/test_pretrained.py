@@ -632,3 +632,23 @@ def test_unfreeze_brings_training_back(net):
     train(net, OPTIMIZERS["SGD"])
     moved = {key for key, value in state(net.act).items() if not torch.equal(value, before[key])}
     assert moved == before.keys()
+
+
+@pytest.mark.parametrize("nothing", ["", None, 5])
+def test_no_name_is_no_set(nothing, tmp_path, monkeypatch):
+    two_sites().save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="give a folder, 'organisation/name' or one of the sets"):
+        Sparta.from_pretrained(nothing)
+
+
+def test_something_in_the_way_of_a_save_leaves_the_old_set(tmp_path):
+    old = two_sites().save_pretrained(tmp_path / "set")
+    weights = (old / "model.safetensors").read_bytes()
+    (old / "config.json").unlink()
+    (old / "config.json").mkdir()
+    with pytest.raises(WeightsError, match=r"found .*config\.json.* in the way; nothing was written"):
+        two_sites(NormedSparta).save_pretrained(old)
+    assert (old / "model.safetensors").read_bytes() == weights
+    with pytest.raises(WeightsError, match="found a file in the way"):
+        two_sites().save_pretrained(old / "model.safetensors")

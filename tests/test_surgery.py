@@ -86,11 +86,8 @@ def state(model):
         (n, m, type(m), m.training, len(m._forward_hooks), [*vars(m)]) for n, m in model.named_modules()
     ]
     tensors = {n: (t, t.clone(), t.grad) for n, t in (*model.named_parameters(), *model.named_buffers())}
-    return (
-        modules,
-        tensors,
-        (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
-    )  # noqa: NPY002
+    numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
+    return modules, tensors, (torch.get_rng_state().tolist(), random.getstate(), numpy)
 
 
 def assert_untouched(model, before):

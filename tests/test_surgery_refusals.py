@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from test_surgery import IMAGES, Probe, assert_same, assert_untouched, outputs, state
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery import relu_sites, replace_relus, restore_relus
@@ -298,3 +299,82 @@ def test_wrapped_for_training_is_refused(tmp_path):
                 operate(wrapped)
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Block(nn.Module):
+    """A residual block; its children change one thing."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.gamma = nn.Parameter(torch.ones(4, 1, 1))
+
+    def body(self, x):
+        return self.conv(F.relu(x)) * self.gamma
+
+    def forward(self, x):
+        return F.relu(self.body(x) + x)
+
+
+class InPlaceUsedAgain(Block):
+    def forward(self, x):
+        y = self.body(x) + x
+        z = F.relu(y, inplace=True)
+        return z + y  # y is rectified too
+
+
+class AsksForItsClass(Block):
+    def forward(self, x):
+        y = F.relu(self.body(x) + x)
+        return y if type(self) is AsksForItsClass else y + 1
+
+
+class WritesToAParameter(Block):
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.register_buffer("sparse", torch.eye(4).to_sparse())
+
+    def forward(self, x):
+        if self.training:
+            self.code.add_(1)
+        return F.relu(self.body(x) + x)
+
+
+def net_of(block):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(block(), block()), nn.Flatten())
+
+
+@pytest.mark.parametrize("block", [InPlaceUsedAgain, AsksForItsClass])
+def test_a_network_that_would_change_even_with_relu_is_refused(block):
+    net, x = net_of(block), torch.rand(2, 3, 8, 8)
+    before = net(x)
+    with pytest.raises(SiteError, match="with ReLU itself at the sites, the changed network would not return"):
+        replace_relus(net, "G1.B1", lambda channels: nn.Hardtanh(0, 0.5))
+    assert torch.equal(net(x), before)
+    assert type(net[1][0]) is block
+
+
+def test_parameters_and_sparse_buffers_are_left_alone():
+    net = net_of(WritesToAParameter).train()
+    replace_relus(net, "G1.B1", lambda channels: nn.Hardtanh(0, 0.5))
+    assert torch.equal(net[1][0].code, torch.zeros(4))
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+def test_parametrized_blocks_are_refused_before_and_after():
+    net = net_of(Block)
+    replace_relus(net, "G1.B*", lambda channels: nn.Hardtanh(0, 0.5))
+    parametrize.register_parametrization(net[1][0], "gamma", Twice())
+    with pytest.raises(SiteError, match=r"were given other classes since, as torch\.nn\.utils\.parametrize"):
+        restore_relus(net)
+    parametrize.remove_parametrizations(net[1][0], "gamma")
+    restore_relus(net)
+    assert [type(block) for block in net[1]] == [Block, Block]
+    parametrize.register_parametrization(net[1][0], "gamma", Twice())
+    with pytest.raises(SiteError, match="is parametrized"):
+        replace_relus(net, "G1.B1", lambda channels: nn.Hardtanh(0, 0.5))

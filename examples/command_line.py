@@ -1,0 +1,50 @@
+"""What the command lines of the scripts share: numbers that make sense, and errors without a traceback."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+
+from sparta_act import SpartaError
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the program with one message where the input is at fault."""
+    try:
+        yield
+    except (SpartaError, ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """Type of an option: a whole number from `low` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"wants a whole number of at least {low}, not {text!r}")
+        return int(text)
+
+    return number
+
+
+def positive(text: str) -> float:
+    """Type of an option: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"wants a number above 0, not {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Type of an option: a perturbation as a fraction of the range 1 of a pixel."""
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        value = 0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"wants a fraction of 1, e.g. 8/255, not {text!r}")
+    return value

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in args.checkpoint:
         torch.manual_seed(args.seed)
         model, settings = load_trained(path)
-        name = path.parent.name
+        name = str(path.parent)
         wrong[name] = find_errors(model, x, y, attacks, device=args.device, title=name)
         errors = {
             k: dict(zip(("error", "low", "high"), interval(w), strict=True)) for k, w in wrong[name].items()

@@ -41,7 +41,7 @@ def overview(
     labels: list[str],
     curves: Mapping[str, Tensor],
 ) -> None:
-    """Draw one page and write it to `path`.
+    """Draw one page and write it to `path`; the titles say what the colours of the gate span.
 
     Shapes: clean, attacked (N, 3, H, W) in [0, 1]; before, after (N, H, W), attention on each; every curve
     (steps, images), the losses of one network during one attack.
@@ -52,16 +52,18 @@ def overview(
     change = (after - before).abs().max()
     columns = {
         "clean": clean.permute(0, 2, 3, 1),
-        "perturbation": ((attacked - clean) / (2 * (attacked - clean).abs().max()) + 0.5).permute(0, 2, 3, 1),
+        "perturbation, amplified": ((attacked - clean) / (2 * (attacked - clean).abs().max()) + 0.5).permute(
+            0, 2, 3, 1
+        ),
         "attacked": attacked.permute(0, 2, 3, 1),
-        "attention": before,
-        "... attacked": after,
-        "change": after - before,
+        f"gate {low:.2f}-{high:.2f}": before,
+        "gate, attacked": after,
+        f"change, ±{change:.2f}": after - before,
     }
     for j, (title, images) in enumerate(columns.items()):
         for i, image in enumerate(images):
             ax = figure.add_subplot(grid[i, j])
-            if title == "change":
+            if title.startswith("change"):
                 ax.imshow(image.cpu(), cmap="RdBu_r", vmin=-change, vmax=change)
             else:
                 ax.imshow(image.cpu(), cmap="viridis", vmin=low, vmax=high)
@@ -80,7 +82,7 @@ def overview(
         (line,) = ax.plot(steps, mean, label=name)
         ax.fill_between(steps, mean - 1.96 * error, mean + 1.96 * error, color=line.get_color(), alpha=0.2)
     ax.set_xlabel("PGD step")
-    ax.set_title("loss toward the attack's target, 95% interval", fontsize=9)
+    ax.set_title("loss of the attack's target class;\nlower: the attack succeeds", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -69,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(module, Sparta):
             print(f"     {name}: {module}")
 
-    print(
-        f"\n2/4  Train both adversarially: {len(x)} images, {args.epochs} epochs, one-step attack at 16/255."
-    )
+    print(f"\n2/4  Train both adversarially, one after the other: {len(x)} images, {args.epochs} epochs.")
     networks = {"ReLU": relu, "SPARTA, frozen": sparta}
     rows: dict[str, dict[str, str]] = {}
     for name, model in networks.items():
@@ -104,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         verdict = "within noise" if abs(d) <= half else ("SPARTA errs less" if d < 0 else "SPARTA errs more")
         print(f"{attack}: SPARTA minus ReLU is {told(d, half)} points: {verdict}.")
     print(
-        "A minute of training on a small sample shows that everything works, not which network is safer:\n"
+        "A few epochs on a small sample show how it goes, not which network is safer:\n"
         "the errors are of these attacks and of one seed. Figures of longer runs stand in the README.\n"
         f"Figure: {args.out}"
     )

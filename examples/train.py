@@ -53,6 +53,10 @@ RECIPES = {
 }
 
 
+HELP = """preset of all that follows: `paper`, targeted PGD-10 at 16/255, 90 epochs; `modern`, untargeted
+PGD-10 at 8/255, 30 epochs, weight averaging; `fast`, one targeted step, 4 epochs, for a CPU (--width 16)"""
+
+
 def build(
     arch: str,
     activation: str,
@@ -271,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, default=Path("runs/latest"), help="folder of checkpoint.pt and log.csv"
     )
-    p.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    p.add_argument("--resume", action="store_true", help="finish a killed run of --out, with its settings")
     p.add_argument(
         "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
     )
@@ -280,12 +284,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=at_least(8), default=64, help="channels of the first group; 16 is slim")
     p.add_argument("--activation", choices=ACTIVATIONS, default="sparta")
     p.add_argument("--sites", default="G*.B-1", help="which ReLUs to replace, e.g. 'G4.B2' or 'G{1,2}.B*'")
-    p.add_argument("--pretrained", help="name or path of a SPARTA set to put there, frozen")
+    p.add_argument(
+        "--pretrained", help="name or path of a SPARTA set to put there, frozen, as the activation"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
-    p.add_argument("--recipe", choices=RECIPES, default="paper", help="preset of all that follows")
+    p.add_argument("--recipe", choices=RECIPES, default="paper", help=HELP)
     numbers = {"eps": fraction, "step_size": fraction, "lr": positive, "gate_lr": positive}
     numbers |= {"weight_decay": float, "steps": at_least(1), "epochs": at_least(1), "batch_size": at_least(1)}
     for name, kind in numbers.items():
@@ -317,7 +323,8 @@ def main(argv: list[str] | None = None) -> None:
         trainer.runner = torch.compile(trainer.model)
     if args.resume:
         trainer.load(checkpoint, settings)
-    print(f"{args.arch} width {args.width}, {args.activation} at {args.sites}; {len(x)} images; {recipe}")
+    activation = f"{args.pretrained}, frozen," if args.pretrained else args.activation
+    print(f"{args.arch} width {args.width}, {activation} at {args.sites}; {len(x)} images; {recipe}")
     for row in fit(trainer, x, y, args.out, settings):
         print(f"epoch {row['epoch']}: loss {row['loss']:.3f}, error {row['error']:.1%} on attacked images")
     print(f"done: {checkpoint}; evaluate it with: python examples/evaluate.py {checkpoint}")

@@ -113,7 +113,7 @@ def _labelled(sites: list[Site], term: str) -> Iterator[Site | str]:
             else:
                 yield f"there is no block {b} in group {g}, which has {len(group)}"
     if not last and match[1] == "*":
-        yield "the network has no residual blocks, only dotted names"
+        yield "the network has no container (Sequential, ModuleList) of residual blocks, only dotted names"
 
 
 def _numbers(text: str, last: int) -> list[int]:
@@ -128,4 +128,5 @@ def _named(sites: list[Site], term: str) -> Iterator[Site | str]:
         found = [s for s in found if not s.problem] or found
     yield from found
     if not found:
-        yield "no ReLU that runs on feature maps has this name"
+        hint = "; labels look like G4.B2, G*.B-1 or G{1,2}.B*" if term[:1] in "Gg" else ""
+        yield f"no ReLU that runs on feature maps has this name{hint}"

@@ -1,8 +1,10 @@
 """Replaces ReLU calls of a network by another activation, and puts them back."""
 
 import copy
+import sys
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -73,6 +75,7 @@ def replace_relus(
     except BaseException:
         before.restore()
         raise
+    _forget_compiled()
     return model
 
 
@@ -100,7 +103,13 @@ def restore_relus(model: nn.Module) -> nn.Module:
         found |= bool(swapped)
     if not found:
         raise SiteError("asked to restore the ReLUs, but none of this model is replaced.")
+    _forget_compiled()
     return model
+
+
+def _forget_compiled() -> None:
+    if "torch._dynamo" in sys.modules:  # torch 2.4 would run its old code: it does not see a new class
+        torch.compiler.reset()
 
 
 def _class_for(site: Site) -> type[nn.Module] | None:
@@ -115,7 +124,13 @@ def _class_for(site: Site) -> type[nn.Module] | None:
 
 
 def _built(sites: list[Site], activation: Callable[[int], nn.Module]) -> list[nn.Module]:
-    new = [activation(site.channels) for site in sites]
+    try:
+        new = [activation(site.channels) for site in sites]
+    except TypeError as error:
+        raise SiteError(
+            f"activation is called with the channel count, which failed: {error}. For a module that takes "
+            "none, give a function: lambda channels: SwishReLU(). Nothing was changed."
+        ) from error
     for site, module in zip(sites, new, strict=True):
         if not isinstance(module, nn.Module):
             raise SiteError(f"activation({site.channels}) for {site} must be an nn.Module, got {module!r}")

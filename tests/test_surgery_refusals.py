@@ -10,6 +10,7 @@ from test_surgery import IMAGES, Probe, assert_same, assert_untouched, outputs, 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from sparta_act.activations import SwishReLU
 from sparta_act.errors import SiteError
 from sparta_act.surgery import relu_sites, replace_relus, restore_relus
 
@@ -232,7 +233,9 @@ def test_all_bad_names_are_listed_at_once_beside_what_there_is():
         "This network has:",
         *str(relu_sites(nets.Net(nets.Functional))).splitlines(),
     ]
-    with pytest.raises(SiteError, match="the network has no residual blocks, only dotted names"):
+    with pytest.raises(
+        SiteError, match=r"the network has no container .* of residual blocks, only dotted names"
+    ):
         replace_relus(nets.Plain(), "G*.B1", Probe, example=IMAGES)
 
 
@@ -349,7 +352,9 @@ def net_of(block):
 def test_a_network_that_would_change_even_with_relu_is_refused(block):
     net, x = net_of(block), torch.rand(2, 3, 8, 8)
     before = net(x)
-    with pytest.raises(SiteError, match="with ReLU itself at the sites, the changed network would not return"):
+    with pytest.raises(
+        SiteError, match="with ReLU itself at the sites, the changed network would not return"
+    ):
         replace_relus(net, "G1.B1", lambda channels: nn.Hardtanh(0, 0.5))
     assert torch.equal(net(x), before)
     assert type(net[1][0]) is block
@@ -378,3 +383,10 @@ def test_parametrized_blocks_are_refused_before_and_after():
     parametrize.register_parametrization(net[1][0], "gamma", Twice())
     with pytest.raises(SiteError, match="is parametrized"):
         replace_relus(net, "G1.B1", lambda channels: nn.Hardtanh(0, 0.5))
+
+
+def test_an_activation_that_takes_no_count_and_a_label_misspelt_are_explained():
+    with pytest.raises(SiteError, match=r"give a function: lambda channels: SwishReLU\(\)"):
+        replace_relus(net_of(Block), "G1.B1", SwishReLU)
+    with pytest.raises(SiteError, match=r"g1\.b1: no ReLU .* has this name; labels look like G4\.B2"):
+        replace_relus(net_of(Block), "g1.b1")

@@ -151,6 +151,8 @@ def test_compile_in_one_graph_and_export(block):
     assert_same(compiled(IMAGES), after)
     for wrapped in (compiled, nn.Sequential(nn.Identity(), compiled)):
         assert [s.label for s in relu_sites(wrapped) if s.problem] == ["G1.B2", "G2.B2"]
+    assert_same(restore_relus(compiled)(IMAGES), before)
+    replace_relus(compiled, "G*.B2", Probe)
     assert_same(torch.export.export(net, (IMAGES,)).module()(IMAGES), after)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import data
 from command_line import at_least, plain_errors
-from evaluate import MODERN, PAPER, difference, find_errors, loss_curve, percent, print_table, stamp, told
+from evaluate import MODERN, PAPER, difference, find_errors, loss_curve, percent, print_table, stamp
 from figures import overview, site_attention
 from models import resnet
 from sparta_act import Sparta, replace_relus
@@ -94,13 +94,12 @@ def main(argv: list[str] | None = None) -> None:
         args.out, networks, data.to_float(x_test[:100], args.device), y_test[:100].to(args.device), args.seed
     )
 
-    print_table(
-        f"{len(x_test)} test images, 95% intervals; seed {args.seed}; {', '.join(stamp().values())}", rows
-    )
+    print_table(f"{len(x_test)} test images, 95% intervals", rows)
+    print(f"seed {args.seed}; " + "; ".join(f"{what} {value}" for what, value in stamp().items()) + "\n")
     for attack in wrong["ReLU"]:
         d, half = difference(wrong["SPARTA, frozen"][attack], wrong["ReLU"][attack])
         verdict = "within noise" if abs(d) <= half else ("SPARTA errs less" if d < 0 else "SPARTA errs more")
-        print(f"{attack}: SPARTA minus ReLU is {told(d, half)} points: {verdict}.")
+        print(f"{attack}: SPARTA minus ReLU is {100 * d:+.1f} ± {100 * half:.1f} points: {verdict}.")
     print(
         "A few epochs on a small sample show how it goes, not which network is safer:\n"
         "the errors are of these attacks and of one seed. Figures of longer runs stand in the README.\n"

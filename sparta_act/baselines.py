@@ -13,7 +13,7 @@ from sparta_act.errors import ShapeError
 
 
 class PooledSparta(Sparta):
-    """SPARTA whose phi_c and predicted kernel see X averaged to 3 x 3: fewer operations, and every tap counts.
+    """SPARTA whose phi_c and predicted kernel see X averaged to 3 x 3: fewer operations, every tap counts.
 
     conv1 (padded), ReLU and conv2 (not padded) turn the 3 x 3 into 1 x 1; conv6 (padded) and a mean over
     channels turn it into the kernel. Our reading; arguments, shapes and errors as `Sparta`.

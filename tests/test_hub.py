@@ -218,6 +218,16 @@ def test_local_files_only_asks_nothing(hub, client, two_commits, tmp_path):
     assert hub.requests == []
 
 
+def test_cache_with_a_file_missing_is_filled_again(hub, client, two_commits, tmp_path):
+    name, commits, weights = two_commits
+    pinned = {"revision": commits[0], "cache_dir": str(tmp_path / "cache")}
+    assert client.load(name, **pinned) == weights[0]
+    (lost,) = (tmp_path / "cache").rglob("model.safetensors")
+    lost.unlink()
+    assert "nothing in the cache" in client.load(name, local_files_only=True, **pinned)
+    assert client.load(name, **pinned) == weights[0]
+
+
 def test_offline_variable_is_honoured(hub, client, two_commits, home):
     name, _, weights = two_commits
     assert client.load(name) == weights[1]  # into the cache below HF_HOME

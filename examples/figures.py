@@ -52,9 +52,7 @@ def overview(
     change = (after - before).abs().max()
     columns = {
         "clean": clean.permute(0, 2, 3, 1),
-        "perturbation, amplified": ((attacked - clean) / (2 * (attacked - clean).abs().max()) + 0.5).permute(
-            0, 2, 3, 1
-        ),
+        "perturbation": ((attacked - clean) / (2 * (attacked - clean).abs().max()) + 0.5).permute(0, 2, 3, 1),
         "attacked": attacked.permute(0, 2, 3, 1),
         f"gate {low:.2f}-{high:.2f}": before,
         "gate, attacked": after,

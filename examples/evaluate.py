@@ -150,7 +150,10 @@ def main(argv: list[str] | None = None) -> None:
         errors = {
             k: dict(zip(("error", "low", "high"), interval(w), strict=True)) for k, w in wrong[name].items()
         }
+        few, goal = data.to_float(x[:250], args.device), y[:250].to(args.device)
+        curve, _ = loss_curve(model, few, goal, **PAPER, steps=max(args.steps))
         record = {"errors": errors, "images": len(x), "seed": args.seed, "settings": settings, **stamp()}
+        record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first 250 images
         (path.parent / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
     names = list(wrong)
     table = {k: {name: percent(wrong[name][k]) for name in names} for k in wrong[names[0]]}

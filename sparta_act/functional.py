@@ -108,7 +108,10 @@ def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
 def _exactly(x: Tensor) -> AbstractContextManager[Any]:
     """Inside, autocast leaves the dtypes of x's device alone; some devices, such as meta, have none."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    # torch 2.4 cannot trace the first question, and raises at the second for a device without autocast
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    inside = known and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if inside else nullcontext()
 
 
 def _gate_as(x: Tensor, s: Tensor, c: Tensor) -> Tensor:

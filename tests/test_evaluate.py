@@ -95,4 +95,6 @@ def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
     assert "±" in printed
     record = json.loads((tmp_path / "relu/evaluation.json").read_text())
     assert record["images"] == 20
+    assert len(record["loss per step"]) == 2
+    assert record["loss per step"][1] < record["loss per step"][0]
     assert set(record["errors"]) == {"clean", "targeted PGD-2, 16/255", "untargeted PGD-2, 8/255"}

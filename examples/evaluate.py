@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
-from attacks import attacking, pgd, pgd_steps, random_targets
+from attacks import attacking, classes_of, pgd, pgd_steps, random_targets
 from command_line import at_least, plain_errors
 from train import load_trained
 
@@ -73,7 +73,7 @@ def loss_curve(
     Shapes: x (N, C, H, W) in [0, 1], y (N,); results (steps, N) and as x.
     """
     with attacking(model):
-        goal = random_targets(y, model(x[:1]).shape[1]) if targeted else y
+        goal = random_targets(y, classes_of(model, x)) if targeted else y
         run = pgd_steps(model, x, goal, eps=eps, step_size=step_size, steps=steps, targeted=targeted)
         images, losses = zip(*run, strict=True)
     return torch.stack(losses), images[-1]

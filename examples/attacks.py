@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def pgd(
@@ -61,21 +62,29 @@ def pgd_steps(
     steps: int,
     targeted: bool = False,
     random_start: bool = True,
+    start: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Steps of one PGD run: yields the images after each step and the loss of `goal` before it.
 
-    Shapes: x (N, C, H, W), goal (N,) the targets or the true labels; yields (N, C, H, W) and (N,).
-    Call it inside `attacking(model)`.
+    `start`: images within eps of x to begin with, in place of those that `random_start` draws.
+    Shapes: x, start (N, C, H, W), goal (N,) the targets or the true labels; yields (N, C, H, W) and (N,).
+    Call it inside `attacking(model)`. Never waits for the device.
     """
     sign = -1 if targeted else 1
-    x_adv = project(x + torch.empty_like(x).uniform_(-eps, eps), x, eps) if random_start else x
+    x_adv = start if start is not None else random_images(x, eps) if random_start else x
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
+        torch.compiler.cudagraph_mark_step_begin()  # a recorded network may reuse its memory now
         with torch.enable_grad():
-            loss = F.cross_entropy(model(x_adv).float(), goal, reduction="none")
+            loss = F.cross_entropy(widen(model(x_adv)), goal, reduction="none")
             (grad,) = torch.autograd.grad(loss.sum(), x_adv)
         x_adv = project(x_adv.detach() + sign * step_size * grad.sign(), x, eps)
         yield x_adv, loss.detach()
+
+
+def random_images(x: Tensor, eps: float) -> Tensor:
+    """Images uniform within eps of x, cut to [0, 1]. Shapes: (N, C, H, W), kept."""
+    return project(x + torch.empty_like(x).uniform_(-eps, eps), x, eps)
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -88,10 +97,15 @@ def random_targets(y: Tensor, num_classes: int) -> Tensor:
     return (y + torch.randint_like(y, 1, num_classes)) % num_classes
 
 
+def widen(logits: Tensor) -> Tensor:
+    """Half precision as float32, where a loss keeps its digits; all else as it is. Shapes: any, kept."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 @torch.no_grad()
 def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Logit of the true class minus the best other one: negative where the network errs. Shapes: (N,)."""
-    logits = model(x).float()
+    logits = widen(model(x))
     true = logits.gather(1, y[:, None]).squeeze(1)
     return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
@@ -103,15 +117,26 @@ def classes_of(model: nn.Module, x: Tensor) -> int:
 
 
 @contextmanager
-def attacking(model: nn.Module) -> Iterator[None]:
-    """Put the network in evaluation mode, its parameters without gradient; afterwards all is as before."""
+def attacking(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Put the network in evaluation mode, its parameters without gradient; afterwards all is as before.
+
+    With `batch_statistics` its batch norms use those of the attacked images, if they were in training mode,
+    and their running statistics stay.
+    """
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
+    norms = [m for m, mode in modes if batch_statistics and mode and isinstance(m, _BatchNorm)]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         model.eval().requires_grad_(False)
+        for m in norms:
+            m.training, m.momentum = True, 0.0
         yield
     finally:
         for m, mode in modes:
             m.training = mode
+        for m, (momentum, tracked) in zip(norms, kept, strict=True):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(tracked)
         for p, flag in flags:
             p.requires_grad = flag

@@ -48,3 +48,19 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"wants a fraction of 1, e.g. 8/255, not {text!r}")
     return value
+
+
+def share(text: str) -> float:
+    """Type of an option: a number from 0 up to, not including, 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"wants a number from 0 to below 1, not {text!r}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Type of an option: 0 or a number above."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)

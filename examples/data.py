@@ -1,5 +1,6 @@
 """CIFAR-10 and its like as tensors: from a folder, from the Hub, or our small sample in this folder."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -11,23 +12,61 @@ from PIL import Image
 from torch import Tensor
 
 SAMPLE = Path(__file__).parent / "data" / "cifar10-sample.parquet"
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-HUB = {"cifar10": "uoft-cs/cifar10"}
+DIGITS = tuple("0123456789")
 
 
-def load(split: str, source: str = "sample") -> tuple[Tensor, Tensor]:
-    """Images of one split ("train" or "test") and their labels.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What training must know of a data set; mean and deviation are those of its training images."""
 
-    `source`: "sample" (ours, a few thousand images of CIFAR-10), "hub" (downloads all of CIFAR-10) or a
+    hub: str | None  # repository of the Hub
+    folder: str  # of the files in it
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: tuple[str, ...]
+    flip: bool  # whether a mirrored image is still one of its class
+
+
+DATASETS = {
+    "cifar10": Dataset(
+        "uoft-cs/cifar10",
+        "plain_text",
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        flip=True,
+    ),
+    "svhn": Dataset(  # without the `extra` split
+        "ufldl-stanford/svhn",
+        "cropped_digits",
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        DIGITS,
+        flip=False,
+    ),
+    "mnist-m": Dataset(
+        None, "plain_text", (0.4580, 0.4629, 0.4093), (0.2520, 0.2367, 0.2589), DIGITS, flip=False
+    ),
+}
+
+
+def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[Tensor, Tensor]:
+    """Images of one split ("train" or "test") of a data set of `DATASETS` and their labels.
+
+    `source`: "sample" (ours, a few thousand images of CIFAR-10), "hub" (downloads the whole data set) or a
     folder that holds `train-*.parquet` and `test-*.parquet`, directly or deeper, as the Hub's data sets do.
     Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError` with what to do.
     """
     if split not in ("train", "test"):
         raise ValueError(f"there is no split {split!r}; ask for 'train' or 'test'")
+    if dataset not in DATASETS:
+        raise ValueError(f"there is no data set {dataset!r}; there are {', '.join(DATASETS)}")
     if source == "sample":
+        if dataset != "cifar10":
+            raise ValueError(f"our sample is of cifar10, not of {dataset}; give a folder of parquet files")
         table = pq.read_table(SAMPLE, filters=[("split", "==", split)])
     else:
-        files = _from_hub(split) if source == "hub" else _from_folder(split, Path(source))
+        files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
         table = pa.concat_tables([pq.read_table(f) for f in files])
     return _decode(table)
 
@@ -37,14 +76,17 @@ def to_float(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return x.to(device).float() / 255
 
 
-def augment(x: Tensor, pad: int = 4) -> Tensor:
-    """Random crop of the padded image and random flip, another for each image. Shapes: (N, C, H, W), kept."""
+def augment(x: Tensor, *, flip: bool = True, pad: int = 4) -> Tensor:
+    """Random crop of the padded image, another for each image, and with `flip` every second one mirrored.
+
+    Runs where x is, without waiting for it. Shapes: (N, C, H, W), kept.
+    """
     n, _, h, w = x.shape
     top, left = torch.randint(0, 2 * pad + 1, (2, n, 1), device=x.device)
     column = torch.arange(w, device=x.device).expand(n, w)
-    flip = torch.rand(n, 1, device=x.device) < 0.5
+    mirrored = torch.rand(n, 1, device=x.device) < (0.5 if flip else 0)
     rows = torch.arange(h, device=x.device) + top  # (N, H)
-    columns = torch.where(flip, w - 1 - column, column) + left  # (N, W)
+    columns = torch.where(mirrored, w - 1 - column, column) + left  # (N, W)
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
     i = torch.arange(n, device=x.device)
     return padded.permute(0, 2, 3, 1)[i[:, None, None], rows[:, :, None], columns[:, None, :]].permute(
@@ -52,8 +94,9 @@ def augment(x: Tensor, pad: int = 4) -> Tensor:
     )
 
 
-def _from_folder(split: str, folder: Path) -> list[Path]:
-    files = sorted(folder.rglob(f"{split}-*.parquet"))
+def _from_folder(split: str, folder: Path, dataset: str) -> list[Path]:
+    inner = folder / DATASETS[dataset].folder
+    files = sorted((inner if inner.is_dir() else folder).rglob(f"{split}-*.parquet"))
     if len({f.parent for f in files}) != 1:
         found = sorted({str(f.parent) for f in files}) or "none"
         raise FileNotFoundError(
@@ -63,11 +106,15 @@ def _from_folder(split: str, folder: Path) -> list[Path]:
     return files
 
 
-def _from_hub(split: str) -> list[Path]:
+def _from_hub(split: str, dataset: str) -> list[Path]:
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(HUB["cifar10"], repo_type="dataset", allow_patterns="plain_text/*.parquet")
-    return _from_folder(split, Path(folder))
+    known = DATASETS[dataset]
+    if known.hub is None:
+        raise ValueError(f"we know no copy of {dataset} on the Hub; give a folder of its parquet files")
+    pattern = f"{known.folder}/{split}-*.parquet"
+    folder = snapshot_download(known.hub, repo_type="dataset", allow_patterns=pattern)
+    return _from_folder(split, Path(folder), dataset)
 
 
 def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
@@ -82,8 +129,8 @@ def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
     ):
         raise ValueError(f"wanted '{column}' with 'bytes' of a PNG, and 'label' of integers; found {kinds}")
     labels = table["label"].to_numpy().astype(np.float64)  # a missing one becomes NaN
-    if len(labels) == 0 or not ((labels >= 0) & (labels < len(CLASSES))).all():
-        raise ValueError(f"wanted labels from 0 to {len(CLASSES) - 1}, found {np.unique(labels).tolist()}")
+    if len(labels) == 0 or not ((labels >= 0) & (labels < len(DIGITS))).all():
+        raise ValueError(f"wanted labels from 0 to {len(DIGITS) - 1}, found {np.unique(labels).tolist()}")
     pngs = table[column].combine_chunks().field("bytes")
     images = [_image(i, png.as_py()) for i, png in enumerate(pngs)]
     if len(shapes := {image.shape for image in images}) > 1:

@@ -7,23 +7,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparta_act.activations import Sparta, SwishReLU
-from sparta_act.baselines import NormedSparta, PooledNormedSparta, PooledSparta
+from data import DATASETS
+from sparta_act import Sparta, SwishReLU, replace_relus
+from sparta_act.baselines import (
+    DynamicReLUC,
+    FeatureDenoising,
+    NormedSparta,
+    PooledNormedSparta,
+    PooledSparta,
+)
 
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet18-wide": (2, 2, 2, 2)}
+
+# Hidden channels of each group's last block, as a factor. `resnet18-wide` is the control SPARTA must beat:
+# with ReLU alone it has the parameters and the multiply-adds of a resnet18 with `Sparta` at the end of each
+# group, both within 1%. A factor costs the same multiply-adds in any group and most parameters in the last
+HIDDEN = {"resnet18-wide": (1, 1, 2.875, 3.203125)}
+
+READINGS = {
+    "sparta": Sparta,
+    "sparta-pooled": PooledSparta,
+    "sparta-normed": NormedSparta,
+    "sparta-pooled-normed": PooledNormedSparta,
+}
+VARIANTS = {
+    "": {},
+    "-static": {"dynamic": False},  # the paper's "w/o DPNet"
+    "-n2": {"neighborhood": 2},
+    "-n4": {"neighborhood": 4},
+}
 
 # what `--activation` may name: a module for each channel count; relu is no surgery at all
 ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "relu": None,
-    "sparta": Sparta,
-    "sparta-static": partial(Sparta, dynamic=False),
-    "sparta-pooled": PooledSparta,
-    "sparta-normed": NormedSparta,
-    "sparta-pooled-normed": PooledNormedSparta,
-    "swish-relu": lambda channels: SwishReLU(),
-    "swish": lambda channels: nn.SiLU(),
-    "gelu": lambda channels: nn.GELU(),
+    "leaky-relu": lambda channels: nn.LeakyReLU(),
+    "prelu": nn.PReLU,
     "elu": lambda channels: nn.ELU(),
+    "gelu": lambda channels: nn.GELU(),
+    "swish": lambda channels: nn.SiLU(),
+    "swish-relu": lambda channels: SwishReLU(),
+    "dynamic-relu": DynamicReLUC,  # the spatial one: the paper's Table 1 calls it spatial-wise
+    "feature-denoising": lambda channels: nn.Sequential(nn.ReLU(), FeatureDenoising(channels)),
+    **{r + v: partial(READINGS[r], **VARIANTS[v]) for r in READINGS for v in VARIANTS},
 }
 
 
@@ -43,12 +68,12 @@ class Normalize(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al. 2016, arXiv:1512.03385)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, hidden: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
         self.act1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.act2 = nn.ReLU()
         self.shortcut = nn.Sequential()
@@ -66,18 +91,24 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet of four groups; `width` channels in the first, twice as many in each that follows."""
 
-    def __init__(self, blocks: tuple[int, ...], *, width: int = 64, num_classes: int = 10) -> None:
+    def __init__(
+        self, name: str, *, width: int = 64, num_classes: int = 10, dataset: str = "cifar10"
+    ) -> None:
         super().__init__()
-        self.normalize = Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of CIFAR-10's train
+        self.normalize = Normalize(DATASETS[dataset].mean, DATASETS[dataset].std)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = nn.ReLU()
         in_channels = width
-        for group, count in enumerate(blocks):
+        for group, (count, factor) in enumerate(
+            zip(BLOCKS[name], HIDDEN.get(name, (1, 1, 1, 1)), strict=True)
+        ):
             channels = width * 2**group
             layer = nn.Sequential()
             for block in range(count):
-                layer.append(BasicBlock(in_channels, channels, 2 if group > 0 and block == 0 else 1))
+                stride = 2 if group > 0 and block == 0 else 1
+                hidden = int(channels * factor) if block == count - 1 else channels
+                layer.append(BasicBlock(in_channels, channels, stride, hidden))
                 in_channels = channels
             self.add_module(f"layer{group + 1}", layer)
         self.fc = nn.Linear(in_channels, num_classes)
@@ -89,6 +120,17 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(h, 1).flatten(1))
 
 
-def resnet(name: str, *, width: int = 64, num_classes: int = 10) -> ResNet:
-    """Fresh network by its name in `BLOCKS`."""
-    return ResNet(BLOCKS[name], width=width, num_classes=num_classes)
+def build(
+    arch: str,
+    activation: str,
+    sites: str,
+    *,
+    width: int,
+    pretrained: str | None = None,
+    num_classes: int = 10,
+    dataset: str = "cifar10",
+) -> ResNet:
+    """Fresh network with `activation` at `sites`; `pretrained` names a set whose frozen SPARTA goes there."""
+    model = ResNet(arch, width=width, num_classes=num_classes, dataset=dataset)
+    make = Sparta.from_pretrained(pretrained) if pretrained else ACTIVATIONS[activation]
+    return model if make is None else replace_relus(model, sites, make)

@@ -16,7 +16,7 @@ import data
 from command_line import at_least, plain_errors
 from evaluate import MODERN, PAPER, difference, find_errors, loss_curve, percent, print_table, stamp
 from figures import overview, site_attention
-from models import resnet
+from models import ResNet
 from sparta_act import Sparta, replace_relus
 from train import RECIPES, Trainer
 
@@ -29,7 +29,7 @@ ATTACKS = {
 def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, device: str, title: str) -> float:
     """Train adversarially by the `fast` recipe and return the seconds it took."""
     recipe = dataclasses.replace(RECIPES["fast"], epochs=epochs, batch_size=64)
-    trainer = Trainer(model, recipe, -(-len(x) // recipe.batch_size), device=device)
+    trainer = Trainer(model, recipe, len(x), device=device)
     began = time.perf_counter()
     with tqdm(total=epochs * len(x), unit="img", desc=title) as bar:
         for _ in range(epochs):
@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"1/4  Swap: {args.set}, frozen, into a slim ResNet-34, a network it was not trained with.")
     sparta_set = Sparta.from_pretrained(args.set)
     torch.manual_seed(args.seed)
-    relu = resnet("resnet34", width=16)
+    relu = ResNet("resnet34", width=16)
     torch.manual_seed(args.seed)
-    sparta = replace_relus(resnet("resnet34", width=16), "G*.B-1", sparta_set)  # same initial weights
+    sparta = replace_relus(ResNet("resnet34", width=16), "G*.B-1", sparta_set)  # same initial weights
     for name, module in sparta.named_modules():
         if isinstance(module, Sparta):
             print(f"     {name}: {module}")
@@ -120,7 +120,7 @@ def draw(path: Path, networks: dict[str, nn.Module], x: Tensor, y: Tensor, seed:
         attacked=attacked[:shown].cpu(),
         before=site_attention(sparta, x[:shown]),
         after=site_attention(sparta, attacked[:shown]),
-        labels=[data.CLASSES[i] for i in y[:shown]],
+        labels=[data.DATASETS["cifar10"].classes[i] for i in y[:shown]],
         curves=curves,
     )
 

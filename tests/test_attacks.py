@@ -121,3 +121,34 @@ def test_batch_norm_is_in_evaluation_mode_and_parameters_have_no_gradient_meanwh
     with attacking(model):
         assert not any(m.training for m in model.modules())
         assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_batch_statistics_in_the_attack_leave_the_running_ones():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5))
+    x = torch.rand(6, 3, 4, 4)
+    model(x)
+    frozen = nn.BatchNorm2d(4).eval()
+    model.insert(2, frozen)
+    model.train()
+    frozen.eval()
+    expected = model[1](model[0](x))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with attacking(model, batch_statistics=True):
+        torch.testing.assert_close(model[1](model[0](x)), expected)
+        assert not model[2].training
+        assert not any(p.requires_grad for p in model.parameters())
+    for k, v in model.state_dict().items():
+        assert torch.equal(v, before[k]), k
+    assert model[1].training
+    assert model[1].momentum == 0.1
+    with attacking(model):
+        assert not torch.allclose(model[1](model[0](x)), expected)
+
+
+def test_a_given_start_is_where_the_attack_begins():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.full((2, 3, 2, 2), 0.5)
+    start, y = x + 0.05, torch.tensor([0, 1])
+    run = pgd_steps(model, x, y, eps=0.1, step_size=0.01, steps=1, start=start)
+    ((x_adv, loss),) = run
+    torch.testing.assert_close((x_adv - start).abs(), torch.full_like(x, 0.01))
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(model(start), y, reduction="none"))

@@ -53,9 +53,45 @@ def test_augment_crops_and_flips_each_image():
     assert seen == allowed  # all fifty, and nothing else
 
 
+def test_augment_leaves_digits_unmirrored():
+    x = torch.arange(1, 4 * 4 + 1).float().view(1, 1, 4, 4).repeat(200, 1, 1, 1)
+    padded = torch.nn.functional.pad(x[0], (2, 2, 2, 2))
+    allowed = {tuple(padded[:, i : i + 4, j : j + 4].flatten().tolist()) for i in range(5) for j in range(5)}
+    assert {tuple(c.flatten().tolist()) for c in data.augment(x, flip=False, pad=2)} == allowed
+
+
+def test_svhn_is_read_in_the_hubs_layout(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    write_parquet(tmp_path / "cropped_digits/test-00000-of-00001.parquet", x, [0, 9, 2], "image")
+    write_parquet(tmp_path / "full_numbers/test-00000-of-00001.parquet", x[:1], [5], "image")
+    images, labels = data.load("test", str(tmp_path), "svhn")
+    assert torch.equal(images, torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert labels.tolist() == [0, 9, 2]
+
+
+def test_a_data_set_we_cannot_get_says_so():
+    with pytest.raises(ValueError, match="there are cifar10, svhn, mnist-m"):
+        data.load("train", "sample", "cifar100")
+    with pytest.raises(ValueError, match="our sample is of cifar10, not of svhn"):
+        data.load("train", "sample", "svhn")
+    with pytest.raises(ValueError, match="no copy of mnist-m on the Hub; give a folder"):
+        data.load("train", "hub", "mnist-m")
+
+
 def test_to_float_is_a_fraction_of_one():
     x = torch.tensor([0, 51, 255], dtype=torch.uint8)
     torch.testing.assert_close(data.to_float(x), torch.tensor([0, 0.2, 1.0]))
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.exists(), reason="MNIST-M is not beside this checkout")
+def test_the_numbers_of_mnist_m_are_its_own():
+    x, y = data.load("train", str(SHARED / "mnist_m"), "mnist-m")
+    assert y.bincount().tolist() == [2500] * 10
+    known = data.DATASETS["mnist-m"]
+    pixels = data.to_float(x).transpose(0, 1).flatten(1)
+    assert pixels.mean(1).tolist() == pytest.approx(known.mean, abs=1e-4)
+    assert pixels.std(1).tolist() == pytest.approx(known.std, abs=1e-4)
 
 
 @pytest.mark.shared_data

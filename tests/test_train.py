@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import train
@@ -22,10 +23,10 @@ TINY = replace(train.RECIPES["fast"], epochs=2, batch_size=50)
 # convolution from 4 to 8 channels, with or without SPARTA
 
 
-def tiny_trainer(model=None, recipe=TINY, images=200):
+def tiny_trainer(model=None, recipe=TINY, images=200, **more):
     torch.manual_seed(0)
     model = model or train.build("resnet18", "sparta", "G*.B2", width=8)
-    return train.Trainer(model, recipe, -(-images // recipe.batch_size))
+    return train.Trainer(model, recipe, images, **more)
 
 
 def command(out, tiny_data, *more):
@@ -187,14 +188,81 @@ def test_other_options_train(tmp_path, tiny_data, option):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training():
-    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
-    losses = []
-    for compile_it in (False, True):
+    x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
+    losses, recipe = [], replace(TINY, batch_size=4, steps=2)
+    frames = torch._dynamo.utils.counters["frames"]
+    for compiler in (None, {"backend": "aot_eager"}):  # without C++: seconds
         torch.manual_seed(0)
         layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Sparta(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        trainer = tiny_trainer(nn.Sequential(*layers, nn.Linear(8, 10)))
-        if compile_it:
-            trainer.runner = torch.compile(trainer.model, backend="aot_eager")  # without C++: seconds
+        trainer = tiny_trainer(nn.Sequential(*layers, nn.Linear(8, 10)), recipe, compiler=compiler)
         torch.manual_seed(1)
-        losses.append([trainer.step(x, y)[0] for _ in range(3)])
+        before = frames["ok"]
+        losses.append([trainer.step(x[i], y[i])[0].item() for i in torch.arange(10).split(4)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert frames["ok"] - before == 2  # the attack's and the update's; none for the smaller last batch
+
+
+def test_the_step_does_nothing_that_waits_for_a_device():
+    """On the meta device, where no number exists, whatever asks for one raises."""
+    model = train.build("resnet18", "sparta", "G*.B2", width=8).to("meta")
+    recipe = replace(TINY, steps=2, clean_start=0.2, label_smoothing=0.1, batch_size=4)
+    trainer = train.Trainer(model, recipe, 4, device="meta")
+    x, y = torch.empty(4, 3, 32, 32, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    assert trainer.step(x, y).device.type == "meta"
+
+
+def test_the_step_rule_reaches_across_the_ball():
+    recipe = replace(TINY, eps=0.1, step_size=0.01, steps=5)
+    assert recipe.attack_step == 0.01
+    assert replace(recipe, step_rule="reach").attack_step == pytest.approx(0.02)
+    assert replace(recipe, step_rule="reach", steps=20).attack_step == 0.01
+
+
+def test_a_clean_start_leaves_the_image_as_it_is():
+    x = torch.rand(400, 3, 2, 2)
+    for share in (0.0, 0.25):
+        start = tiny_trainer(recipe=replace(TINY, clean_start=share))._start(x)
+        assert (start == x).flatten(1).all(1).float().mean().item() == pytest.approx(share, abs=0.05)
+        assert (start - x).abs().max() <= TINY.eps + 1e-6
+
+
+def test_label_smoothing_and_nesterov_reach_the_update():
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
+    losses = {}
+    for name, change in {
+        "plain": {},
+        "smooth": {"label_smoothing": 0.2},
+        "nesterov": {"nesterov": True},
+    }.items():
+        trainer = tiny_trainer(recipe=replace(TINY, batch_size=8, **change))
+        torch.manual_seed(1)
+        losses[name] = [trainer.step(x, y)[0].item() for _ in range(2)]
+    assert losses["smooth"][0] != losses["plain"][0]
+    assert losses["nesterov"][0] == losses["plain"][0]  # before the first update
+    assert losses["nesterov"][1] != losses["plain"][1]
+
+
+def test_standard_training_sees_the_images_themselves():
+    trainer, seen = tiny_trainer(recipe=replace(train.RECIPES["standard"], batch_size=8)), []
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
+    trainer.model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    trainer.step(x, y)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], x)
+
+
+def test_the_wide_control_costs_what_sparta_costs():
+    costs = []
+    for arch, activation in (("resnet18", "sparta"), ("resnet18-wide", "relu")):
+        model = train.build(arch, activation, "G*.B-1", width=64).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.rand(1, 3, 32, 32))
+        costs.append((sum(p.numel() for p in model.parameters()), counter.get_total_flops()))
+    assert costs[1] == pytest.approx(costs[0], rel=0.01)
+
+
+def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, tiny_data):
+    tiny_run(tmp_path, tiny_data, "--recipe", "fast", "--dataset", "mnist-m")
+    model, settings = train.load_trained(tmp_path / "checkpoint.pt")
+    assert settings["dataset"] == "mnist-m"
+    assert model.normalize.mean.flatten().tolist() == pytest.approx([0.4580, 0.4629, 0.4093])

@@ -1,0 +1,191 @@
+"""One training run: network, optimizer and schedule, the step they take, and the file between epochs."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import data
+import distributed
+from attacks import attacking, pgd_steps, random_images, random_targets, widen
+from recipes import Recipe
+from sparta_act import Sparta
+
+# what `--compile` may name; the last two record CUDA graphs, so that small batches do not wait for the CPU
+COMPILERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reduce-overhead": {"mode": "reduce-overhead"},
+    "cudagraphs": {"backend": "cudagraphs"},  # no code generation: ready in seconds
+}
+
+
+class Trainer:
+    """Network, optimizer and schedule of one run. Several processes of `torchrun` share each batch.
+
+    `compiler`: arguments of `torch.compile`, if the network is to be compiled; a smaller last batch is not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        images: int,
+        *,
+        device: str = "cpu",
+        amp: bool = False,
+        flip: bool = True,
+        num_classes: int = 10,
+        compiler: dict[str, Any] | None = None,
+    ):
+        self.model = distributed.share_norms(model.to(device, memory_format=torch.channels_last))
+        self.recipe, self.device, self.amp, self.flip = recipe, device, amp, flip
+        self.num_classes = num_classes
+        self.batches = -(-images // recipe.batch_size)
+        gates = {id(p) for m in model.modules() if isinstance(m, Sparta) for p in m.parameters()}
+        learned = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learned if id(p) not in gates]},
+            {"params": [p for p in learned if id(p) in gates], "lr": recipe.gate_lr * recipe.lr},
+        ]
+        self.optimizer = torch.optim.SGD(
+            groups, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.average = averaged(self.model, recipe.averaging) if recipe.averaging else None
+        self.attacked = self.model  # its weights need no gradients in the attack: no wrapper
+        self.learning = distributed.wrapped(self.model, device)
+        self.plain = self.attacked, self.learning
+        if compiler is not None:
+            self.attacked = torch.compile(self.attacked, dynamic=False, **compiler)
+            self.learning = torch.compile(self.learning, dynamic=False, **compiler)
+        self.epoch = 0
+
+    def run_epoch(self, x: Tensor, y: Tensor, bar: "tqdm[Any]") -> tuple[float, float]:
+        """One epoch over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error meanwhile.
+
+        Fastest with x and y on the device: then nothing in the epoch waits for it.
+        """
+        self.model.train()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in torch.randperm(len(x), device=x.device).split(self.recipe.batch_size):
+            images = data.augment(data.to_float(x[batch], self.device), flip=self.flip)
+            images = images.contiguous(memory_format=torch.channels_last)
+            total += self.step(images, y[batch].to(self.device))
+            bar.update(len(batch))
+            if bar.n and total.device.type == "cpu":  # elsewhere it would wait for the device
+                bar.set_postfix(loss=f"{total[0] / bar.n:.2f}", refresh=False)
+        self.epoch += 1
+        loss, wrong = distributed.summed(total).tolist()
+        return loss / len(x), wrong / len(x)
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Attack one batch, learn from the adversarial images only: sum of their losses, how many were wrong.
+
+        Shapes: x (N, C, H, W) in [0, 1], y (N,), the whole batch in every process; result (2,), float64, of
+        this process's share.
+        """
+        r, whole = self.recipe, len(x)
+        goal = random_targets(y, self.num_classes) if r.targeted and r.steps else y
+        x_adv = self._start(x)
+        x, y, goal, x_adv = (distributed.share(t) for t in (x, y, goal, x_adv))
+        attacked, learning = (self.attacked, self.learning) if whole == r.batch_size else self.plain
+        attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "targeted": r.targeted}
+        with self._autocast():
+            with attacking(self.model, batch_statistics=r.attack_norm == "train"):
+                for attempt, _ in pgd_steps(attacked, x, goal, start=x_adv, **attack):
+                    x_adv = attempt
+            torch.compiler.cudagraph_mark_step_begin()
+            logits = widen(learning(x_adv))
+        loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=r.label_smoothing)
+        self.optimizer.zero_grad()
+        (loss * distributed.processes() / whole).backward()  # the wrapper takes the mean over processes
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return torch.stack([loss.detach(), (logits.argmax(1) != y).sum()]).double()
+
+    def final(self) -> nn.Module:
+        """The network to evaluate: the weight average if the recipe has one."""
+        return self.model if self.average is None else self.average.module
+
+    def save(self, path: Path, settings: dict[str, Any]) -> None:
+        """Write everything a resumed run needs; the old file stays whole until the new one is."""
+        state = {
+            "settings": settings,
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self._on_cuda() else None,
+        }
+        scratch = path.with_suffix(".tmp")
+        torch.save(state, scratch)
+        os.replace(scratch, path)
+
+    def load(self, path: Path, settings: dict[str, Any]) -> None:
+        """Go on from `path`. Raises `ValueError` if it belongs to another run."""
+        state = read_checkpoint(path)
+        changed = {
+            k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v
+        }
+        if changed:
+            told = ", ".join(f"{k} was {old!r}, now {new!r}" for k, (old, new) in changed.items())
+            raise ValueError(f"{path} is of another run: {told}; give the old settings or another --out")
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self._on_cuda():
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _start(self, x: Tensor) -> Tensor:
+        r = self.recipe
+        if not r.steps:
+            return x
+        start = random_images(x, r.eps)
+        if r.clean_start:
+            clean = torch.rand(len(x), 1, 1, 1, device=x.device) < r.clean_start
+            start = torch.where(clean, x, start)
+        return start
+
+    def _lr_factor(self, step: int) -> float:
+        done = step / (self.batches * self.recipe.epochs)
+        if self.recipe.decay == "linear":
+            return max(1 - done, 0)
+        return 0.1 ** ((done >= 1 / 3) + (done >= 2 / 3))
+
+    def _on_cuda(self) -> bool:
+        return torch.device(self.device).type == "cuda"
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.amp else nullcontext()
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential average of a model's parameters and buffers."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Trainer.save` wrote. Raises `ValueError` for any other file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of zipfile, pickle or torch, by what is wrong with the file
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of train.py ({type(error).__name__})"
+        ) from error
+    if not isinstance(state, dict) or not {"settings", "epoch", "model", "average"} <= state.keys():
+        raise ValueError(f"{path} is no checkpoint of train.py; give the checkpoint.pt in its --out")
+    return state

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"{args.run}: its network has no SPARTA, its activation is {settings['activation']}")
     round_to_half(activations)
 
-    x, y = (t[: args.limit] for t in data.load("test", args.data_dir))
+    dataset = settings["dataset"]
+    x, y = (t[: args.limit] for t in data.load("test", args.data_dir, dataset))
     wrong = {}
     for name, (network, _) in networks.items():
         torch.manual_seed(args.seed)
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         measured.append(row)
     info = {
         "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
-        "dataset": "uoft-cs/cifar10",
+        "dataset": data.DATASETS[dataset].hub or dataset,
         "recipe": settings,
         "measured": measured,
         "measured on": f"{len(x)} test images, the first of the split; 95% intervals; seed {args.seed}",

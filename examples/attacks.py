@@ -74,7 +74,6 @@ def pgd_steps(
     x_adv = start if start is not None else random_images(x, eps) if random_start else x
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
-        torch.compiler.cudagraph_mark_step_begin()  # a recorded network may reuse its memory now
         with torch.enable_grad():
             loss = F.cross_entropy(widen(model(x_adv)), goal, reduction="none")
             (grad,) = torch.autograd.grad(loss.sum(), x_adv)

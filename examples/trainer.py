@@ -1,6 +1,7 @@
 """One training run: network, optimizer and schedule, the step they take, and the file between epochs."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import distributed
 from attacks import attacking, pgd_steps, random_images, random_targets, widen
 from recipes import Recipe
 from sparta_act import Sparta
+
+Forward = Callable[[Tensor], Tensor]
 
 # what `--compile` may name; the last two record CUDA graphs, so that small batches do not wait for the CPU
 COMPILERS: dict[str, dict[str, Any]] = {
@@ -58,12 +61,12 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.average = averaged(self.model, recipe.averaging) if recipe.averaging else None
-        self.attacked = self.model  # its weights need no gradients in the attack: no wrapper
-        self.learning = distributed.wrapped(self.model, device)
+        self.attacked: Forward = self.model  # its weights need no gradients in the attack: no wrapper
+        self.learning: Forward = distributed.wrapped(self.model, device)
         self.plain = self.attacked, self.learning
         if compiler is not None:
-            self.attacked = torch.compile(self.attacked, dynamic=False, **compiler)
-            self.learning = torch.compile(self.learning, dynamic=False, **compiler)
+            self.attacked = _compiled(self.attacked, compiler)
+            self.learning = _compiled(self.learning, compiler)
         self.epoch = 0
 
     def run_epoch(self, x: Tensor, y: Tensor, bar: "tqdm[Any]") -> tuple[float, float]:
@@ -100,7 +103,6 @@ class Trainer:
             with attacking(self.model, batch_statistics=r.attack_norm == "train"):
                 for attempt, _ in pgd_steps(attacked, x, goal, start=x_adv, **attack):
                     x_adv = attempt
-            torch.compiler.cudagraph_mark_step_begin()
             logits = widen(learning(x_adv))
         loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=r.label_smoothing)
         self.optimizer.zero_grad()
@@ -171,6 +173,16 @@ class Trainer:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.amp else nullcontext()
+
+
+def _compiled(model: nn.Module, compiler: dict[str, Any]) -> Forward:
+    run = torch.compile(model, dynamic=False, **compiler)
+
+    def forward(x: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # a recorded network may now reuse its memory
+        return run(x)
+
+    return forward
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:

@@ -34,6 +34,7 @@ def joined(device: str) -> Iterator[str]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device
+        dist.barrier()  # a process that leaves early would take the others' connection along
     finally:
         dist.destroy_process_group()
 

@@ -48,7 +48,7 @@ def test_two_processes_learn_exactly_what_one_learns(tmp_path):
         python = [sys.executable, *launch, EXAMPLES.parent / "tests/one_of_several.py", out]
         result = subprocess.run(python, env=environment(), capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-    one, two = torch.load(alone), torch.load(together)
+    one, two = (torch.load(f, weights_only=True) for f in (alone, together))
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-10)
     assert len(one[0]) == 3
 

@@ -29,10 +29,10 @@ test: .venv/test
 	$(PIP) --editable ".[examples]"
 	@touch $@
 
-# the networks of other people that the surgery is tested on; without their dependencies, for the same reason
+# networks and attacks of other people to test against; without their dependencies, for the same reason
 .venv/test: .venv/torch pyproject.toml
 	$(PIP) --editable ".[test]"
-	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31
+	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 torchattacks==3.5.1
 	@touch $@
 
 clean:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import recipes
 from command_line import at_least, plain_errors
-from evaluate import print_table, stamp
 from models import ACTIVATIONS, BLOCKS, build
+from report import print_table, stamp
 from trainer import COMPILERS, Trainer
 
 EPOCH = 50_000

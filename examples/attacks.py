@@ -21,7 +21,7 @@ def pgd(
     random_start: bool = True,
     restarts: int = 1,
 ) -> Tensor:
-    """Adversarial images within eps of x: each example's worst of all restarts.
+    """Adversarial images within eps of x: the first of the restarts that fools the network, or its best.
 
     `eps` and `step_size` are fractions of the range 1 of a pixel, e.g. 8/255. `targeted=True` draws, for each
     restart, a target uniform over the other classes and lowers its loss; else the loss of `y` is raised.
@@ -29,26 +29,20 @@ def pgd(
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
     """
-    best, best_margin = x, torch.full((len(x),), torch.inf, device=x.device)
+    attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
+    best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):
         for _ in range(restarts):
-            goal = random_targets(y, classes_of(model, x)) if targeted else y
-            run = pgd_steps(
-                model,
-                x,
-                goal,
-                eps=eps,
-                step_size=step_size,
-                steps=steps,
-                targeted=targeted,
-                random_start=random_start,
-            )
-            *_, (x_adv, _) = run
+            (i,) = torch.where(best_margin >= 0)  # those that stand
+            if len(i) == 0:
+                break
+            goal = random_targets(y[i], classes_of(model, x)) if targeted else y[i]
+            *_, (x_adv, _) = pgd_steps(model, x[i], goal, random_start=random_start, **attack)
             if restarts == 1:
                 return x_adv
-            m = margin(model, x_adv, y)
-            best = torch.where((m < best_margin)[:, None, None, None], x_adv, best)
-            best_margin = torch.minimum(m, best_margin)
+            m = margin(model, x_adv, y[i]).to(best_margin.dtype)
+            nearer = m < best_margin[i]
+            best[i[nearer]], best_margin[i[nearer]] = x_adv[nearer], m[nearer]
     return best
 
 

@@ -25,6 +25,7 @@ class Dataset:
     std: tuple[float, float, float]
     classes: tuple[str, ...]
     flip: bool  # whether a mirrored image is still one of its class
+    images: dict[str, int]  # in each split; of MNIST-M's 59,001 for training a balanced subset
 
 
 DATASETS = {
@@ -35,6 +36,7 @@ DATASETS = {
         (0.2470, 0.2435, 0.2616),
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         flip=True,
+        images={"train": 50_000, "test": 10_000},
     ),
     "svhn": Dataset(  # without the `extra` split
         "ufldl-stanford/svhn",
@@ -43,9 +45,16 @@ DATASETS = {
         (0.1980, 0.2010, 0.1970),
         DIGITS,
         flip=False,
+        images={"train": 73_257, "test": 26_032},
     ),
     "mnist-m": Dataset(
-        None, "plain_text", (0.4580, 0.4629, 0.4093), (0.2520, 0.2367, 0.2589), DIGITS, flip=False
+        None,
+        "plain_text",
+        (0.4580, 0.4629, 0.4093),
+        (0.2520, 0.2367, 0.2589),
+        DIGITS,
+        flip=False,
+        images={"train": 25_000, "test": 9_001},
     ),
 }
 
@@ -69,6 +78,14 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
         files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
         table = pa.concat_tables([pq.read_table(f) for f in files])
     return _decode(table)
+
+
+def check_whole(source: str, dataset: str) -> None:
+    """Count a folder's images without reading them. Raises `ValueError` if it is not the whole data set."""
+    for split, wanted in DATASETS[dataset].images.items():
+        files = _from_folder(split, Path(source), dataset)
+        if (found := sum(pq.ParquetFile(f).metadata.num_rows for f in files)) != wanted:
+            raise ValueError(f"{source}: the {split} split of {dataset} has {wanted} images, found {found}")
 
 
 def to_float(x: Tensor, device: torch.device | str = "cpu") -> Tensor:

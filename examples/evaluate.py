@@ -1,172 +1,174 @@
 """Errors of a trained network, clean and attacked: `python examples/evaluate.py runs/sparta/checkpoint.pt`.
 
+The paper's targeted PGD at 16/255, untargeted PGD with restarts at 8/255 and, with --autoattack, AutoAttack
+at 8/255; then the worst case, an image being wrong if any of them made it so. Always in float32 without TF32.
+Each attack has its own random numbers, from --seed and its name: its figure does not depend on the others.
+What is measured is kept beside the checkpoint; a second call does only what is missing.
+
 Robustness figures are of the attacks named and of nothing stronger; they are no certificate.
 """
 
 import argparse
-import datetime
+import dataclasses
+import hashlib
 import json
-import math
 import os
-import platform
-import sys
+import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from tqdm import tqdm
 
 import data
-from attacks import attacking, classes_of, pgd, pgd_steps, random_targets
 from command_line import at_least, plain_errors
+from measure import BATCH, PAPER, Attack, Outcome, carry_out, exactly, loss_curve, menu, worst_cases
+from report import difference, interval, percent, print_table, stamp, told
 from train import load_trained
 
-PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
-MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
+
+def _key(attack: Attack, network: str, images: str, seed: int) -> str:
+    return json.dumps([network, images, seed, attack.name, dict(attack.arguments), attack.images])
 
 
-def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, dict[str, Any]]:
-    """Attacks by name: the paper's targeted PGD at each number of steps, and an untargeted one at 8/255."""
-    attacks = {f"targeted PGD-{k}, 16/255": {**PAPER, "steps": k} for k in steps}
-    name = f"untargeted PGD-{untargeted_steps}{f' x {restarts}' if restarts > 1 else ''}, 8/255"
-    return attacks | {name: {**MODERN, "steps": untargeted_steps, "restarts": restarts}}
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def find_errors(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    attacks: Mapping[str, Mapping[str, Any]],
-    *,
-    device: str = "cpu",
-    batch_size: int = 250,
-    title: str = "attacking",
-) -> dict[str, Tensor]:
-    """Which images the network gets wrong: clean, and under each attack.
-
-    Shapes: x (N, C, H, W) uint8, y (N,); each result (N,) of bool.
-    """
-    wrong: dict[str, list[Tensor]] = {name: [] for name in ("clean", *attacks)}
-    model = model.to(device, memory_format=torch.channels_last).eval()
-    passes = 1 + sum(a["steps"] * a.get("restarts", 1) for a in attacks.values())
-    with tqdm(total=passes * len(x), unit="img", unit_scale=True, desc=title) as bar:
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            clean = data.to_float(images, device).contiguous(memory_format=torch.channels_last)
-            goal = labels.to(device)
-            wrong["clean"].append(_errs(model, clean, goal))
-            bar.update(len(clean))
-            for name, arguments in attacks.items():
-                wrong[name].append(_errs(model, pgd(model, clean, goal, **arguments), goal))
-                bar.update(len(clean) * arguments["steps"] * arguments.get("restarts", 1))
-    return {name: torch.cat(parts) for name, parts in wrong.items()}
+def _read_kept(path: Path) -> dict[str, Outcome]:
+    """What earlier calls measured, by key; nothing if the file is of no use."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            entries = json.loads(str(kept["entries"]))
+            return {
+                key: Outcome(torch.from_numpy(kept[array]), seconds, warnings)
+                for key, (array, seconds, warnings) in entries.items()
+            }
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}
 
 
-def loss_curve(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, step_size: float, steps: int, targeted: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss of each image at each step of one PGD run, and the attacked images (the paper's Figure 3).
-
-    Shapes: x (N, C, H, W) in [0, 1], y (N,); results (steps, N) and as x.
-    """
-    with attacking(model):
-        goal = random_targets(y, classes_of(model, x)) if targeted else y
-        run = pgd_steps(model, x, goal, eps=eps, step_size=step_size, steps=steps, targeted=targeted)
-        images, losses = zip(*run, strict=True)
-    return torch.stack(losses), images[-1]
+def _keep(path: Path, kept: Mapping[str, Outcome]) -> None:
+    entries = {key: (f"wrong{i}", o.seconds, o.warnings) for i, (key, o) in enumerate(kept.items())}
+    arrays = {f"wrong{i}": o.wrong.numpy() for i, o in enumerate(kept.values())}
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        np.savez_compressed(file, entries=np.array(json.dumps(entries)), **arrays)
+    os.replace(scratch, path)
 
 
-def interval(wrong: Tensor) -> tuple[float, float, float]:
-    """Error and its 95% Wilson interval, from (N,) of bool."""
-    n, p, z = len(wrong), wrong.float().mean().item(), 1.959964
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return p, middle - half, middle + half
+def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dict[str, Outcome]:
+    """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated."""
+    began = time.perf_counter()
+    model, settings = load_trained(path)
+    x, y = data.load("test", args.data_dir, settings.get("dataset", "cifar10"))
+    attacks = [dataclasses.replace(a, images=min(a.images, len(x))) for a in attacks]
+    most = max(a.images for a in attacks)
+    x, y = x[:most], y[:most]
+    network, images = _sha256(path.read_bytes()), _sha256(x.numpy().tobytes(), y.numpy().tobytes())
+    store, name = path.parent / "evaluation.npz", str(path.parent)
+    kept = _read_kept(store)
+    outcomes = {}
+    for attack in attacks:
+        key = _key(attack, network, images, args.seed)
+        if key in kept:
+            print(f"{name}: {attack.name} was measured before")
+        else:
+            kept[key] = carry_out(attack, model, x, y, seed=args.seed, device=args.device, title=name)
+            _keep(store, kept)
+        outcomes[attack.name] = kept[key]
+        for warning in kept[key].warnings:
+            print(f"{name}: {attack.name} warns: {warning}")
+    for case, wrong in worst_cases(attacks, outcomes).items():
+        outcomes[case] = Outcome(wrong, 0.0, [])
+    errors = {}
+    for attack_name, outcome in outcomes.items():
+        errors[attack_name] = dict(zip(("error", "low", "high"), interval(outcome.wrong), strict=True))
+        errors[attack_name] |= {"images": len(outcome.wrong), "seconds": round(outcome.seconds, 1)}
+        errors[attack_name] |= {"warnings": outcome.warnings} if outcome.warnings else {}
+    torch.manual_seed(args.seed)
+    model = model.to(args.device).eval()
+    few, goal = data.to_float(x[:BATCH], args.device), y[:BATCH].to(args.device)
+    curve, _ = loss_curve(model, few, goal, **PAPER, steps=max(args.steps))
+    record = {"errors": errors, "seed": args.seed, "settings": settings, **stamp()}
+    record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first images
+    record["seconds"] = round(time.perf_counter() - began, 1)
+    scratch = path.parent / "evaluation.tmp"
+    scratch.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(scratch, path.parent / "evaluation.json")
+    return outcomes
 
 
-def difference(wrong: Tensor, other: Tensor) -> tuple[float, float]:
-    """Error minus the other's error on the same images, and the half width of its 95% interval (paired)."""
-    d = wrong.float() - other.float()
-    return d.mean().item(), 1.959964 * d.std(correction=0).item() / math.sqrt(len(d))
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint.pt of train.py; several are compared")
+    p.add_argument(
+        "--data-dir",
+        default="sample",
+        help="'sample' (ours, of CIFAR-10; default), 'hub', or a folder of parquet files",
+    )
+    p.add_argument(
+        "--limit", type=at_least(1), help="attack the first so many test images only, for a quick look"
+    )
+    p.add_argument(
+        "--strong-limit",
+        type=at_least(1),
+        help="attack so many with restarts and AutoAttack, which cost most (default: as --limit)",
+    )
+    p.add_argument(
+        "--steps",
+        type=at_least(1),
+        nargs="+",
+        default=[10, 30, 50],
+        help="of the targeted PGD (default: the paper's 10 30 50)",
+    )
+    p.add_argument("--untargeted-steps", type=at_least(1), default=50, help="default %(default)s")
+    p.add_argument(
+        "--restarts", type=at_least(1), default=10, help="of the untargeted PGD (default %(default)s)"
+    )
+    p.add_argument(
+        "--autoattack",
+        action="store_true",
+        help='AutoAttack, standard version, at 8/255; needs pip install "sparta-act[autoattack]" and costs '
+        "several thousand passes for each image that stands",
+    )
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return p
 
 
-def percent(wrong: Tensor) -> str:
-    """Error with its interval, as text: `31.5% (28.7-34.4)`."""
-    p, low, high = interval(wrong)
-    return f"{p:.1%} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def print_table(title: str, columns: Mapping[str, Mapping[str, str]]) -> None:
-    """Print rows (the keys of each column's entries) by columns."""
-    table = Table(title=title)
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for row in next(iter(columns.values())):
-        table.add_row(row, *(c[row] for c in columns.values()))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-
-
-def stamp() -> dict[str, str]:
-    """What a figure needs beside it: machine, torch, date."""
-    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
-    if torch.cuda.is_available():
-        machine += ", " + torch.cuda.get_device_name()
-    return {"machine": machine, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
-
-
-def _errs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        return (model(x).argmax(1) != y).cpu()
+def chosen(args: argparse.Namespace) -> list[Attack]:
+    """The attacks that the command line asks for."""
+    most = args.limit or 10**9
+    few = min(args.strong_limit or most, most)
+    attacks = [Attack("clean", {}, most)]
+    for name, arguments in menu(args.steps, args.untargeted_steps, args.restarts).items():
+        attacks.append(Attack(name, arguments, most if arguments["targeted"] else few))
+    return attacks + ([Attack("AutoAttack, 8/255", {"eps": 8 / 255}, few)] if args.autoattack else [])
 
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate as the command line says."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint.pt of train.py; several are compared")
-    p.add_argument(
-        "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
-    )
-    p.add_argument("--limit", type=at_least(1), help="attack the first so many test images only")
-    p.add_argument("--steps", type=at_least(1), nargs="+", default=[10, 30, 50], help="of the targeted PGD")
-    p.add_argument("--untargeted-steps", type=at_least(1), default=50)
-    p.add_argument("--restarts", type=at_least(1), default=1, help="of the untargeted PGD")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = p.parse_args(argv)
+    args = parser().parse_args(argv)
     if missing := [str(c) for c in args.checkpoint if not c.exists()]:
         raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
-    x, y = (t[: args.limit] for t in data.load("test", args.data_dir))
-    attacks = menu(args.steps, args.untargeted_steps, args.restarts)
-    wrong: dict[str, dict[str, Tensor]] = {}
-    for path in args.checkpoint:
-        torch.manual_seed(args.seed)
-        model, settings = load_trained(path)
-        name = str(path.parent)
-        wrong[name] = find_errors(model, x, y, attacks, device=args.device, title=name)
-        errors = {
-            k: dict(zip(("error", "low", "high"), interval(w), strict=True)) for k, w in wrong[name].items()
+    exactly()
+    attacks = chosen(args)
+    outcomes = {str(path.parent): evaluate(path, attacks, args) for path in args.checkpoint}
+    first, *others = outcomes
+    columns = {
+        name: {k: f"{percent(o.wrong)} of {len(o.wrong)}, {o.seconds:.0f} s" for k, o in found.items()}
+        for name, found in outcomes.items()
+    }
+    print_table("errors on test images, 95% intervals", columns)
+    if others:
+        columns = {
+            name: {k: told(*difference(outcomes[name][k].wrong, o.wrong)) for k, o in outcomes[first].items()}
+            for name in others
         }
-        few, goal = data.to_float(x[:250], args.device), y[:250].to(args.device)
-        curve, _ = loss_curve(model, few, goal, **PAPER, steps=max(args.steps))
-        record = {"errors": errors, "images": len(x), "seed": args.seed, "settings": settings, **stamp()}
-        record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first 250 images
-        (path.parent / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    names = list(wrong)
-    table = {k: {name: percent(wrong[name][k]) for name in names} for k in wrong[names[0]]}
-    print_table(f"errors on {len(x)} test images, 95% intervals", table)
-    if others := names[1:]:
-        first = wrong[names[0]]
-        table = {k: {name: told(*difference(wrong[name][k], first[k])) for name in others} for k in first}
-        print_table(f"minus the errors of {names[0]}, points, paired 95% intervals", table)
-
-
-def told(d: float, half: float) -> str:
-    """Difference of two errors in points, and whether it is more than noise."""
-    return f"{100 * d:+.1f} ± {100 * half:.1f}{'' if abs(d) > half else ' (noise)'}"
+        print_table(f"minus the errors of {first}, points, paired 95% intervals", columns)
 
 
 if __name__ == "__main__":

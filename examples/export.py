@@ -11,7 +11,8 @@ import torch
 
 import data
 from command_line import at_least, plain_errors
-from evaluate import difference, find_errors, menu, percent, stamp, told
+from measure import find_errors, menu
+from report import difference, percent, stamp, told
 from sparta_act import Sparta, SpartaSet
 from train import load_trained
 

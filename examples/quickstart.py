@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 import data
 from command_line import at_least, plain_errors
-from evaluate import MODERN, PAPER, difference, find_errors, loss_curve, percent, print_table, stamp
 from figures import overview, site_attention
+from measure import MODERN, PAPER, find_errors, loss_curve
 from models import ResNet
+from report import difference, percent, print_table, stamp
 from sparta_act import Sparta, replace_relus
 from train import RECIPES, Trainer
 

@@ -28,7 +28,17 @@ from recipes import RECIPES
 from sparta_act import Sparta
 from trainer import COMPILERS, Trainer, averaged, read_checkpoint
 
-__all__ = ["RECIPES", "Trainer", "build", "epochs", "fit", "gate_shares", "load_trained", "read_checkpoint"]
+__all__ = [
+    "RECIPES",
+    "Trainer",
+    "build",
+    "epochs",
+    "fit",
+    "gate_shares",
+    "load_trained",
+    "read_checkpoint",
+    "read_log",
+]
 
 
 def gate_shares(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]]:
@@ -59,7 +69,7 @@ def fit(
     """Train to the recipe's end; after each epoch write checkpoint and log line, and yield the line."""
     checkpoint, log, first = out / "checkpoint.pt", out / "log.csv", distributed.is_first()
     out.mkdir(parents=True, exist_ok=True)
-    rows = _read_log(log)[: trainer.epoch]  # a killed run may have logged what its checkpoint does not know
+    rows = read_log(log)[: trainer.epoch]  # a killed run may have logged what its checkpoint does not know
     while trainer.epoch < trainer.recipe.epochs:
         began, lr = time.perf_counter(), trainer.scheduler.get_last_lr()[0]
         title = f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
@@ -213,7 +223,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"done: {checkpoint}; evaluate it with: python examples/evaluate.py {checkpoint}")
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of a run's log.csv, one an epoch; none if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

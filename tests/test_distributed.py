@@ -38,7 +38,7 @@ def run(*arguments, **more):
 
 
 def losses(out):
-    return [float(row["loss"]) for row in train._read_log(out / "log.csv")]
+    return [float(row["loss"]) for row in train.read_log(out / "log.csv")]
 
 
 def test_two_processes_learn_exactly_what_one_learns(tmp_path):

@@ -1,10 +1,14 @@
 import json
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
-from evaluate import difference, find_errors, interval, loss_curve, main, menu, percent, told
+import train
+from evaluate import main
+from measure import Attack, Outcome, carry_out, find_errors, loss_curve, menu, worst_cases
+from report import difference, interval, percent, told
 
 
 class Brightness(nn.Module):
@@ -72,10 +76,127 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         main([str(tmp_path / "nowhere.pt")])
 
 
+def test_the_worst_case_is_any_attack_within_the_bound_on_the_images_all_saw():
+    wrong = {
+        "clean": [1, 0, 0, 0, 0],
+        "big": [1, 1, 0, 0, 1],
+        "small": [1, 0, 1, 0],
+    }
+    attacks = [
+        Attack("clean", {}, 5),
+        Attack("big", {"eps": 16 / 255}, 5),
+        Attack("small", {"eps": 8 / 255}, 4),
+    ]
+    outcomes = {name: Outcome(torch.tensor(w).bool(), 0.0, []) for name, w in wrong.items()}
+    cases = {name: w.int().tolist() for name, w in worst_cases(attacks, outcomes).items()}
+    assert cases == {"worst case, 8/255": [1, 0, 1, 0], "worst case, 16/255": [1, 1, 1, 0]}
+
+
+def test_an_attack_draws_its_own_numbers():
+    torch.manual_seed(1)
+    x, y = torch.randint(110, 146, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 2
+    model, attack = Brightness(), Attack("one step", {"eps": 0.05, "step_size": 0.01, "steps": 1}, 30)
+    outcomes = []
+    for other in (3, 4):
+        torch.manual_seed(other)
+        outcomes.append(carry_out(attack, model, x, y, seed=0, device="cpu", title=""))
+    assert len(outcomes[0].wrong) == 30
+    assert torch.equal(outcomes[0].wrong, outcomes[1].wrong)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_data):
+    """A network that knows a little: brightness is the class, and easy."""
+    out = tmp_path_factory.mktemp("run")
+    run = ["--out", out, "--activation", "relu", "--recipe", "fast", "--epochs", 1, "--data-dir", tiny_data]
+    train.main([str(a) for a in (*run, "--width", 8, "--device", "cpu")])
+    return out / "checkpoint.pt"
+
+
+def evaluated(path, tiny_data, *more):
+    arguments = [
+        path,
+        "--data-dir",
+        tiny_data,
+        "--steps",
+        2,
+        "--untargeted-steps",
+        2,
+        "--device",
+        "cpu",
+        *more,
+    ]
+    main([str(a) for a in arguments])
+    return json.loads((path.parent / "evaluation.json").read_text())
+
+
+def test_limits_are_kept_and_the_record_says_them(checkpoint, tiny_data):
+    record = evaluated(checkpoint, tiny_data, "--limit", 12, "--strong-limit", 5, "--restarts", 2)
+    images = {name: e["images"] for name, e in record["errors"].items()}
+    assert images == {
+        "clean": 12,
+        "targeted PGD-2, 16/255": 12,
+        "untargeted PGD-2 x 2, 8/255": 5,
+        "worst case, 8/255": 5,
+        "worst case, 16/255": 5,
+    }
+    for entry in record["errors"].values():
+        assert entry["low"] <= entry["error"] <= entry["high"]
+        assert entry["seconds"] >= 0
+
+
+def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
+    once = evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 1)
+    capsys.readouterr()
+    again = evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 3)
+    printed = capsys.readouterr().out
+    assert printed.count("was measured before") == 2
+    assert "untargeted PGD-2 x 3, 8/255 was measured before" not in printed
+    for name in ("clean", "targeted PGD-2, 16/255"):
+        assert again["errors"][name] == once["errors"][name]
+    evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 3, "--seed", 1)
+    assert "was measured before" not in capsys.readouterr().out
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, capsys, monkeypatch):
+    import evaluate
+
+    def killed(attack, *arguments, **more):
+        if attack.name.startswith("untargeted"):
+            raise KeyboardInterrupt
+        return carry_out(attack, *arguments, **more)
+
+    (checkpoint.parent / "evaluation.json").unlink(missing_ok=True)
+    (checkpoint.parent / "evaluation.npz").unlink(missing_ok=True)
+    monkeypatch.setattr(evaluate, "carry_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(checkpoint, tiny_data, "--limit", 10)
+    assert not (checkpoint.parent / "evaluation.json").exists()
+    monkeypatch.undo()
+    capsys.readouterr()
+    evaluated(checkpoint, tiny_data, "--limit", 10)
+    assert capsys.readouterr().out.count("was measured before") == 2
+
+
+def test_another_checkpoint_is_measured_anew(checkpoint, tiny_data, capsys, tmp_path):
+    evaluated(checkpoint, tiny_data, "--limit", 10)
+    for name in ("checkpoint.pt", "evaluation.npz"):
+        shutil.copy(checkpoint.parent / name, tmp_path / name)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"]["fc.bias"][3] += 100  # always class 3: every tenth image is right
+    torch.save(state, tmp_path / "checkpoint.pt")
+    capsys.readouterr()
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)
+    assert "was measured before" not in capsys.readouterr().out
+    assert record["errors"]["clean"]["error"] == pytest.approx(0.9)
+    (tmp_path / "evaluation.npz").write_bytes(b"no archive")
+    assert evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)["errors"]["clean"]["error"] == (
+        pytest.approx(0.9)
+    )
+
+
 @pytest.mark.slow
 def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
-    import train
-
     for activation in ("relu", "swish-relu"):
         run = [
             "--out",
@@ -94,7 +215,13 @@ def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
     assert "targeted PGD-2, 16/255" in printed
     assert "±" in printed
     record = json.loads((tmp_path / "relu/evaluation.json").read_text())
-    assert record["images"] == 20
+    assert {e["images"] for e in record["errors"].values()} == {20}
     assert len(record["loss per step"]) == 2
     assert record["loss per step"][1] < record["loss per step"][0]
-    assert set(record["errors"]) == {"clean", "targeted PGD-2, 16/255", "untargeted PGD-2, 8/255"}
+    assert set(record["errors"]) == {
+        "clean",
+        "targeted PGD-2, 16/255",
+        "untargeted PGD-2 x 10, 8/255",
+        "worst case, 8/255",
+        "worst case, 16/255",
+    }

@@ -67,7 +67,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_data):
     assert whole["epoch"] == resumed["epoch"] == 3
     for part in ("model", "optimizer", "scheduler", "rng"):
         assert_same(whole[part], resumed[part])
-    whole, resumed = (train._read_log(tmp_path / f / "log.csv") for f in ("whole", "killed"))
+    whole, resumed = (train.read_log(tmp_path / f / "log.csv") for f in ("whole", "killed"))
     assert [r | {"seconds": 0} for r in whole] == [r | {"seconds": 0} for r in resumed]
 
 
@@ -181,7 +181,7 @@ def test_a_recipe_with_averaging_is_evaluated_with_its_average(tmp_path, tiny_da
 @pytest.mark.parametrize("option", [["--activation", "gelu"], ["--amp", "bf16"]])
 def test_other_options_train(tmp_path, tiny_data, option):
     tiny_run(tmp_path / "run", tiny_data, "--recipe", "fast", *option)
-    (row,) = train._read_log(tmp_path / "run/log.csv")
+    (row,) = train.read_log(tmp_path / "run/log.csv")
     assert 0 <= float(row["error"]) <= 1
     assert 1 < float(row["loss"]) < 5
 

@@ -1,0 +1,146 @@
+"""Which images a network gets wrong: clean, under PGD, under AutoAttack, and under any of them."""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+from attacks import attacking, classes_of, pgd, pgd_steps, random_targets
+from strong import autoattack
+
+PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
+MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
+BATCH = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """One attack by its name: arguments of `pgd`, or of AutoAttack if without `steps`; none for clean."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    images: int
+
+    @property
+    def eps(self) -> float:
+        """Bound of the perturbation, as a fraction of 1."""
+        return float(self.arguments.get("eps", 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Which of the first images an attack fooled, the seconds it took and what its library warned of."""
+
+    wrong: Tensor  # (images,) of bool
+    seconds: float
+    warnings: list[str]
+
+
+def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, dict[str, Any]]:
+    """Attacks by name: the paper's targeted PGD at each number of steps, and an untargeted one at 8/255."""
+    attacks = {f"targeted PGD-{k}, 16/255": {**PAPER, "steps": k} for k in steps}
+    name = f"untargeted PGD-{untargeted_steps}{f' x {restarts}' if restarts > 1 else ''}, 8/255"
+    return attacks | {name: {**MODERN, "steps": untargeted_steps, "restarts": restarts}}
+
+
+def find_errors(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[str, Mapping[str, Any]],
+    *,
+    device: str = "cpu",
+    batch_size: int = BATCH,
+    title: str = "attacking",
+) -> dict[str, Tensor]:
+    """Which images the network gets wrong: clean, and under each PGD.
+
+    Shapes: x (N, C, H, W) uint8, y (N,); each result (N,) of bool.
+    """
+    wrong: dict[str, list[Tensor]] = {name: [] for name in ("clean", *attacks)}
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    passes = 1 + sum(a["steps"] * a.get("restarts", 1) for a in attacks.values())
+    with tqdm(total=passes * len(x), unit="img", unit_scale=True, desc=title) as bar:
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            clean = data.to_float(images, device).contiguous(memory_format=torch.channels_last)
+            goal = labels.to(device)
+            wrong["clean"].append(_errs(model, clean, goal))
+            bar.update(len(clean))
+            for name, arguments in attacks.items():
+                wrong[name].append(_errs(model, pgd(model, clean, goal, **arguments), goal))
+                bar.update(len(clean) * arguments["steps"] * arguments.get("restarts", 1))
+    return {name: torch.cat(parts) for name, parts in wrong.items()}
+
+
+def carry_out(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, *, seed: int, device: str, title: str
+) -> Outcome:
+    """Attack the first images of x (N, C, H, W), uint8, with random numbers of its own."""
+    began = time.perf_counter()
+    x, y = x[: attack.images], y[: attack.images]
+    own = zlib.crc32(f"{seed} {attack.name}".encode())
+    torch.manual_seed(own)
+    title, warnings = f"{title}: {attack.name}", list[str]()
+    if not attack.arguments:
+        wrong = find_errors(model, x, y, {}, device=device, title=title)["clean"]
+    elif "steps" in attack.arguments:
+        name, attacks = attack.name, {attack.name: attack.arguments}
+        wrong = find_errors(model, x, y, attacks, device=device, title=title)[name]
+    else:
+        # the library takes views of gradients that only this layout allows
+        model = model.to(device, memory_format=torch.contiguous_format).eval()
+        wrong, warnings = autoattack(
+            model,
+            data.to_float(x, device),
+            y.to(device),
+            **attack.arguments,
+            seed=own,
+            batch_size=BATCH,
+            title=title,
+        )
+    return Outcome(wrong, time.perf_counter() - began, warnings)
+
+
+def worst_cases(attacks: list[Attack], outcomes: Mapping[str, Outcome]) -> dict[str, Tensor]:
+    """Images that any attack within a bound fooled, for each bound, over the images that all of them saw."""
+    cases = {}
+    for eps in sorted({a.eps for a in attacks} - {0.0}):
+        within = [outcomes[a.name].wrong for a in attacks if a.eps <= eps]
+        seen = min(len(w) for w in within)
+        cases[f"worst case, {Fraction(eps).limit_denominator(255)}"] = torch.stack(
+            [w[:seen] for w in within]
+        ).any(0)
+    return cases
+
+
+def loss_curve(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, step_size: float, steps: int, targeted: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss of each image at each step of one PGD run, and the attacked images (the paper's Figure 3).
+
+    Shapes: x (N, C, H, W) in [0, 1], y (N,); results (steps, N) and as x.
+    """
+    with attacking(model):
+        goal = random_targets(y, classes_of(model, x)) if targeted else y
+        run = pgd_steps(model, x, goal, eps=eps, step_size=step_size, steps=steps, targeted=targeted)
+        images, losses = zip(*run, strict=True)
+    return torch.stack(losses), images[-1]
+
+
+def exactly() -> None:
+    """Change torch's settings so that float32 is float32 on every GPU."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def _errs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (model(x).argmax(1) != y).cpu()

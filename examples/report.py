@@ -1,0 +1,57 @@
+"""Errors as text: their intervals and differences, tables, and the machine they were measured on."""
+
+import datetime
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+
+def interval(wrong: Tensor) -> tuple[float, float, float]:
+    """Error and its 95% Wilson interval, from (N,) of bool."""
+    n, p, z = len(wrong), wrong.float().mean().item(), 1.959964
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return p, middle - half, middle + half
+
+
+def difference(wrong: Tensor, other: Tensor) -> tuple[float, float]:
+    """Error minus the other's error on the same images, and the half width of its 95% interval (paired)."""
+    d = wrong.float() - other.float()
+    return d.mean().item(), 1.959964 * d.std(correction=0).item() / math.sqrt(len(d))
+
+
+def percent(wrong: Tensor) -> str:
+    """Error with its interval, as text: `31.5% (28.7-34.4)`."""
+    p, low, high = interval(wrong)
+    return f"{p:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def told(d: float, half: float) -> str:
+    """Difference of two errors in points, and whether it is more than noise."""
+    return f"{100 * d:+.1f} ± {100 * half:.1f}{'' if abs(d) > half else ' (noise)'}"
+
+
+def print_table(title: str, columns: Mapping[str, Mapping[str, str]]) -> None:
+    """Print rows (the keys of each column's entries) by columns."""
+    table = Table(title=title)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in next(iter(columns.values())):
+        table.add_row(row, *(c[row] for c in columns.values()))
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def stamp() -> dict[str, str]:
+    """What a figure needs beside it: machine, torch, date."""
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    if torch.cuda.is_available():
+        machine += ", " + torch.cuda.get_device_name()
+    return {"machine": machine, "torch": torch.__version__, "date": datetime.date.today().isoformat()}

@@ -1,0 +1,155 @@
+"""One run of the queue from start to its filed result: data, training, set, evaluation, JSON."""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+from filelock import Timeout
+
+import data
+import evaluate
+import train
+from export import activations_of, round_to_half
+from runs import FOLDERS, Queue, Run, lock, read_begun, state, write_json
+from sparta_act import SpartaSet
+
+
+def source(run: Run, folder: str | None) -> str:
+    """`--data-dir` of a run. Raises `ValueError` where its data is not, or not whole."""
+    if run.sample:
+        return "sample"
+    if folder is None:
+        raise ValueError(
+            f"{run.name} wants the whole {run.dataset}: --data FOLDER that holds it, or --data hub"
+        )
+    if folder == "hub":
+        return "hub"
+    inner = Path(folder) / FOLDERS[run.dataset]
+    if not inner.is_dir():
+        raise ValueError(f"{run.name} wants {run.dataset} in {inner}, and there is no such folder")
+    data.check_whole(str(inner), run.dataset)
+    return str(inner)
+
+
+def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float) -> bool:
+    """Train, evaluate and file one run; False if the time was over first, and then it can go on.
+
+    Raises `ValueError` if its data or the set it needs is missing, another process works on it, or its folder
+    was begun with other settings.
+    """
+    folder, images = args.runs / run.name, source(run, args.data)
+    now = state(queue, run, args.runs, args.results)
+    if now.word in ("waiting", "changed"):
+        raise ValueError(f"{run.name}: {now.word} {now.detail}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(folder):
+            if read_begun(folder) is None:
+                write_json(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
+            if not trained(run, _training(run, args, args.runs, images), folder, deadline):
+                return False
+            if time.monotonic() > deadline:
+                print(f"{run.name}: trained; its evaluation did not begin, the time is over")
+                return False
+            evaluate.main(_evaluation(run, args, args.runs, images))
+            file_result(run, args)
+    except Timeout:
+        raise ValueError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
+    return True
+
+
+def trained(run: Run, arguments: list[str], folder: Path, deadline: float) -> bool:
+    """Train to the end and save the set of its own SPARTA; False if an epoch would end after the deadline."""
+    checkpoint, done = folder / "checkpoint.pt", 0
+    seconds = [float(row["seconds"]) for row in train.read_log(folder / "log.csv")]
+    if checkpoint.exists():
+        done = train.read_checkpoint(checkpoint)["epoch"]
+        arguments = [*arguments, "--resume"]
+    with closing(train.epochs(arguments)) as epochs:
+        while done < run.epochs:
+            if time.monotonic() + (statistics.median(seconds) if seconds else 0) > deadline:
+                print(f"{run.name}: stopped after epoch {done} of {run.epochs}, the time is over")
+                return False
+            row = next(epochs)
+            seconds.append(row["seconds"])
+            done = row["epoch"]
+            told = f"loss {row['loss']:.3f}, error {row['error']:.1%}, {row['seconds']:.1f} s"
+            print(f"{run.name}, epoch {done} of {run.epochs}: {told}", flush=True)
+    if run.set is None:
+        model, settings = train.load_trained(checkpoint)
+        if activations := activations_of(model):
+            round_to_half(activations)
+            info = {"backbone": f"{run.arch} of width {run.width}", "recipe": settings}
+            SpartaSet(activations, info).save_pretrained(folder / "set")
+    return True
+
+
+def file_result(run: Run, args: argparse.Namespace) -> None:
+    """Write the run's result, whole or not at all."""
+    folder = args.runs / run.name
+    measured = json.loads((folder / "evaluation.json").read_text())
+    log = train.read_log(folder / "log.csv")
+    model, settings = train.load_trained(folder / "checkpoint.pt")
+    begun = read_begun(folder)
+    runs, images = Path("runs/campaign"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
+    result = {
+        "run": run.name,
+        "settings": run.settings(),
+        "training images": settings["images"],
+        "errors": measured["errors"],
+        "loss per step": measured["loss per step"],
+        "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "last epoch": {k: float(v) for k, v in log[-1].items() if v != ""},
+        "machine": measured["machine"],
+        "torch": measured["torch"],
+        "date": datetime.date.today().isoformat(),
+        "git commit": begun["git commit"] if begun else "unknown",
+        "commands": [
+            shlex.join(["python", "examples/train.py", *_training(run, args, runs, images)]),
+            shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images)]),
+        ],
+    }
+    write_json(args.results / f"{run.name}.json", result)
+    print(f"filed: {args.results / run.name}.json")
+
+
+def commit() -> str:
+    """Commit of this checkout, and whether its code was changed since; `GIT_COMMIT` where there is no git."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        head, changed = (
+            subprocess.run([*git, *what], capture_output=True, text=True, check=True).stdout.strip()
+            for what in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", "examples", "sparta_act"],
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("GIT_COMMIT", "unknown")
+    return head + (", changed" if changed else "")
+
+
+def _training(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
+    """Arguments of train.py that make this run."""
+    words = ["--out", str(runs / run.name), "--dataset", run.dataset, "--data-dir", images]
+    words += ["--arch", run.arch, "--width", str(run.width), "--activation", run.activation]
+    words += ["--sites", run.sites, "--recipe", run.recipe, "--epochs", str(run.epochs)]
+    words += ["--seed", str(run.seed), "--device", args.device]
+    words += ["--limit", str(run.limit)] if run.limit else []
+    words += ["--pretrained", str(runs / run.set / "set")] if run.set else []
+    words += ["--amp", args.amp] if args.amp else []
+    return words + (["--compile", args.compile] if args.compile else [])
+
+
+def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
+    """Arguments of evaluate.py for it."""
+    words = [str(runs / run.name / "checkpoint.pt"), "--data-dir", images, *run.evaluation.split()]
+    return [*words, "--seed", str(run.seed), "--device", args.device]

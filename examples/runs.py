@@ -1,0 +1,197 @@
+"""The queue of `campaign.toml`: its runs, what each still needs, and the results that are filed."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from models import ACTIVATIONS, BLOCKS
+from recipes import RECIPES
+from train import read_log
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+QUEUE = Path(__file__).parent / "campaign.toml"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+FOLDERS = {"cifar10": "cifar10", "svhn": "svhn", "mnist-m": "mnist_m"}  # of each data set, beside each other
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One entry: a network, how it is trained and evaluated; `set` names the run whose SPARTA it gets."""
+
+    name: str
+    epochs: int
+    dataset: str
+    arch: str
+    width: int
+    activation: str
+    sites: str
+    recipe: str
+    seed: int
+    evaluation: str
+    set: str | None = None
+    sample: bool = False
+    limit: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What a result must agree with to be this run's, the recipe's numbers included."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "name"} | {
+            "numbers": dataclasses.asdict(RECIPES[self.recipe]) | {"epochs": self.epochs}
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Queue:
+    """All runs by name, in their order, and the paper's tables."""
+
+    winner: str
+    epochs: dict[str, int]
+    runs: dict[str, Run]
+    tables: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How a run stands: done, running, stopped, missing or waiting; and a word more."""
+
+    word: str
+    detail: str = ""
+
+
+def read_queue(path: Path = QUEUE) -> Queue:
+    """The queue file. Raises `ValueError` that names every entry it cannot make sense of."""
+    try:
+        text = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+    try:
+        winner, epochs, defaults = text["winner"], text["epochs"], text["defaults"]
+        evaluations, entries, tables = text["evaluations"], text["runs"], text["tables"]
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}") from None
+    runs: dict[str, Run] = {}
+    wrong = []
+    for name, entry in entries.items():
+        numbers = defaults | entry
+        activation = numbers.get("activation", "")
+        if activation.startswith("winner"):
+            numbers["activation"] = activation.replace("winner", winner, 1)
+        unknown = [
+            f"{what} {numbers.get(what)!r}"
+            for what, known in (
+                ("dataset", FOLDERS),
+                ("arch", BLOCKS),
+                ("activation", ACTIVATIONS),
+                ("recipe", RECIPES),
+                ("evaluation", evaluations),
+                ("set", (None, *runs)),
+            )
+            if numbers.get(what) not in known
+        ]
+        budget = name.split("-")[0]
+        if budget not in epochs:
+            unknown.append(f"budget {budget!r}")
+        unknown += [f"{k} {numbers.get(k)!r}" for k in ("width", "seed") if type(numbers.get(k)) is not int]
+        unknown += [f"field {k!r}" for k in numbers.keys() - {f.name for f in dataclasses.fields(Run)}]
+        if unknown:
+            wrong.append(f"{name}: unknown {', '.join(unknown)}")
+            continue
+        numbers["evaluation"] = evaluations[numbers["evaluation"]]
+        runs[name] = Run(name=name, epochs=epochs[budget], **numbers)
+    if wrong:
+        raise ValueError(f"{path}: " + "; ".join(wrong))
+    return Queue(winner, epochs, runs, tables)
+
+
+def read_result(name: str, results: Path) -> dict[str, Any] | None:
+    """What was filed for a run, if anything. Raises `ValueError` for a file that is no result."""
+    path = results / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; restore it, or delete it and run again") from None
+    if not isinstance(result, dict) or not {"settings", "errors", "seconds per epoch"} <= result.keys():
+        raise ValueError(f"{path} is no result of campaign.py; restore it, or delete it and run again")
+    return result
+
+
+def result_of(run: Run, results: Path) -> dict[str, Any] | None:
+    """The filed result of a run, if it is of this entry as it stands now."""
+    result = read_result(run.name, results)
+    return result if result is not None and not changes(run, result) else None
+
+
+def changes(run: Run, other: dict[str, Any]) -> str:
+    """In what the settings of a result or a begun run differ from the entry, as text; empty if in nothing."""
+    now, then = run.settings(), other["settings"]
+    return ", ".join(
+        f"{k} was {then.get(k)!r}, is {now.get(k)!r}"
+        for k in sorted(now.keys() | then.keys())
+        if now.get(k) != then.get(k)
+    )
+
+
+def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
+    """How a run stands, from the files alone."""
+    result = read_result(run.name, results)
+    if result is not None and not changes(run, result):
+        return State("done", f"clean error {result['errors']['clean']['error']:.1%}")
+    folder = runs / run.name
+    epoch = len(read_log(folder / "log.csv"))
+    if is_locked(folder):
+        return State("running", f"epoch {min(epoch + 1, run.epochs)} of {run.epochs}")
+    if (begun := read_begun(folder)) and (changed := changes(run, begun)):
+        return State("changed", f"{folder} was begun otherwise: {changed}; move or delete it")
+    if run.set is not None:
+        giver, place = read_begun(runs / run.set), runs / run.set / "set"
+        if not place.exists() or not giver or changes(queue.runs[run.set], giver):
+            return State("waiting", f"for {run.set}, whose set is not in {place}")
+    if (folder / "checkpoint.pt").exists():
+        return State("stopped", f"after epoch {epoch} of {run.epochs}")
+    return State("missing", f"an older result is filed: {changes(run, result)}" if result is not None else "")
+
+
+def read_begun(folder: Path) -> dict[str, Any] | None:
+    """What was written when a run began: its settings and the commit; nothing if it did not begin."""
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    try:
+        begun = json.loads(path.read_text())
+        return {"settings": dict(begun["settings"]), "git commit": str(begun["git commit"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what campaign.py writes ({error}); delete {folder}") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(scratch, path)
+
+
+def lock(folder: Path) -> FileLock:
+    """What a process holds while it works on a run."""
+    return FileLock(folder / "lock", timeout=0)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether some process works on a run."""
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except Timeout:
+        return True

@@ -1,0 +1,134 @@
+"""The paper's tables beside ours, as Markdown, from the queue and the filed results alone."""
+
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runs import Queue, Run, result_of
+
+ATTACKS = {
+    "PGD-10": "targeted PGD-10, 16/255",
+    "PGD-30": "targeted PGD-30, 16/255",
+    "PGD-50": "targeted PGD-50, 16/255",
+    "clean": "clean",
+}
+BUDGETS = ("short", "paper")
+MISSING = "missing"
+HEAD = """# Results
+
+The paper's Tables 2 to 9 beside ours: percent of test images that are wrong, clean or under the paper's
+attack (targeted PGD, eps 16/255, step 1/255). Ours have 95% intervals; where a row has several seeds, their
+mean, lowest and highest. Under each table stand attacks that the paper does not show. Budgets are epochs:
+what is trained for 30 is not compared with what is trained for 90.
+
+Written by `python examples/campaign.py tables` from the files in [results](results), each of which names its
+commands, seed, machine, torch and commit; nothing here is typed by hand.
+"""
+
+
+def render(queue: Queue, results: Path) -> str:
+    """All tables, as Markdown."""
+    parts = [HEAD]
+    for table in queue.tables:
+        number = table["number"]
+        parts.append(f"## {'Table ' + number if number[0].isdigit() else number.capitalize()}\n")
+        parts.append(f"{table['title']}.{' ' + table['note'] if 'note' in table else ''}\n")
+        for budget in budgets(queue, table, results):
+            parts.append(f"{queue.epochs[budget]} epochs (`{budget}`):\n")
+            parts.append(_beside(queue, table, budget, results))
+            if more := _more(queue, table, budget, results):
+                parts.append(more)
+    return "\n".join(parts)
+
+
+def budgets(queue: Queue, table: dict[str, Any], results: Path) -> list[str]:
+    """Those of a table's budgets that have a result; if none has, the first."""
+    known = table.get("budgets", BUDGETS)
+    found = [b for b in known if any(_results(queue, row, b, results) for row in table["rows"])]
+    return found or [known[0]]
+
+
+def lacking(queue: Queue, results: Path) -> Iterator[str]:
+    """One line for each table: how many of its rows have a result."""
+    for table in queue.tables:
+        told = []
+        for budget in table.get("budgets", BUDGETS):
+            there = [r for r in table["rows"] if _runs(queue, r, budget)]
+            missing = [r["label"] for r in there if not _results(queue, r, budget, results)]
+            if there:
+                lack = f", lacks {'; '.join(missing)}" if missing else ""
+                told.append(f"{budget} {len(there) - len(missing)} of {len(table['rows'])}{lack}")
+        yield f"{table['number']}: {' | '.join(told)}"
+
+
+def leader(queue: Queue, results: Path) -> str | None:
+    """The reading with the lowest worst-case error, once the whole contest is done."""
+    runs = [r for r in queue.runs.values() if r.name.startswith("contest-") and r.activation != "relu"]
+    found = {r.activation: result_of(r, results) for r in runs}
+    worst = {a: f["errors"].get("worst case, 16/255") for a, f in found.items() if f is not None}
+    if not runs or len(worst) < len(runs) or None in worst.values():
+        return None
+    return min(worst, key=lambda activation: worst[activation]["error"])
+
+
+def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
+    name = re.compile(rf"{budget}-{re.escape(row['run'])}(-seed\d+)?")
+    return [run for run in queue.runs.values() if name.fullmatch(run.name)]
+
+
+def _results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
+    found = (result_of(run, results) for run in _runs(queue, row, budget))
+    return [result for result in found if result is not None]
+
+
+def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str:
+    printed = any("paper" in row for row in table["rows"])
+    head = [
+        "",
+        *(f"{c}{who}" for c in table["columns"] for who in ([", paper", ", ours"] if printed else [""])),
+    ]
+    lines = [head, ["---"] * len(head)]
+    for row in table["rows"]:
+        found = _results(queue, row, budget, results)
+        line = [row["label"]]
+        for i, column in enumerate(table["columns"]):
+            line += [f"{row['paper'][i]:.2f}" if "paper" in row else ""] if printed else []
+            line.append(_cell([f["errors"].get(ATTACKS[column]) for f in found]))
+        lines.append(line)
+    return _markdown(lines)
+
+
+def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
+    rows = {row["label"]: _results(queue, row, budget, results) for row in table["rows"]}
+    rows = {label: found for label, found in rows.items() if found}
+    attacks = list(dict.fromkeys(a for found in rows.values() for f in found for a in f["errors"]))
+    attacks = [a for a in attacks if a not in ATTACKS.values()]
+    if not rows:
+        return None
+    lines = [["", *attacks, "parameters", "seconds per epoch", "machine"]]
+    lines.append(["---"] * len(lines[0]))
+    for label, found in rows.items():
+        line = [label, *(_cell([f["errors"].get(a) for f in found], images=True) for a in attacks)]
+        seconds = " / ".join(f"{f['seconds per epoch']:.1f}" for f in found)
+        machines = " / ".join(dict.fromkeys(f["machine"] for f in found))
+        lines.append([*line, f"{found[0]['parameters']:,}", seconds, machines])
+    return _markdown(lines)
+
+
+def _cell(errors: list[dict[str, Any] | None], *, images: bool = False) -> str:
+    """Error in percent with its interval; of several seeds their mean and range."""
+    known = [e for e in errors if e is not None]
+    if not known:
+        return MISSING
+    percent = [100 * e["error"] for e in known]
+    count = f"; {known[0]['images']} images" if images else ""
+    if len(known) == 1:
+        return f"{percent[0]:.2f} ({100 * known[0]['low']:.1f}-{100 * known[0]['high']:.1f}{count})"
+    spread = f"{min(percent):.2f} to {max(percent):.2f}, {len(known)} seeds"
+    return f"{statistics.mean(percent):.2f} ({spread}{count})"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,97 @@
+"""AutoAttack by the library we chose, against an exact answer and against another library's."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_evaluate import Brightness
+from torch import nn
+
+import data
+from measure import Attack, carry_out
+from recipes import RECIPES
+from strong import autoattack
+from trainer import Trainer
+
+
+class TenLevels(nn.Module):
+    """Class k for images whose brightness is nearest to k / 9: an image moves by eps and no further."""
+
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.Parameter(torch.arange(10) / 9)
+
+    def forward(self, x):
+        return -20 * (x.mean((1, 2, 3))[:, None] - self.levels) ** 2
+
+
+@pytest.mark.slow
+def test_where_the_answer_is_known_it_is_found():
+    eps, y = 8 / 255, torch.arange(10)
+    offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
+    x = (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
+    wrong, warnings = autoattack(TenLevels(), x, y, eps=eps, seed=0, batch_size=4, title="known")
+    assert wrong.tolist() == (offset.abs() + eps > 1 / 18).tolist()  # half the way to the next level
+    assert not any("randomized" in w or "logits" in w for w in warnings)
+
+
+def test_what_the_library_warns_of_is_told():
+    model = nn.Sequential(Brightness(), nn.Softmax(1))  # two classes, and probabilities
+    x, y = torch.tensor([0.5, 0.1]).view(2, 1, 1, 1).expand(2, 3, 4, 4).contiguous(), torch.tensor([1, 1])
+    wrong, warnings = autoattack(model, x, y, eps=8 / 255, seed=0, batch_size=2, title="few")
+    assert wrong.tolist() == [True, True]
+    assert any("probability distribution" in w for w in warnings)
+    assert any("only 2 classes" in w for w in warnings)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match=r'pip install "sparta-act\[autoattack\]"'):
+        autoattack(
+            Brightness(), torch.rand(1, 3, 4, 4), torch.zeros(1), eps=0.1, seed=0, batch_size=1, title=""
+        )
+
+
+@pytest.mark.slow
+def test_two_libraries_agree_on_64_images():
+    """pyautoattack and torchattacks, on a small network that resists a little."""
+    import torchattacks
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(784, 10))
+    x, y = data.load("train")
+    recipe = replace(RECIPES["fast"], lr=0.02, batch_size=100, epochs=8, eps=8 / 255, step_size=5 / 255)
+    trainer = Trainer(model, replace(recipe, targeted=False), len(x))
+    for _ in range(recipe.epochs):
+        trainer.run_epoch(x, y, NoBar())
+    model.eval()
+    with torch.no_grad():
+        right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:64]
+    x, y = x[right], y[right]
+    ours = carry_out(
+        Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 64), model, x, y, seed=0, device="cpu", title=""
+    ).wrong
+    attack = torchattacks.AutoAttack(
+        model, norm="Linf", eps=4 / 255, version="standard", n_classes=10, seed=0
+    )
+    images = data.to_float(x)
+    x_adv = attack(images, y)
+    assert (x_adv - images).abs().max() <= 4 / 255 + 1e-6
+    with torch.no_grad():
+        theirs = model(x_adv).argmax(1) != y
+    print(
+        f"wrong: pyautoattack {ours.sum()}, torchattacks {theirs.sum()}, differing {(ours != theirs).sum()}"
+    )
+    assert 10 < ours.sum() < 60
+    assert (ours != theirs).sum() <= 2
+
+
+class NoBar:
+    n = 0
+
+    def update(self, count):
+        pass

@@ -1,0 +1,330 @@
+"""The queue, the states and the filing of examples/campaign.py, through its command line and real files."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures import write_parquet
+
+import campaign
+import train
+from runs import read_queue
+from sparta_act import SpartaSet
+from sparta_act.baselines import PooledSparta
+
+QUEUE = read_queue()
+SMALL = """
+winner = "sparta-pooled"
+[epochs]
+short = 1
+contest = 1
+[evaluations]
+quick = "--limit 10 --steps 2 --untargeted-steps 2 --restarts 1"
+[defaults]
+dataset = "cifar10"
+arch = "resnet18"
+width = 8
+sites = "G*.B-1"
+recipe = "fast"
+seed = 0
+evaluation = "quick"
+sample = true
+limit = 40
+[runs]
+short-relu = { activation = "relu" }
+short-sparta = { activation = "winner" }
+short-sparta-from-sparta = { activation = "winner", set = "short-sparta" }
+[[tables]]
+number = "2"
+title = "T"
+columns = ["clean"]
+rows = [ { label = "SPARTA", run = "sparta", paper = [15.48] } ]
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A small queue, of runs on a few images of the sample."""
+    (tmp_path / "queue.toml").write_text(SMALL)
+    return tmp_path
+
+
+def call(place, *more):
+    folders = ["--queue", place / "queue.toml", "--runs", place / "runs", "--results", place / "results"]
+    campaign.main([str(a) for a in (*folders, *more)])
+
+
+def run(place, *more):
+    call(place, "run", *more, "--device", "cpu")
+
+
+def change_winner(place):
+    (place / "queue.toml").write_text(SMALL.replace('winner = "sparta-pooled"', 'winner = "sparta-normed"'))
+
+
+@pytest.mark.parametrize("name", QUEUE.runs)
+def test_every_entry_takes_a_step(name, tmp_path):
+    r, pretrained = QUEUE.runs[name], None
+    if r.set:
+        pretrained = str(tmp_path / "set")
+        SpartaSet({f"G{i + 1}.B2": PooledSparta(8 * 2**i) for i in range(4)}).save_pretrained(pretrained)
+    model = train.build(r.arch, r.activation, r.sites, width=8, pretrained=pretrained, dataset=r.dataset)
+    recipe = dataclasses.replace(train.RECIPES[r.recipe], epochs=r.epochs, batch_size=2)
+    recipe = dataclasses.replace(recipe, steps=min(recipe.steps, 1))
+    total = train.Trainer(model, recipe, 2).step(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert torch.isfinite(total).all()
+    if r.activation != "relu" and r.sites == "*act*":
+        assert not any(type(m) is torch.nn.ReLU for m in model.modules())
+
+
+def test_a_dependency_stands_before_its_dependents_and_learns_its_own_set():
+    names = list(QUEUE.runs)
+    for r in QUEUE.runs.values():
+        if r.set:
+            assert names.index(r.set) < names.index(r.name)
+            assert QUEUE.runs[r.set].set is None
+            assert QUEUE.runs[r.set].activation == r.activation
+
+
+@pytest.mark.parametrize(
+    ("number", "label", "numbers"),
+    [
+        ("3", "N = 4", [30.17, 66.58, 73.45, 15.07]),
+        ("4", "Swish-ReLU", [30.10, 67.70, 75.07]),
+        ("5", "FD", [16.45, 61.85, 69.45]),
+        ("6, ResNet-34, adversarial training", "SPARTA", [29.17, 64.13, 72.91, 14.47]),
+        ("7", "ResNet-34, SPARTA", [27.73, 42.23, 46.40, 23.84]),
+        ("8", "SVHN, SPARTA of CIFAR-10", [16.59, 61.88, 69.45, 6.52]),
+        ("9", "G{1,2,3,4}.B{1,2}", [31.32, 65.83, 72.28, 16.70]),
+    ],
+)
+def test_the_papers_numbers(number, label, numbers):
+    rows = {(t["number"], row["label"]): row for t in QUEUE.tables for row in t["rows"]}
+    assert rows[number, label]["paper"] == numbers
+
+
+def test_a_changed_winner_never_files_the_old_reading(place, capsys):
+    run(place, "short-sparta")
+    change_winner(place)
+    call(place)
+    assert "changed" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="begun otherwise: activation was 'sparta-pooled', is 'sparta-normed'"
+    ):
+        run(place, "short-sparta")
+    filed = json.loads((place / "results/short-sparta.json").read_text())
+    assert filed["settings"]["activation"] == "sparta-pooled"
+    call(place, "tables")
+    assert "| SPARTA | 15.48 | missing |" in (place / "results.md").read_text()
+
+
+def test_a_transfer_run_never_takes_the_old_readings_set(place):
+    run(place, "short-sparta")
+    change_winner(place)
+    with pytest.raises(ValueError, match="waiting for short-sparta, whose set is not in"):
+        run(place, "short-sparta-from-sparta")
+
+
+def test_a_transfer_run_trains_around_the_frozen_set(place):
+    with pytest.raises(ValueError, match="waiting for short-sparta"):
+        run(place, "short-sparta-from-sparta")
+    run(place, "short-sparta", "short-sparta-from-sparta")
+    given, taken = (
+        train.load_trained(place / f"runs/{n}/checkpoint.pt")[0].layer4[1].act2
+        for n in ("short-sparta", "short-sparta-from-sparta")
+    )
+    assert taken.frozen
+    torch.testing.assert_close(taken.conv3, given.conv3.half().float())
+    assert not (place / "runs/short-sparta-from-sparta/set").exists()
+
+
+def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):
+    (place / "queue.toml").write_text(SMALL.replace("sample = true\nlimit = 40\n", ""))
+    for split in ("train", "test"):
+        x = np.zeros((60, 32, 32, 3), np.uint8)
+        write_parquet(place / f"data/cifar10/{split}-00000-of-00001.parquet", x, np.arange(60) % 10)
+    with pytest.raises(ValueError, match="the train split of cifar10 has 50000 images, found 60"):
+        run(place, "short-relu", "--data", place / "data")
+    run(place, "--next", "--data", place / "data")
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there is no such folder"):
+        run(place, "short-relu", "--data", place / "nowhere")
+    with pytest.raises(ValueError, match="wants the whole cifar10: --data FOLDER"):
+        run(place, "short-relu")
+    assert not (place / "runs").exists()
+
+
+def test_what_is_not_of_the_whole_data_says_so():
+    assert [r.name for r in QUEUE.runs.values() if r.sample or r.limit] == ["smoke-sparta"]
+    (table,) = [t for t in QUEUE.tables if "smoke" in t.get("budgets", ())]
+    assert "on the sample" in table["title"]
+
+
+def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place):
+    run(place, "short-relu")
+    text = (place / "results/short-relu.json").read_text()
+    assert str(place) not in text
+    result = json.loads(text)
+    assert result["seconds per epoch"] > 0
+    assert result["settings"]["numbers"]["eps"] == 16 / 255
+    assert result["training images"] == 40
+    assert len(result["git commit"]) >= 40 or result["git commit"] == "unknown"
+    training, evaluation = (c.split()[2:] for c in result["commands"])
+    args = train.parser().parse_args([a.strip("'") for a in training])
+    assert (args.activation, args.epochs, args.width, args.sites) == ("relu", 1, 8, "G*.B-1")
+    assert evaluation[0] == "runs/campaign/short-relu/checkpoint.pt"
+    model, _ = train.load_trained(place / "runs/short-relu/checkpoint.pt")
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_what_is_done_is_not_done_again(place, capsys):
+    run(place, "short-relu")
+    path = place / "runs/short-relu/checkpoint.pt"
+    before = path.read_bytes()
+    run(place, "short-relu")
+    assert "short-relu is done" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def result(error, **more):
+    entry = {"error": error, "low": error - 0.01, "high": error + 0.02, "images": 500}
+    errors = dict.fromkeys(("clean", "targeted PGD-10, 16/255", "worst case, 16/255"), entry)
+    return {"errors": errors, "parameters": 1234, "seconds per epoch": 2.5, "machine": "a GPU", **more}
+
+
+def test_the_tables_are_the_papers_beside_ours(place):
+    text = SMALL.replace("short = 1", "short = 1\npaper = 2").replace(
+        'columns = ["clean"]', 'columns = ["PGD-30", "clean"]'
+    )
+    text = text.replace("paper = [15.48]", "paper = [65.81, 15.48]")
+    rows = 'short-relu = { activation = "relu" }\nshort-sparta-seed1 = { activation = "winner", seed = 1 }\n'
+    text = text.replace(
+        'short-relu = { activation = "relu" }\n', rows + 'paper-sparta = { activation = "winner" }\n'
+    )
+    (place / "queue.toml").write_text(text)
+    queue = read_queue(place / "queue.toml")
+    (place / "results").mkdir()
+    for name, error in (("short-sparta", 0.2), ("short-sparta-seed1", 0.3), ("paper-sparta", 0.1)):
+        filed = result(error, settings=queue.runs[name].settings())
+        (place / f"results/{name}.json").write_text(json.dumps(filed))
+    call(place, "tables")
+    page = (place / "results.md").read_text()
+    assert (
+        page.split("## Table 2\n")[1]
+        == """
+T.
+
+1 epochs (`short`):
+
+|  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours |
+| --- | --- | --- | --- | --- |
+| SPARTA | 65.81 | missing | 15.48 | 25.00 (20.00 to 30.00, 2 seeds) |
+
+|  | worst case, 16/255 | parameters | seconds per epoch | machine |
+| --- | --- | --- | --- | --- |
+| SPARTA | 25.00 (20.00 to 30.00, 2 seeds; 500 images) | 1,234 | 2.5 / 2.5 | a GPU |
+
+2 epochs (`paper`):
+
+|  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours |
+| --- | --- | --- | --- | --- |
+| SPARTA | 65.81 | missing | 15.48 | 10.00 (9.0-12.0) |
+
+|  | worst case, 16/255 | parameters | seconds per epoch | machine |
+| --- | --- | --- | --- | --- |
+| SPARTA | 10.00 (9.0-12.0; 500 images) | 1,234 | 2.5 | a GPU |
+"""
+    )
+    call(place, "tables", "--check")
+    (place / "results.md").write_text(page.replace("10.00", "9.00"))
+    with pytest.raises(SystemExit, match="is not what is filed"):
+        call(place, "tables", "--check")
+
+
+def test_the_status_says_who_leads_the_contest(place, capsys):
+    readings = {"as-read": "sparta", "pooled": "sparta-pooled"}
+    entries = "".join(f'contest-{n} = {{ activation = "{a}" }}\n' for n, a in readings.items())
+    (place / "queue.toml").write_text(SMALL.replace("[[tables]]", entries + "[[tables]]"))
+    queue = read_queue(place / "queue.toml")
+    (place / "results").mkdir()
+    for name, error in (("contest-as-read", 0.2), ("contest-pooled", 0.3)):
+        call(place)
+        assert "errs least" not in capsys.readouterr().out
+        filed = result(error, settings=queue.runs[name].settings())
+        (place / f"results/{name}.json").write_text(json.dumps(filed))
+    call(place)
+    assert (
+        "sparta errs least in the contest's worst case, but the queue says winner = sparta-pooled"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_the_smoke_run_goes_all_the_way(tmp_path):
+    folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    for action in (["run", "smoke-sparta", "--device", "cpu"], ["tables"], []):
+        python = [sys.executable, campaign.__file__, *folders, *action]
+        done = subprocess.run([str(a) for a in python], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "smoke-sparta" in line)
+    assert "done" in row
+    assert "smoke: smoke 1 of 1" in done.stdout
+    error = json.loads((tmp_path / "results/smoke-sparta.json").read_text())["errors"]["clean"]
+    cell = f"{100 * error['error']:.2f} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
+    assert cell in (tmp_path / "results.md").read_text().split("## Smoke")[1]
+
+
+def test_a_run_locked_by_another_process_is_running(place, capsys):
+    folder = place / "runs/short-relu"
+    folder.mkdir(parents=True)
+    hold = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):"
+    hold += " print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, folder / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        call(place)
+        assert "running" in capsys.readouterr().out
+        with pytest.raises((ValueError, SystemExit), match="another process"):
+            run(place, "short-relu")
+        other.stdin.close()
+    call(place)
+    assert "running" not in capsys.readouterr().out
+
+
+def test_bad_input_is_one_error_that_names_what_is_wrong(place):
+    with pytest.raises((ValueError, SystemExit), match="short-relu"):
+        run(place, "short-rel")
+    with pytest.raises(SystemExit):
+        run(place, "--next", "--budget", "soon")
+    (place / "results").mkdir()
+    (place / "results/short-relu.json").write_text("{half")
+    with pytest.raises((ValueError, SystemExit), match=r"short-relu\.json"):
+        call(place)
+    (place / "queue.toml").write_text(SMALL.replace('"relu"', '"rellu"').replace("width = 8", 'width = "8"'))
+    with pytest.raises(
+        ValueError, match="short-relu: unknown activation 'rellu', width '8'; short-sparta: unknown"
+    ):
+        call(place)
+    (place / "queue.toml").write_text("winner = [")
+    with pytest.raises((ValueError, SystemExit), match=r"queue\.toml"):
+        call(place)
+
+
+def test_a_run_out_of_time_goes_on(place):
+    (place / "queue.toml").write_text(SMALL.replace("short = 1", "short = 3"))
+    run(place, "short-relu", "--budget", "0.001s")
+    assert not list(place.rglob("short-relu.json"))
+    run(place, "short-relu")
+    assert train.read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
+
+
+def test_the_committed_page_is_what_tables_renders():
+    page = Path(campaign.__file__).parents[1] / "docs/results.md"
+    assert page.exists()
+    campaign.main(["tables", "--check"])

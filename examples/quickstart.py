@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 import data
 from command_line import at_least, plain_errors
-from figures import overview, site_attention
 from measure import MODERN, PAPER, find_errors, loss_curve
 from models import ResNet
+from overview import overview, site_attention
 from report import difference, percent, print_table, stamp
 from sparta_act import Sparta, replace_relus
 from train import RECIPES, Trainer

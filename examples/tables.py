@@ -30,13 +30,17 @@ commands, seed, machine, torch and commit; nothing here is typed by hand.
 
 def render(queue: Queue, results: Path) -> str:
     """All tables, as Markdown."""
-    parts = [HEAD]
+    parts = [
+        HEAD,
+        f"SPARTA without more words is the reading `{queue.winner}` ([readings.md](readings.md)).\n",
+    ]
     for table in queue.tables:
         number = table["number"]
         parts.append(f"## {'Table ' + number if number[0].isdigit() else number.capitalize()}\n")
         parts.append(f"{table['title']}.{' ' + table['note'] if 'note' in table else ''}\n")
         for budget in budgets(queue, table, results):
-            parts.append(f"{queue.epochs[budget]} epochs (`{budget}`):\n")
+            count = queue.epochs[budget]
+            parts.append(f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n")
             parts.append(_beside(queue, table, budget, results))
             if more := _more(queue, table, budget, results):
                 parts.append(more)

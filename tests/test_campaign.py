@@ -219,7 +219,7 @@ def test_the_tables_are_the_papers_beside_ours(place):
         == """
 T.
 
-1 epochs (`short`):
+1 epoch (`short`):
 
 |  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours |
 | --- | --- | --- | --- | --- |

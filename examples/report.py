@@ -18,7 +18,7 @@ def interval(wrong: Tensor) -> tuple[float, float, float]:
     n, p, z = len(wrong), wrong.float().mean().item(), 1.959964
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return p, middle - half, middle + half
+    return p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))  # rounding may cross them
 
 
 def difference(wrong: Tensor, other: Tensor) -> tuple[float, float]:

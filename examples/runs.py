@@ -120,8 +120,16 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}; restore it, or delete it and run again") from None
-    if not isinstance(result, dict) or not {"settings", "errors", "seconds per epoch"} <= result.keys():
-        raise ValueError(f"{path} is no result of campaign.py; restore it, or delete it and run again")
+    try:
+        dict(result["settings"])
+        for entry in (result["errors"]["clean"], *result["errors"].values()):
+            if not 0 <= entry["low"] <= entry["error"] <= entry["high"] <= 1 or entry["images"] < 1:
+                raise ValueError(f"an error of {entry}")
+        float(result["seconds per epoch"]), int(result["parameters"]), str(result["machine"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no result of campaign.py ({error!r}); restore it, or delete it and run again"
+        ) from None
     return result
 
 

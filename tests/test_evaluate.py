@@ -59,6 +59,9 @@ def test_intervals_are_wilsons(count, n, low, high):
     wrong = torch.arange(n) < count
     assert interval(wrong) == pytest.approx((count / n, low, high), abs=1e-4)
     assert percent(torch.arange(1000) < 315) == "31.5% (28.7-34.4)"
+    for n in range(1, 200):
+        assert interval(torch.zeros(n).bool())[:2] == (0, 0)
+        assert interval(torch.ones(n).bool())[::2] == (1, 1)
 
 
 def test_differences_are_paired():

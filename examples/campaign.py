@@ -93,11 +93,7 @@ def duration(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Command line of this script."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--queue", type=Path, default=QUEUE, help="the queue (default: campaign.toml beside this)")
-    p.add_argument(
-        "--runs", type=Path, default=Path("runs/campaign"), help="checkpoints (default %(default)s)"
-    )
-    p.add_argument("--results", type=Path, default=RESULTS, help="filed results (default: docs/results)")
+    _add_places(p, QUEUE, Path("runs/campaign"), RESULTS)
     actions = p.add_subparsers(dest="action", title="actions", metavar="run | tables")
     r = actions.add_parser("run", help="train, evaluate and file runs", description=work.__doc__)
     r.add_argument("names", nargs="*", metavar="NAME", help="runs of the queue, in this order")
@@ -117,9 +113,17 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--amp", choices=("bf16",), help="mixed precision in training")
     r.add_argument("--compile", choices=COMPILERS, help="as in train.py")
     t = actions.add_parser("tables", help="render the filed results", description="Write the tables.")
+    for action in (r, t):
+        _add_places(action, *[argparse.SUPPRESS] * 3)  # where they are given, they replace the ones before
     t.add_argument("--out", type=Path, help="default: results.md beside the folder of the results")
     t.add_argument("--check", action="store_true", help="write nothing; fail if the file is not up to date")
     return p
+
+
+def _add_places(p: argparse.ArgumentParser, queue: object, runs: object, results: object) -> None:
+    p.add_argument("--queue", type=Path, default=queue, help="the queue (default: campaign.toml beside this)")
+    p.add_argument("--runs", type=Path, default=runs, help="checkpoints (default: runs/campaign)")
+    p.add_argument("--results", type=Path, default=results, help="filed results (default: docs/results)")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -74,7 +74,7 @@ def draw_curves(part: SubFigure, curves: Mapping[str, Tensor]) -> None:
     """Figure 3: mean of the losses, its 95% interval, and their deviation. Shapes: each (steps, images)."""
     ax = part.subplots()
     for name, losses in curves.items():
-        steps, mean, std = torch.arange(len(losses)), losses.mean(1), losses.std(1)
+        steps, mean, std = torch.arange(len(losses)), losses.mean(1), losses.std(1, correction=0)
         (line,) = ax.plot(steps, mean, label=name)
         half = 1.96 * std / losses.shape[1] ** 0.5
         ax.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.08)
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     if missing := [str(c) for c in args.checkpoint if not c.exists()]:
         raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     exactly()
     networks, datasets = {}, set()
     for path in args.checkpoint:
@@ -139,7 +140,10 @@ def main(argv: list[str] | None = None) -> None:
             losses.append(loss.cpu())
             attacked.append(x_adv)
         curves[name], moved = torch.cat(losses, 1), torch.cat(attacked)[:shown]
-        numbers[name] = {"mean": curves[name].mean(1).tolist(), "std": curves[name].std(1).tolist()}
+        numbers[name] = {
+            "mean": curves[name].mean(1).tolist(),
+            "std": curves[name].std(1, correction=0).tolist(),
+        }
         before, after = feature_maps(network, images[:shown], args.group)
         moved_before, moved_after = feature_maps(network, moved, args.group)
         maps = {

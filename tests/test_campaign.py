@@ -56,7 +56,7 @@ def place(tmp_path):
 
 def call(place, *more):
     folders = ["--queue", place / "queue.toml", "--runs", place / "runs", "--results", place / "results"]
-    campaign.main([str(a) for a in (*folders, *more)])
+    campaign.main([str(a) for a in (*more, *folders)])
 
 
 def run(place, *more):

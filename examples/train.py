@@ -126,6 +126,8 @@ def epochs(argv: list[str] | None = None) -> Iterator[dict[str, Any]]:
     with distributed.joined(args.device) as device:
         torch.manual_seed(args.seed)
         torch.backends.cudnn.benchmark = True
+        if args.compile:
+            torch.compiler.reset()  # after a few networks in one process torch would give up compiling
         dataset = data.DATASETS[args.dataset]
         x, y = (t[: args.limit].to(device) for t in data.load("train", args.data_dir, args.dataset))
         rest, processes = len(x) % recipe.batch_size, distributed.processes()

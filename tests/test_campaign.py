@@ -166,6 +166,7 @@ def test_what_is_not_of_the_whole_data_says_so():
 
 
 def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place):
+    (place / "queue.toml").write_text(SMALL.replace("seed = 0", "seed = 3"))
     run(place, "short-relu")
     text = (place / "results/short-relu.json").read_text()
     assert str(place) not in text
@@ -177,6 +178,7 @@ def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place)
     training, evaluation = (c.split()[2:] for c in result["commands"])
     args = train.parser().parse_args([a.strip("'") for a in training])
     assert (args.activation, args.epochs, args.width, args.sites) == ("relu", 1, 8, "G*.B-1")
+    assert (args.seed, evaluation[evaluation.index("--seed") + 1]) == (3, "3")
     assert evaluation[0] == "runs/campaign/short-relu/checkpoint.pt"
     model, _ = train.load_trained(place / "runs/short-relu/checkpoint.pt")
     assert result["parameters"] == sum(p.numel() for p in model.parameters())

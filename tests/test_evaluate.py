@@ -182,7 +182,7 @@ def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, caps
 
 
 def test_another_checkpoint_is_measured_anew(checkpoint, tiny_data, capsys, tmp_path):
-    evaluated(checkpoint, tiny_data, "--limit", 10)
+    evaluated(checkpoint, tiny_data, "--limit", 20)
     for name in ("checkpoint.pt", "evaluation.npz"):
         shutil.copy(checkpoint.parent / name, tmp_path / name)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

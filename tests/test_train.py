@@ -216,6 +216,14 @@ def test_the_step_rule_reaches_across_the_ball():
     assert recipe.attack_step == 0.01
     assert replace(recipe, step_rule="reach").attack_step == pytest.approx(0.02)
     assert replace(recipe, step_rule="reach", steps=20).attack_step == 0.01
+    x, y, moved = torch.full((2, 3, 32, 32), 0.5), torch.arange(2), []
+    for rule in ("constant", "reach"):  # two steps from the image itself
+        one = replace(recipe, step_rule=rule, steps=2, eps=0.2, clean_start=1.0, batch_size=2)
+        trainer, seen = tiny_trainer(recipe=one), []
+        trainer.model.register_forward_pre_hook(lambda m, inputs, seen=seen: seen.append(inputs[0]))
+        trainer.step(x, y)
+        moved.append((seen[1] - seen[0]).abs().max().item())
+    assert moved == pytest.approx([0.01, 0.1])
 
 
 def test_a_clean_start_leaves_the_image_as_it_is():
@@ -261,8 +269,17 @@ def test_the_wide_control_costs_what_sparta_costs():
     assert costs[1] == pytest.approx(costs[0], rel=0.01)
 
 
-def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, tiny_data):
+def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, tiny_data, monkeypatch):
+    mirrored, augment = [], data.augment
+
+    def watched(x, *, flip):
+        mirrored.append(flip)
+        return augment(x, flip=flip)
+
+    monkeypatch.setattr(data, "augment", watched)
+    tiny_run(tmp_path / "objects", tiny_data, "--recipe", "fast")
     tiny_run(tmp_path, tiny_data, "--recipe", "fast", "--dataset", "mnist-m")
+    assert mirrored == [True, False]
     model, settings = train.load_trained(tmp_path / "checkpoint.pt")
     assert settings["dataset"] == "mnist-m"
     assert model.normalize.mean.flatten().tolist() == pytest.approx([0.4580, 0.4629, 0.4093])

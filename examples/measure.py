@@ -3,7 +3,8 @@
 import dataclasses
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -36,11 +37,12 @@ class Attack:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Which of the first images an attack fooled, the seconds it took and what its library warned of."""
+    """Which of the first images an attack fooled, the seconds it took and what its library told."""
 
     wrong: Tensor  # (images,) of bool
     seconds: float
     warnings: list[str]
+    standing: dict[str, int] = dataclasses.field(default_factory=dict)  # right after each part of AutoAttack
 
 
 def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, dict[str, Any]]:
@@ -87,7 +89,7 @@ def carry_out(
     x, y = x[: attack.images], y[: attack.images]
     own = zlib.crc32(f"{seed} {attack.name}".encode())
     torch.manual_seed(own)
-    title, warnings = f"{title}: {attack.name}", list[str]()
+    title, warnings, standing = f"{title}: {attack.name}", list[str](), dict[str, int]()
     if not attack.arguments:
         wrong = find_errors(model, x, y, {}, device=device, title=title)["clean"]
     elif "steps" in attack.arguments:
@@ -96,7 +98,7 @@ def carry_out(
     else:
         # the library takes views of gradients that only this layout allows
         model = model.to(device, memory_format=torch.contiguous_format).eval()
-        wrong, warnings = autoattack(
+        wrong, _, standing, warnings = autoattack(
             model,
             data.to_float(x, device),
             y.to(device),
@@ -105,7 +107,7 @@ def carry_out(
             batch_size=BATCH,
             title=title,
         )
-    return Outcome(wrong, time.perf_counter() - began, warnings)
+    return Outcome(wrong, time.perf_counter() - began, warnings, standing)
 
 
 def worst_cases(attacks: list[Attack], outcomes: Mapping[str, Outcome]) -> dict[str, Tensor]:
@@ -139,6 +141,18 @@ def exactly() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """`exactly`, and torch's settings as they were afterwards: what is trained next keeps its own."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        exactly()
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _errs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -75,14 +75,15 @@ class Trainer:
         Fastest with x and y on the device: then nothing in the epoch waits for it.
         """
         self.model.train()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total, seen = torch.zeros(2, dtype=torch.float64, device=self.device), 0
         for batch in torch.randperm(len(x), device=x.device).split(self.recipe.batch_size):
             images = data.augment(data.to_float(x[batch], self.device), flip=self.flip)
             images = images.contiguous(memory_format=torch.channels_last)
             total += self.step(images, y[batch].to(self.device))
+            seen += len(batch)
             bar.update(len(batch))
-            if bar.n and total.device.type == "cpu":  # elsewhere it would wait for the device
-                bar.set_postfix(loss=f"{total[0] / bar.n:.2f}", refresh=False)
+            if total.device.type == "cpu":  # elsewhere it would wait for the device
+                bar.set_postfix(loss=f"{total[0] * distributed.processes() / seen:.2f}", refresh=False)
         self.epoch += 1
         loss, wrong = distributed.summed(total).tolist()
         return loss / len(x), wrong / len(x)

@@ -31,20 +31,40 @@ def test_where_the_answer_is_known_it_is_found():
     eps, y = 8 / 255, torch.arange(10)
     offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
     x = (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
-    wrong, warnings = autoattack(TenLevels(), x, y, eps=eps, seed=0, batch_size=4, title="known")
-    assert wrong.tolist() == (offset.abs() + eps > 1 / 18).tolist()  # half the way to the next level
-    assert not any("randomized" in w or "logits" in w for w in warnings)
+    model = TenLevels()
+    found = autoattack(model, x, y, eps=eps, seed=0, batch_size=4, title="known")
+    assert found.wrong.tolist() == (offset.abs() + eps > 1 / 18).tolist()  # half the way to the next level
+    assert found.standing == {"apgd-ce": 6, "apgd-t": 6, "fab-t": 6, "square": 6}
+    assert torch.equal(model(found.images).argmax(1) != y, found.wrong)
+    assert (found.images - x).abs().max() <= eps + 1e-6
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+    assert not any("randomized" in w or "logits" in w for w in found.warnings)
 
 
 def test_what_the_library_warns_of_is_told():
     model = nn.Sequential(Brightness(), nn.Softmax(1))  # two classes, and probabilities
     x, y = torch.tensor([0.5, 0.1]).view(2, 1, 1, 1).expand(2, 3, 4, 4).contiguous(), torch.tensor([1, 1])
-    wrong, warnings = autoattack(model, x, y, eps=8 / 255, seed=0, batch_size=2, title="few")
-    assert wrong.tolist() == [True, True]
-    assert any("probability distribution" in w for w in warnings)
-    assert any("only 2 classes" in w for w in warnings)
+    found = autoattack(model, x, y, eps=8 / 255, seed=0, batch_size=2, title="few")
+    assert found.wrong.tolist() == [True, True]
+    assert found.standing == {"apgd-ce": 0, "apgd-t": 0, "fab-t": 0, "square": 0}
+    assert any("probability distribution" in w for w in found.warnings)
+    assert any("only 2 classes" in w for w in found.warnings)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_where_gradients_vanish_it_warns_once_of_the_kind():
+    class Saturated(TenLevels):
+        def forward(self, x):
+            return (1e4 * super().forward(x)).clamp(-1, 0)  # flat but for the very middle of a level
+
+    x, y = torch.full((2, 3, 6, 6), 4.3 / 9), torch.tensor([0, 0])  # all logits are -1, the first class wins
+    found = autoattack(Saturated(), x, y, eps=1e-3, seed=0, batch_size=1, title="flat")
+    assert found.wrong.tolist() == [False, False]
+    (zero,) = [w for w in found.warnings if "zero gradient" in w]
+    assert zero.startswith("there are 1 points with zero gradient!")
+    assert zero.endswith("more of this kind)")
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
@@ -79,7 +99,13 @@ def test_two_libraries_agree_on_64_images():
         model, norm="Linf", eps=4 / 255, version="standard", n_classes=10, seed=0
     )
     images = data.to_float(x)
+    *gradients, square = attack._autoattack.attacks
+    for part in gradients:
+        part.steps = 100  # the authors' number; this library's "standard" takes 10
+    square.rescale_schedule = False  # as the authors
     x_adv = attack(images, y)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
     assert (x_adv - images).abs().max() <= 4 / 255 + 1e-6
     with torch.no_grad():
         theirs = model(x_adv).argmax(1) != y

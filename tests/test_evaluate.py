@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -7,7 +8,16 @@ from torch import nn
 
 import train
 from evaluate import main
-from measure import Attack, Outcome, carry_out, find_errors, loss_curve, menu, worst_cases
+from measure import (
+    Attack,
+    Outcome,
+    carry_out,
+    exact_arithmetic,
+    find_errors,
+    loss_curve,
+    menu,
+    worst_cases,
+)
 from report import difference, interval, percent, told
 
 
@@ -107,6 +117,39 @@ def test_an_attack_draws_its_own_numbers():
     assert torch.equal(outcomes[0].wrong, outcomes[1].wrong)
 
 
+def test_a_restart_attacks_only_what_still_stands():
+    class Counting(Brightness):
+        attacked = 0
+
+        def forward(self, x):
+            self.attacked += len(x) if x.requires_grad else 0
+            return super().forward(x)
+
+    levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the last is wrong from the start
+    x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
+    attacks = {"restarts": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10, "restarts": 5}}
+    model = Counting()
+    assert find_errors(model, x, y, attacks)["restarts"].tolist() == [False, True, True, True]
+    assert model.attacked == 10 * (4 + 4 * 1)
+
+
+def test_exact_arithmetic_is_lent_and_given_back():
+    with exact_arithmetic():
+        before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        with exact_arithmetic():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, tiny_data):
     """A network that knows a little: brightness is the class, and easy."""
@@ -161,6 +204,16 @@ def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
     assert "was measured before" not in capsys.readouterr().out
 
 
+def test_more_images_for_the_others_do_not_repeat_the_strong_attacks(checkpoint, tiny_data, capsys):
+    few = evaluated(checkpoint, tiny_data, "--limit", 7, "--strong-limit", 4)
+    capsys.readouterr()
+    more = evaluated(checkpoint, tiny_data, "--limit", 9, "--strong-limit", 4)
+    name = "untargeted PGD-2 x 10, 8/255"
+    assert capsys.readouterr().out.count("was measured before") == 1
+    assert more["errors"][name] == few["errors"][name]
+    assert more["errors"]["clean"]["images"] == 9
+
+
 def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, capsys, monkeypatch):
     import evaluate
 
@@ -169,12 +222,12 @@ def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, caps
             raise KeyboardInterrupt
         return carry_out(attack, *arguments, **more)
 
-    (checkpoint.parent / "evaluation.json").unlink(missing_ok=True)
-    (checkpoint.parent / "evaluation.npz").unlink(missing_ok=True)
+    evaluated(checkpoint, tiny_data, "--limit", 10)
+    (checkpoint.parent / "evaluation.npz").unlink()
     monkeypatch.setattr(evaluate, "carry_out", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluated(checkpoint, tiny_data, "--limit", 10)
-    assert not (checkpoint.parent / "evaluation.json").exists()
+    assert not (checkpoint.parent / "evaluation.json").exists()  # nor the earlier call's
     monkeypatch.undo()
     capsys.readouterr()
     evaluated(checkpoint, tiny_data, "--limit", 10)
@@ -192,10 +245,43 @@ def test_another_checkpoint_is_measured_anew(checkpoint, tiny_data, capsys, tmp_
     record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)
     assert "was measured before" not in capsys.readouterr().out
     assert record["errors"]["clean"]["error"] == pytest.approx(0.9)
-    (tmp_path / "evaluation.npz").write_bytes(b"no archive")
-    assert evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)["errors"]["clean"]["error"] == (
-        pytest.approx(0.9)
-    )
+    for content in (b"no archive", b""):
+        (tmp_path / "evaluation.npz").write_bytes(content)
+        record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)
+        assert record["errors"]["clean"]["error"] == pytest.approx(0.9)
+
+
+def test_the_record_has_what_autoattack_told(checkpoint, tiny_data, capsys):
+    record = evaluated(checkpoint, tiny_data, "--limit", 4, "--restarts", 1, "--autoattack")
+    entry = record["errors"]["AutoAttack, 8/255"]
+    left = list(entry["standing"].values())
+    assert list(entry["standing"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == round(4 * (1 - entry["error"]))
+    printed = capsys.readouterr().out
+    assert f"right of 4: {left[0]} after apgd-ce" in printed
+    for warning in entry.get("warnings", []):
+        assert f"warns: {warning}" in printed
+    again = evaluated(checkpoint, tiny_data, "--limit", 4, "--restarts", 1, "--autoattack")
+    assert again["errors"] == record["errors"]
+
+
+def test_what_cannot_work_is_said_before_the_first_attack(
+    checkpoint, tiny_data, tmp_path, monkeypatch, capsys
+):
+    with pytest.raises(ValueError, match="two checkpoints lie in one folder"):
+        main([str(checkpoint), str(checkpoint)])
+    with pytest.raises(ValueError, match="--device nowhere is of no use here"):
+        evaluated(checkpoint, tiny_data, "--device", "nowhere")
+    state = torch.load(checkpoint, weights_only=True)
+    state["settings"]["dataset"] = "svhn"
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="of cifar10 and svhn; evaluate one data set"):
+        main([str(checkpoint), str(tmp_path / "checkpoint.pt")])
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match=r'pip install "sparta-act\[autoattack\]"'):
+        evaluated(checkpoint, tiny_data, "--autoattack", "--seed", 5)
+    assert capsys.readouterr().err == ""  # no progress bar began
 
 
 @pytest.mark.slow

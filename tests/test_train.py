@@ -250,6 +250,21 @@ def test_label_smoothing_and_nesterov_reach_the_update():
     assert losses["nesterov"][1] != losses["plain"][1]
 
 
+def test_the_bar_shows_the_mean_of_its_epoch(tiny_data):
+    trainer, (x, y) = tiny_trainer(), data.load("train", tiny_data)
+
+    class Bar(train.tqdm):
+        shown = ""
+
+        def set_postfix(self, *, loss, refresh):
+            self.shown = loss
+
+    with Bar(total=2 * len(x), disable=True) as bar:  # one bar over two epochs, as in the quickstart
+        for _ in range(2):
+            loss, _ = trainer.run_epoch(x, y, bar)
+            assert bar.shown == f"{loss:.2f}"
+
+
 def test_standard_training_sees_the_images_themselves():
     trainer, seen = tiny_trainer(recipe=replace(train.RECIPES["standard"], batch_size=8)), []
     x, y = torch.rand(8, 3, 32, 32), torch.arange(8)

@@ -23,35 +23,17 @@ import strong
 from command_line import at_least, plain_errors
 from measure import (
     BATCH,
-    MODERN,
     PAPER,
     Attack,
     Outcome,
     carry_out,
     exact_arithmetic,
-    find_errors,
     loss_curve,
     menu,
     worst_cases,
 )
 from report import difference, interval, percent, print_table, stamp, told
 from train import load_trained, read_checkpoint
-
-__all__ = [
-    "MODERN",
-    "PAPER",
-    "difference",
-    "evaluate",
-    "find_errors",
-    "interval",
-    "loss_curve",
-    "main",
-    "menu",
-    "percent",
-    "print_table",
-    "stamp",
-    "told",
-]
 
 
 def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dict[str, Outcome]:

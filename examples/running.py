@@ -17,7 +17,8 @@ import data
 import evaluate
 import train
 from export import activations_of, round_to_half
-from runs import FOLDERS, Queue, Run, lock, read_begun, state, write_json
+from kept import write_record
+from runs import FOLDERS, Queue, Run, lock, read_begun, state
 from sparta_act import SpartaSet
 
 
@@ -52,7 +53,7 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
     try:
         with lock(folder):
             if read_begun(folder) is None:
-                write_json(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
+                write_record(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
             if not trained(run, _training(run, args, args.runs, images), folder, deadline):
                 return False
             if time.monotonic() > deadline:
@@ -117,7 +118,8 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
             shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images)]),
         ],
     }
-    write_json(args.results / f"{run.name}.json", result)
+    args.results.mkdir(parents=True, exist_ok=True)
+    write_record(args.results / f"{run.name}.json", result)
     print(f"filed: {args.results / run.name}.json")
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -179,14 +178,6 @@ def read_begun(folder: Path) -> dict[str, Any] | None:
         return {"settings": dict(begun["settings"]), "git commit": str(begun["git commit"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what campaign.py writes ({error}); delete {folder}") from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(scratch, path)
 
 
 def lock(folder: Path) -> FileLock:

@@ -1,0 +1,61 @@
+"""What evaluate.py measured, beside the checkpoint: evaluation.npz and, when all is done, evaluation.json."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from measure import Attack, Outcome
+
+
+def sha256(*parts: bytes) -> str:
+    """Of the parts, one after the other, in hexadecimal."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def key(attack: Attack, network: str, x: Tensor, y: Tensor, seed: int) -> str:
+    """All that an attack's result depends on; `network` is the sha256 of its checkpoint.
+
+    Shapes: x (N, C, H, W) uint8, y (N,), of which the attack sees the first.
+    """
+    images = sha256(*(t[: attack.images].numpy().tobytes() for t in (x, y)))
+    return json.dumps([network, images, seed, attack.name, dict(attack.arguments)])
+
+
+def read(path: Path) -> dict[str, Outcome]:
+    """Outcomes of earlier calls by key; none if there is no such file, or it is of no use."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            entries = json.loads(str(file["entries"]))
+            return {
+                k: Outcome(torch.from_numpy(file[f"wrong{i}"]), **rest)
+                for i, (k, rest) in enumerate(entries.items())
+            }
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        return {}
+
+
+def write(path: Path, kept: Mapping[str, Outcome]) -> None:
+    """Write all outcomes, or leave the file as it was."""
+    entries = {
+        k: {"seconds": o.seconds, "warnings": o.warnings, "standing": o.standing} for k, o in kept.items()
+    }
+    arrays = {f"wrong{i}": o.wrong.numpy() for i, o in enumerate(kept.values())}
+    scratch = path.with_suffix(".npz.tmp")
+    with scratch.open("wb") as file:
+        np.savez_compressed(file, entries=np.array(json.dumps(entries)), **arrays)
+    os.replace(scratch, path)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a whole record, or leave the file as it was."""
+    scratch = path.with_suffix(".json.tmp")
+    scratch.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(scratch, path)

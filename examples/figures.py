@@ -22,7 +22,7 @@ from tqdm import tqdm
 import data
 from attacks import attacking
 from command_line import at_least, plain_errors
-from measure import BATCH, PAPER, exactly, loss_curve
+from measure import BATCH, PAPER, exact_arithmetic, loss_curve
 from report import stamp
 from train import load_trained
 
@@ -88,31 +88,8 @@ def draw_curves(part: SubFigure, curves: Mapping[str, Tensor]) -> None:
     ax.legend(fontsize=8)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Draw as the command line says."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint.pt of train.py, of one data set")
-    p.add_argument("--data-dir", default="sample", help="as in evaluate.py (default %(default)s)")
-    p.add_argument(
-        "--limit",
-        type=at_least(1),
-        help="of the test images for Figure 3 (default: a fifth, as in the paper)",
-    )
-    p.add_argument("--steps", type=at_least(1), default=50, help="of the targeted PGD (default %(default)s)")
-    p.add_argument(
-        "--group", type=int, choices=range(1, 5), default=1, help="of Figure 1 (default %(default)s)"
-    )
-    p.add_argument("--images", type=at_least(1), default=3, help="of Figure 1 (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument(
-        "--out", type=Path, default=Path("figures.png"), help="numbers go beside it (default %(default)s)"
-    )
-    args = p.parse_args(argv)
-    if missing := [str(c) for c in args.checkpoint if not c.exists()]:
-        raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    exactly()
+def draw(args: argparse.Namespace) -> None:
+    """Attack all networks alike, and write the page and its numbers. Raises `ValueError` for unlike ones."""
     networks, datasets = {}, set()
     for path in args.checkpoint:
         networks[path.parent.name], settings = load_trained(path)
@@ -159,6 +136,34 @@ def main(argv: list[str] | None = None) -> None:
     record = {"loss per step": numbers, "images": len(images), "seed": args.seed, **stamp()}
     args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {args.out}, {args.out.with_suffix('.json')}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint.pt of train.py, of one data set")
+    p.add_argument("--data-dir", default="sample", help="as in evaluate.py (default %(default)s)")
+    p.add_argument(
+        "--limit",
+        type=at_least(1),
+        help="of the test images for Figure 3 (default: a fifth, as in the paper)",
+    )
+    p.add_argument("--steps", type=at_least(1), default=50, help="of the targeted PGD (default %(default)s)")
+    p.add_argument(
+        "--group", type=int, choices=range(1, 5), default=1, help="of Figure 1 (default %(default)s)"
+    )
+    p.add_argument("--images", type=at_least(1), default=3, help="of Figure 1 (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--out", type=Path, default=Path("figures.png"), help="numbers go beside it (default %(default)s)"
+    )
+    args = p.parse_args(argv)
+    if missing := [str(c) for c in args.checkpoint if not c.exists()]:
+        raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with exact_arithmetic():
+        draw(args)
 
 
 if __name__ == "__main__":

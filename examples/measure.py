@@ -136,19 +136,13 @@ def loss_curve(
     return torch.stack(losses), images[-1]
 
 
-def exactly() -> None:
-    """Change torch's settings so that float32 is float32 on every GPU."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-
-
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """`exactly`, and torch's settings as they were afterwards: what is trained next keeps its own."""
+    """Inside, float32 is float32 on every GPU; afterwards torch's settings are what they were."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        exactly()
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])

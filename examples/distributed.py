@@ -4,6 +4,7 @@ All processes draw the same random numbers for the whole batch and then work on 
 norm sees the whole batch: so the same run on one process or on eight learns the same, but for rounding.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def joined(device: str) -> Iterator[str]:
         yield device
         dist.barrier()  # a process that leaves early would take the others' connection along
     finally:
+        gc.collect()  # a wrapped model that is still about would keep threads that abort Python's own end
         dist.destroy_process_group()
 
 

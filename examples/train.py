@@ -24,7 +24,7 @@ import recipes
 from attacks import attacking
 from command_line import at_least, plain_errors
 from models import ACTIVATIONS, BLOCKS, ResNet, build
-from recipes import RECIPES
+from recipes import RECIPES, Recipe
 from sparta_act import Sparta
 from trainer import COMPILERS, Trainer, averaged, read_checkpoint
 
@@ -124,42 +124,7 @@ def epochs(argv: list[str] | None = None) -> Iterator[dict[str, Any]]:
     if checkpoint.exists() and not args.resume:
         raise SystemExit(f"{checkpoint} exists; go on with --resume, or choose another --out")
     with distributed.joined(args.device) as device:
-        torch.manual_seed(args.seed)
-        torch.backends.cudnn.benchmark = True
-        if args.compile:
-            torch.compiler.reset()  # after a few networks in one process torch would give up compiling
-        dataset = data.DATASETS[args.dataset]
-        x, y = (t[: args.limit].to(device) for t in data.load("train", args.data_dir, args.dataset))
-        rest, processes = len(x) % recipe.batch_size, distributed.processes()
-        if 0 < rest < processes:
-            raise ValueError(
-                f"the last batch has {rest} images for {processes} processes; change --batch-size"
-            )
-        model = build(
-            args.arch,
-            args.activation,
-            args.sites,
-            width=args.width,
-            pretrained=args.pretrained,
-            num_classes=len(dataset.classes),
-            dataset=args.dataset,
-        )
-        named = ("dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp")
-        settings = {k: getattr(args, k) for k in named}
-        settings |= {"images": len(x), "recipe": args.recipe, **dataclasses.asdict(recipe)}
-        trainer = Trainer(
-            model,
-            recipe,
-            len(x),
-            device=device,
-            amp=args.amp == "bf16",
-            flip=dataset.flip,
-            num_classes=len(dataset.classes),
-            compiler=COMPILERS[args.compile] if args.compile else None,
-        )
-        if args.resume:
-            trainer.load(checkpoint, settings)
-        yield from fit(trainer, x, y, args.out, settings)
+        yield from _epochs(args, recipe, checkpoint, device)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -223,6 +188,45 @@ def main(argv: list[str] | None = None) -> None:
     if first:
         checkpoint = args.out / "checkpoint.pt"
         print(f"done: {checkpoint}; evaluate it with: python examples/evaluate.py {checkpoint}")
+
+
+def _epochs(
+    args: argparse.Namespace, recipe: Recipe, checkpoint: Path, device: str
+) -> Iterator[dict[str, Any]]:
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.benchmark = True
+    if args.compile:
+        torch.compiler.reset()  # after a few networks in one process torch would give up compiling
+    dataset = data.DATASETS[args.dataset]
+    x, y = (t[: args.limit].to(device) for t in data.load("train", args.data_dir, args.dataset))
+    rest, processes = len(x) % recipe.batch_size, distributed.processes()
+    if 0 < rest < processes:
+        raise ValueError(f"the last batch has {rest} images for {processes} processes; change --batch-size")
+    model = build(
+        args.arch,
+        args.activation,
+        args.sites,
+        width=args.width,
+        pretrained=args.pretrained,
+        num_classes=len(dataset.classes),
+        dataset=args.dataset,
+    )
+    named = ("dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp")
+    settings = {k: getattr(args, k) for k in named}
+    settings |= {"images": len(x), "recipe": args.recipe, **dataclasses.asdict(recipe)}
+    trainer = Trainer(
+        model,
+        recipe,
+        len(x),
+        device=device,
+        amp=args.amp == "bf16",
+        flip=dataset.flip,
+        num_classes=len(dataset.classes),
+        compiler=COMPILERS[args.compile] if args.compile else None,
+    )
+    if args.resume:
+        trainer.load(checkpoint, settings)
+    yield from fit(trainer, x, y, args.out, settings)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

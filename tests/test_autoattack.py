@@ -94,9 +94,10 @@ def test_two_libraries_agree_on_64_images():
     with torch.no_grad():
         right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:64]
     x, y = x[right], y[right]
-    ours = carry_out(
-        Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 64), model, x, y, seed=0, device="cpu", title=""
-    ).wrong
+    bound = Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 64)
+    outcome = carry_out(bound, model, x, y, seed=0, device="cpu", title="")
+    ours, left = outcome.wrong, outcome.standing
+    assert 64 > left["apgd-ce"] > left["apgd-t"] >= left["fab-t"] >= left["square"] == 64 - ours.sum()
     attack = torchattacks.AutoAttack(
         model, norm="Linf", eps=4 / 255, version="standard", n_classes=10, seed=0
     )

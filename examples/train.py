@@ -230,11 +230,17 @@ def _epochs(
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log.csv, one an epoch; none if there is no such file."""
+    """Lines of a run's log.csv, one an epoch; none if there is no such file. Raises `ValueError` for others."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    try:
+        for row in rows:
+            float(row["seconds"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is no log of train.py; move it away, its checkpoint can go on") from None
+    return rows
 
 
 def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:

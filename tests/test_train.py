@@ -98,6 +98,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
         train.main(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
 
 
+def test_a_log_that_is_none_is_refused(tmp_path):
+    assert train.read_log(tmp_path / "log.csv") == []
+    for text in ("a,b\n1,2\n", "epoch,seconds\n1\n", "epoch,seconds\n1,soon\n"):
+        (tmp_path / "log.csv").write_text(text)
+        with pytest.raises(ValueError, match=r"log\.csv is no log of train\.py"):
+            train.read_log(tmp_path / "log.csv")
+
+
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     trainer, path = tiny_trainer(), tmp_path / "checkpoint.pt"
     trainer.save(path, {})

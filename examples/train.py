@@ -230,7 +230,7 @@ def _epochs(
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log.csv, one an epoch; none where there is none. Raises `ValueError` for another file."""
+    """Lines of log.csv, one an epoch; none where it is not. Raises `ValueError` for another file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

@@ -40,7 +40,7 @@ def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dic
     """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated."""
     began, name = time.perf_counter(), str(path.parent)
     model, settings = load_trained(path)
-    x, y = data.load("test", args.data_dir, settings.get("dataset", "cifar10"))
+    x, y = data.load("test", args.data_dir, settings["dataset"])
     attacks = [dataclasses.replace(a, images=min(a.images, len(x))) for a in attacks]
     whole, store = path.parent / "evaluation.json", path.parent / "evaluation.npz"
     whole.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
@@ -151,7 +151,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             "two checkpoints lie in one folder, where their results would go; give one of each folder"
         )
-    datasets = {read_checkpoint(c)["settings"].get("dataset", "cifar10") for c in args.checkpoint}
+    datasets = {read_checkpoint(c)["settings"]["dataset"] for c in args.checkpoint}
     if len(datasets) > 1:
         raise ValueError(
             f"the checkpoints are of {' and '.join(sorted(datasets))}; evaluate one data set at a time"

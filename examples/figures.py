@@ -93,7 +93,7 @@ def draw(args: argparse.Namespace) -> None:
     networks, datasets = {}, set()
     for path in args.checkpoint:
         networks[path.parent.name], settings = load_trained(path)
-        datasets.add(settings.get("dataset", "cifar10"))
+        datasets.add(settings["dataset"])
     if len(datasets) > 1:
         raise ValueError(
             f"the checkpoints are of {' and '.join(sorted(datasets))}; draw one data set at a time"

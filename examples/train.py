@@ -91,16 +91,14 @@ def load_trained(path: Path | str) -> tuple[ResNet, dict[str, Any]]:
     """Network of a checkpoint of this script, in evaluation mode, and the settings it was trained with."""
     state = read_checkpoint(Path(path))
     s = state["settings"]
-    dataset = s.get("dataset", "cifar10")
-    classes = len(data.DATASETS[dataset].classes)
     model = build(
         s["arch"],
         s["activation"],
         s["sites"],
         width=s["width"],
         pretrained=s["pretrained"],
-        num_classes=classes,
-        dataset=dataset,
+        num_classes=len(data.DATASETS[s["dataset"]].classes),
+        dataset=s["dataset"],
     )
     if state["average"] is None:
         model.load_state_dict(state["model"])

@@ -201,4 +201,5 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or not {"settings", "epoch", "model", "average"} <= state.keys():
         raise ValueError(f"{path} is no checkpoint of train.py; give the checkpoint.pt in its --out")
+    state["settings"].setdefault("dataset", "cifar10")  # checkpoints from before there was a choice
     return state

@@ -161,7 +161,7 @@ def check(args: argparse.Namespace) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device} is of no use here: {str(error).splitlines()[0]}") from None
     if args.autoattack:
-        strong.library()
+        strong.load()
 
 
 def main(argv: list[str] | None = None) -> None:

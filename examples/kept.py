@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from measure import Attack, Outcome
+from replacing import replacing
 
 
 def sha256(*parts: bytes) -> str:
@@ -48,14 +48,11 @@ def write(path: Path, kept: Mapping[str, Outcome]) -> None:
         k: {"seconds": o.seconds, "warnings": o.warnings, "standing": o.standing} for k, o in kept.items()
     }
     arrays = {f"wrong{i}": o.wrong.numpy() for i, o in enumerate(kept.values())}
-    scratch = path.with_suffix(".npz.tmp")
-    with scratch.open("wb") as file:
+    with replacing(path) as scratch, scratch.open("wb") as file:
         np.savez_compressed(file, entries=np.array(json.dumps(entries)), **arrays)
-    os.replace(scratch, path)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a whole record, or leave the file as it was."""
-    scratch = path.with_suffix(".json.tmp")
-    scratch.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(record, indent=1) + "\n")

@@ -21,7 +21,7 @@ class Found(NamedTuple):
     warnings: list[str]  # of the library, each kind once
 
 
-def library() -> Any:
+def load() -> Any:
     """The class `AutoAttack` of pyautoattack. Raises `ValueError` if it is not installed."""
     try:
         from pyautoattack import AutoAttack
@@ -42,7 +42,7 @@ def autoattack(
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
     Raises `ValueError` if the library is not installed.
     """
-    make = library()
+    make = load()
     with attacking(model), tqdm(total=len(PARTS), desc=title, unit="part") as bar, _Listener(bar) as listener:
         attack = make(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)

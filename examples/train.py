@@ -25,6 +25,7 @@ from attacks import attacking
 from command_line import at_least, plain_errors
 from models import ACTIVATIONS, BLOCKS, ResNet, build
 from recipes import RECIPES, Recipe
+from replacing import replacing
 from sparta_act import Sparta
 from trainer import COMPILERS, Trainer, averaged, read_checkpoint
 
@@ -242,12 +243,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("w", newline="") as file:
+    with replacing(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(scratch, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """One training run: network, optimizer and schedule, the step they take, and the file between epochs."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ import data
 import distributed
 from attacks import attacking, pgd_steps, random_images, random_targets, widen
 from recipes import Recipe
+from replacing import replacing
 from sparta_act import Sparta
 
 Forward = Callable[[Tensor], Tensor]
@@ -130,9 +130,8 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self._on_cuda() else None,
         }
-        scratch = path.with_suffix(".tmp")
-        torch.save(state, scratch)
-        os.replace(scratch, path)
+        with replacing(path) as scratch:
+            torch.save(state, scratch)
 
     def load(self, path: Path, settings: dict[str, Any]) -> None:
         """Go on from `path`. Raises `ValueError` if it belongs to another run."""

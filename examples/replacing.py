@@ -1,0 +1,14 @@
+"""Files that are whole or as they were: every script writes through here."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes the place of `path` when the block ends without an error."""
+    scratch = path.with_name(path.name + ".tmp")
+    yield scratch
+    os.replace(scratch, path)

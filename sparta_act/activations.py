@@ -122,16 +122,17 @@ class Sparta(nn.Module):
         size = x.shape[2:]
         if self.neighborhood > 1:
             x = F.avg_pool2d(x, self.neighborhood, ceil_mode=True)
-        s = self._spatial(x)  # (N, 1, H, W)
+        c, kernel = self._glance(x)
+        m = self._conv4(F.relu(self._conv3(x), inplace=True))
+        s = SF.kernel_conv(m, kernel)  # phi_s: (N, 1, H, W)
         if self.neighborhood > 1:
             s = SF.share(s, self.neighborhood, size)
-        return s, self._channel(x)
+        return s, c
 
-    def _channel(self, x: Tensor) -> Tensor:  # phi_c: (N, C, 1, 1)
-        return SF.mean_conv(F.relu(self._conv1(x)), self.conv2)
-
-    def _spatial(self, x: Tensor) -> Tensor:  # phi_s: (N, 1, H, W)
-        return SF.kernel_conv(self._conv4(F.relu(self._conv3(x))), self._kernel(x))
+    def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What sees X as a whole: phi_c (N, C, 1, 1) and conv5's kernel (N or 1, 1, 3, 3)."""
+        c = SF.relu_mean_conv(self._conv1(x), self.conv2)
+        return c, SF.predict_kernel(x, self.conv6) if self.dynamic else self.conv5
 
     def _conv1(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.conv1, padding=1)
@@ -141,9 +142,6 @@ class Sparta(nn.Module):
 
     def _conv4(self, h: Tensor) -> Tensor:
         return SF.conv_to_one(h, self.conv4)
-
-    def _kernel(self, x: Tensor) -> Tensor:  # (N, 1, 3, 3), or (1, 1, 3, 3) for all
-        return SF.predict_kernel(x, self.conv6) if self.dynamic else self.conv5
 
 
 def _filters(out_channels: int, in_channels: int) -> nn.Parameter:

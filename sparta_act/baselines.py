@@ -19,13 +19,10 @@ class PooledSparta(Sparta):
     channels turn it into the kernel. Our reading; arguments, shapes and errors as `Sparta`.
     """
 
-    def _channel(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.relu(self._conv1(SF.pool(x).to(x.dtype))), self.conv2)
-
-    def _kernel(self, x: Tensor) -> Tensor:
-        if not self.dynamic:
-            return self.conv5
-        return F.conv2d(SF.pool(x).to(x.dtype), self.conv6.mean(0, keepdim=True), padding=1)
+    def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = SF.pool(x).to(x.dtype)
+        c = SF.full_conv(F.relu(self._conv1(x)), self.conv2)
+        return c, F.conv2d(x, SF.mean_filter(self.conv6), padding=1) if self.dynamic else self.conv5
 
 
 class NormedSparta(Sparta):

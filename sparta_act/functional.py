@@ -42,15 +42,27 @@ def sparta(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     return cast(Tensor, _Gate.apply(x, s, c))  # type: ignore[no-untyped-call]
 
 
-def mean_conv(h: Tensor, weight: Tensor) -> Tensor:
-    """Global average of a 3 x 3 convolution with padding 1: nine window sums times the taps.
+def relu_mean_conv(h: Tensor, weight: Tensor) -> Tensor:
+    """Global average of a 3 x 3 convolution, padding 1, of max(h, 0): nine window sums times the taps.
 
     Shapes: h (N, C, H, W), weight (D, C, 3, 3), result (N, D, 1, 1).
     Source: SPARTA, Figure 2: conv2 and the average that makes phi_c 1 x 1 x C.
     """
-    taps = _window_sums(h) / (h.shape[2] * h.shape[3])  # (N, C, 3, 3)
+    h = F.relu(h) if torch.compiler.is_compiling() else _Relu.apply(h)[0]  # type: ignore[no-untyped-call]
+    h = _widen(h)
+    taps = _products(h, _windows(h)) / (h.shape[2] * h.shape[3])
     with _exactly(h):
-        return F.linear(taps.flatten(1), weight.to(taps.dtype).flatten(1))[:, :, None, None]
+        return full_conv(taps, weight.to(taps.dtype))
+
+
+def full_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution of 3 x 3 maps without padding, which leaves one pixel: one matrix product.
+
+    Shapes: x (N, C, 3, 3), weight (D, C, 3, 3), result (N, D, 1, 1).
+    """
+    if _channels_last(weight):
+        x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # as they lie in memory
+    return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
 
 
 def conv_to_one(x: Tensor, weight: Tensor) -> Tensor:
@@ -59,9 +71,12 @@ def conv_to_one(x: Tensor, weight: Tensor) -> Tensor:
     Shapes: x (N, C, H, W), weight (1, C, 3, 3), result (N, 1, H, W), float32 or wider.
     Source: SPARTA, section 2.2.2: conv4, and conv6 averaged over its output filters.
     """
-    taps = weight.flip(2, 3).permute(2, 3, 1, 0).reshape(9, -1, 1, 1)  # fold adds where a tap lands: flipped
-    y = _widen(F.conv2d(x, taps)).flatten(2)  # (N, 9, H * W)
-    return F.fold(y, x.shape[2:], kernel_size=3, padding=1)
+    taps = weight.flip(2, 3).permute(2, 3, 1, 0).reshape(9, -1)  # fold adds where a tap lands: flipped
+    if _channels_last(x):
+        y = F.linear(x.permute(0, 2, 3, 1), taps).permute(0, 3, 1, 2)
+    else:
+        y = F.conv2d(x, taps[:, :, None, None])
+    return F.fold(_widen(y).flatten(2), x.shape[2:], kernel_size=3, padding=1)
 
 
 def predict_kernel(x: Tensor, weight: Tensor) -> Tensor:
@@ -70,7 +85,14 @@ def predict_kernel(x: Tensor, weight: Tensor) -> Tensor:
     Shapes: x (N, C, H, W), weight (C, C, 3, 3), result (N, 1, 3, 3), float32 or wider.
     Source: SPARTA, section 2.2.2; the pool and the mean are our reading.
     """
-    return pool(conv_to_one(x, weight.mean(0, keepdim=True)))
+    return pool(conv_to_one(x, mean_filter(weight)))
+
+
+def mean_filter(weight: Tensor) -> Tensor:
+    """Average of all filters as one. Shapes: (D, C, 3, 3) -> (1, C, 3, 3)."""
+    if _channels_last(weight):  # torch is ten times slower over the outer dimension of that layout
+        return weight.permute(0, 2, 3, 1).mean(0, keepdim=True).permute(0, 3, 1, 2)
+    return weight.mean(0, keepdim=True)
 
 
 def kernel_conv(m: Tensor, kernel: Tensor) -> Tensor:
@@ -86,13 +108,12 @@ def kernel_conv(m: Tensor, kernel: Tensor) -> Tensor:
 
 
 def pool(x: Tensor) -> Tensor:
-    """Adaptive average pool to 3 x 3, as two products: their backward is deterministic on CUDA too.
+    """Adaptive average pool to 3 x 3, as one product: its backward is deterministic on CUDA too.
 
     Shapes: x (N, C, H, W), result (N, C, 3, 3), float32 or wider.
     """
     x = _widen(x)
-    with _exactly(x):
-        return _bins(x.shape[2], x) @ x @ _bins(x.shape[3], x).mT
+    return _products(x, _outer(_bins(x.shape[2], x), _bins(x.shape[3], x)))
 
 
 def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
@@ -114,10 +135,16 @@ def _exactly(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if inside else nullcontext()
 
 
+def _channels_last(x: Tensor) -> bool:
+    return x.shape[1] > 1 and x.stride(1) == 1  # vmap forbids to ask `is_contiguous(memory_format=...)`
+
+
 def _gate_as(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     """`attention` in the memory layout of x, which the product of the two small factors would lose."""
     s, c = _widen(s), _widen(c)
-    return torch.sigmoid(torch.addcmul(torch.zeros_like(x, dtype=c.dtype), s, c))
+    if _channels_last(x):
+        return (s.permute(0, 2, 3, 1) * c.permute(0, 2, 3, 1)).sigmoid_().permute(0, 3, 1, 2)
+    return (s * c).sigmoid_()
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -125,23 +152,59 @@ def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _window_sums(h: Tensor) -> Tensor:
-    """Sum of h under each of the nine taps of a padded 3 x 3 kernel: (N, C, H, W) -> (N, C, 3, 3).
+def _products(x: Tensor, maps: Tensor) -> Tensor:
+    """Sum of each channel times each of nine maps: (N, C, H, W), (9, H * W) -> (N, C, 3, 3)."""
+    n, channels = x.shape[:2]
+    maps = maps.expand(n, -1, -1)  # (N, 9, H * W)
+    x = x.flatten(2)
+    with _exactly(x):
+        y = torch.bmm(maps, x.mT).mT if x.stride(1) == 1 else torch.bmm(x, maps.mT)
+    return y.reshape(n, channels, 3, 3)
 
-    The tap above the centre never sees the last row, the tap below never the first; columns likewise.
-    """
-    rows = h.sum(3, dtype=torch.promote_types(h.dtype, torch.float32))  # (N, C, H)
-    by_column = torch.stack([rows - h[..., -1], rows, rows - h[..., 0]], 3)  # (N, C, H, 3)
-    total = by_column.sum(2)  # (N, C, 3)
-    return torch.stack([total - by_column[:, :, -1], total, total - by_column[:, :, 0]], 2)
+
+def _outer(rows: Tensor, columns: Tensor) -> Tensor:
+    """Maps of all pairs of a row weight and a column weight: (3, H), (3, W) -> (9, H * W)."""
+    return (rows[:, None, :, None] * columns[:, None]).flatten(2).flatten(0, 1)
 
 
 def _bins(size: int, like: Tensor) -> Tensor:
-    """Matrix (3, size) of the adaptive average pool to three bins."""
+    """Weights (3, size) of the adaptive average pool to three bins."""
     i = torch.arange(3, device=like.device)[:, None]
     p = torch.arange(size, device=like.device)
     inside = ((p >= i * size // 3) & (p < -(-(i + 1) * size // 3))).to(like.dtype)
     return inside / inside.sum(1, keepdim=True)
+
+
+def _windows(h: Tensor) -> Tensor:
+    """Maps (9, H * W) of what each tap of a padded 3 x 3 kernel sees.
+
+    The tap above the centre never sees the last row, the tap below never the first; columns likewise.
+    """
+    sides = []
+    for size in h.shape[2:]:
+        p = torch.arange(size, device=h.device)
+        sides.append(torch.stack([p < size - 1, p >= 0, p > 0]).to(h.dtype))
+    return _outer(*sides)
+
+
+class _Relu(torch.autograd.Function):
+    """ReLU that keeps a byte for each number, where nobody keeps its result; the mask comes along."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor) -> tuple[Tensor, Tensor]:
+        return F.relu(h), h <= 0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
+        (off,) = ctx.saved_tensors
+        return grad.masked_fill(off, 0)
 
 
 class _Gate(torch.autograd.Function):
@@ -161,11 +224,11 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, s, c = ctx.saved_tensors
         gate = _gate_as(x, s, c)
-        grad_x = grad_s = grad_c = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.where(x > 0, grad * gate, 0).to(x.dtype)
+        masked = torch.where(x > 0, grad, 0) * gate  # the gradient of x, unrounded
+        grad_s = grad_c = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            grad_logit = grad * F.relu(x) * gate * (1 - gate)
+            u = masked * x
+            grad_logit = torch.addcmul(u, u, gate, value=-1)  # u * (1 - gate)
             grad_s = (grad_logit * c).sum(1, keepdim=True).to(s.dtype)
             grad_c = (grad_logit * s).sum((2, 3), keepdim=True).to(c.dtype)
-        return grad_x, grad_s, grad_c
+        return masked.to(x.dtype), grad_s, grad_c

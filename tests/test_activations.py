@@ -85,7 +85,7 @@ def test_each_identity_is_the_long_way(shape):
     conv, gate = reference.conv, reference.sigmoid(s * scale)
     own = torch.cat([conv(s[n : n + 1], kernel[n : n + 1]) for n in range(len(x))])
     for fast, slow in [
-        (SF.mean_conv(x, weight), conv(x, weight).mean((2, 3), keepdim=True)),
+        (SF.relu_mean_conv(x, weight), conv(reference.relu(x), weight).mean((2, 3), keepdim=True)),
         (SF.conv_to_one(x, weight[:1]), conv(x, weight[:1])),
         (SF.pool(x), reference.pool(x)),
         (SF.predict_kernel(x, weight), reference.phi_d(x, {"conv6": weight})[:, None]),
@@ -223,7 +223,7 @@ def test_logit_is_formed_in_float32(dtype):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_sums_do_not_overflow(dtype):
     h, weight = torch.full((1, 2, 64, 64), 30.0, dtype=dtype), torch.ones(1, 2, 3, 3, dtype=dtype)
-    torch.testing.assert_close(SF.mean_conv(h, weight), SF.mean_conv(h.float(), weight.float()))
+    torch.testing.assert_close(SF.relu_mean_conv(h, weight), SF.relu_mean_conv(h.float(), weight.float()))
     parts = (
         SF.conv_to_one(h, weight),
         SF.predict_kernel(h, weight),
@@ -255,9 +255,9 @@ def test_autocast(reading):
 def test_autocast_leaves_the_logit_alone():
     h, s = normal(2, 4, 5, 6), normal(2, 1, 5, 6)
     weight, kernel = normal(4, 4, 3, 3), normal(2, 1, 3, 3)
-    plain = SF.mean_conv(h, weight), SF.kernel_conv(s, kernel), SF.pool(h)
+    plain = SF.relu_mean_conv(h, weight), SF.kernel_conv(s, kernel), SF.pool(h)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = SF.mean_conv(h, weight), SF.kernel_conv(s, kernel), SF.pool(h)
+        cast = SF.relu_mean_conv(h, weight), SF.kernel_conv(s, kernel), SF.pool(h)
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 

@@ -5,6 +5,7 @@ cheapest exact form we know; `tests/reference.py` holds the literal ones they mu
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -63,6 +64,18 @@ def full_conv(x: Tensor, weight: Tensor) -> Tensor:
     if _channels_last(weight):
         x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # as they lie in memory
     return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
+
+
+def same_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution of 3 x 3 maps, padding 1: one matrix product over what each of the nine pixels sees.
+
+    Shapes: x (N, C, 3, 3), weight (D, C, 3, 3), result (N, D, 3, 3).
+    """
+    last = _channels_last(weight)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    seen = [x[:, i : i + 3, j : j + 3] for i, j in product(range(3), repeat=2)]
+    weight = weight.permute(0, 2, 3, 1) if last else weight  # as it lies in memory
+    return F.linear(torch.stack(seen, 3 if last else 4).flatten(3), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def conv_to_one(x: Tensor, weight: Tensor) -> Tensor:
@@ -233,7 +246,9 @@ class _Gate(torch.autograd.Function):
         grad_s = grad_c = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             u = masked * x
-            grad_logit = torch.addcmul(u, u, gate, value=-1)  # u * (1 - gate)
-            grad_s = (grad_logit * c).sum(1, keepdim=True).to(s.dtype)
-            grad_c = (grad_logit * s).sum((2, 3), keepdim=True).to(c.dtype)
+            grad_logit = torch.addcmul(u, u, gate, value=-1).flatten(2)  # u * (1 - gate)
+            s_, c_ = (t.to(grad_logit.dtype).flatten(2).mT for t in (s, c))  # (N, H * W, 1), (N, 1, C)
+            with _exactly(x):
+                grad_s = torch.bmm(c_, grad_logit).view(s.shape).to(s.dtype)
+                grad_c = torch.bmm(grad_logit, s_).view(c.shape).to(c.dtype)
         return masked.to(x.dtype), grad_s, grad_c

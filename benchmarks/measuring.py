@@ -1,0 +1,118 @@
+"""What the benchmarks share: contenders timed in turn in one process, and what a backward pass keeps."""
+
+import argparse
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from command_line import at_least
+from report import stamp
+
+
+class Lap(NamedTuple):
+    """Median time of a contender, and of its times divided by the first one's in the same round."""
+
+    seconds: float
+    ratio: float
+    spread: tuple[float, float]  # quartiles of the ratio
+
+    def told(self) -> str:
+        """Ratio and its quartiles as text."""
+        return f"{self.ratio:.2f} ({self.spread[0]:.2f}-{self.spread[1]:.2f})"
+
+
+def race(contenders: Mapping[str, Callable[[], object]], rounds: int, title: str) -> dict[str, Lap]:
+    """Time each contender once a round, in turn, after two rounds to warm up.
+
+    A ratio is taken within a round, where the machine was the same for all.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    with tqdm(total=(rounds + 2) * len(names), desc=title, unit="lap", leave=False) as bar:
+        for i in range(rounds + 2):
+            for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody is always first
+                _wait()
+                began = time.perf_counter()
+                contenders[name]()
+                _wait()
+                times[name].append(time.perf_counter() - began)
+                bar.update()
+    laps = {}
+    for name in names:
+        ratios = [t / first for t, first in zip(times[name][2:], times[names[0]][2:], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+        laps[name] = Lap(statistics.median(times[name][2:]), middle, (low, high))
+    return laps
+
+
+def kept_bytes(model: nn.Module, call: Callable[[], object]) -> int:
+    """Bytes that autograd keeps from `call` until its backward; the model's own tensors do not count."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # alive, so that its address stays its own
+        return t
+
+    with saved_tensors_hooks(keep, lambda t: t):
+        result = call()
+    del result
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def multiply_adds(call: Callable[[], object]) -> int:
+    """Multiply-adds of the convolutions and matrix products in `call`."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+def add_options(p: argparse.ArgumentParser, rounds: int) -> None:
+    """Options of every benchmark: --rounds, --threads, --device."""
+    p.add_argument("--rounds", type=at_least(1), default=rounds, help="to time (default %(default)s)")
+    p.add_argument(
+        "--threads",
+        type=at_least(1),
+        default=1,
+        help="of the CPU (default %(default)s: threads that wait for each other on a busy machine spoil ratios)",
+    )
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Make this process one that measures: seed, threads, and memory that is not given back in between.
+
+    glibc returns large blocks to the system and asks for them again, which costs one contender more than
+    another by pure chance of order.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+    if hasattr(mallopt := getattr(ctypes.CDLL(None), "mallopt", None), "argtypes"):
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, -1)
+        mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
+
+
+def told(args: argparse.Namespace) -> str:
+    """Where and when these figures were measured, as one line."""
+    how = {"threads": str(args.threads), "rounds": str(args.rounds), **stamp()}
+    return "; ".join(f"{what} {value}" for what, value in how.items())
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

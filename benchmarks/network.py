@@ -1,0 +1,136 @@
+"""Cost of a whole network with SPARTA, relative to the same network with ReLU.
+
+`python benchmarks/network.py` times one training step and one input-gradient step (what an attack repeats;
+the parameters are frozen) of ResNet-18 with the activation at the end of each group: ReLU, SPARTA written
+down plainly, `Sparta` and `PooledSparta`; then the training step of the compiled networks, and the memory
+kept for backward. Before, it checks that plain and fast SPARTA are the same function. On a GPU:
+`python benchmarks/network.py --amp bf16 --batch-size 512 --compile default`.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from measuring import Lap, add_options, begin, kept_bytes, multiply_adds, race, told
+
+# isort: split
+from command_line import at_least, plain_errors
+from models import ACTIVATIONS, BLOCKS, build
+from plain import PlainSparta
+from report import print_table
+from trainer import COMPILERS
+
+SITES = "G*.B-1"
+CONTENDERS = ("relu", "plain", "sparta", "sparta-pooled")
+ACTIVATIONS["plain"] = PlainSparta
+
+
+def loss_of(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Tensor:
+    """Cross-entropy of a batch."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        logits = model(x)
+    return F.cross_entropy(logits.float() if amp else logits, y)
+
+
+def training_step(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Callable[[], Tensor]:
+    """Forward and backward to the parameters, in training mode; returns the loss."""
+    model.train().requires_grad_(True)
+
+    def step() -> Tensor:
+        model.zero_grad()
+        loss = loss_of(model, x, y, amp)
+        loss.backward()
+        return loss
+
+    return step
+
+
+def input_step(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Callable[[], Tensor]:
+    """Forward and backward to the images, in evaluation mode with frozen parameters; returns the gradient."""
+    model.eval().requires_grad_(False)
+    x = x.detach().clone().requires_grad_()
+    return lambda: torch.autograd.grad(loss_of(model, x, y, amp), x)[0]
+
+
+def check_same(fast: nn.Module, plain: nn.Module) -> float:
+    """Largest difference, relative, of losses and gradients in float64; raises `ValueError` above 1e-9."""
+    fast, plain = (copy.deepcopy(m).cpu().double().train().requires_grad_(True) for m in (fast, plain))
+    with torch.no_grad():
+        for name, p in fast.named_parameters():  # conv2 starts at zero, where all gates are the same
+            if not p.any():
+                p.normal_(std=0.05)
+    plain.load_state_dict(fast.state_dict())
+    x, y = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1])
+    found = []
+    for model in (fast, plain):
+        loss = loss_of(model, x, y, amp=False)
+        found.append([loss, *torch.autograd.grad(loss, [x, *model.parameters()])])
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+    if not worst < 1e-9:
+        raise ValueError(f"plain and fast SPARTA differ by {worst:.1e}: the times would compare two functions")
+    return worst
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--arch", choices=BLOCKS, default="resnet18", help="default %(default)s")
+    p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
+    p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
+    p.add_argument(
+        "--compile", choices=("none", *COMPILERS), default="default", help="default %(default)s; none: eager only"
+    )
+    p.add_argument("--amp", choices=("bf16",), help="mixed precision")
+    add_options(p, rounds=9)
+    args = p.parse_args(argv)
+    begin(args)
+    amp = args.amp == "bf16"
+    models = {
+        name: build(args.arch, name, SITES, width=args.width).to(args.device, memory_format=torch.channels_last)
+        for name in CONTENDERS
+    }
+    worst = check_same(models["sparta"], models["plain"])
+    print(f"plain and fast SPARTA: the same loss and gradients in float64 to {worst:.0e}", flush=True)
+    x = torch.rand(args.batch_size, 3, 32, 32, device=args.device).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (len(x),), device=args.device)
+
+    columns: dict[str, dict[str, str]] = {name: {} for name in models}
+
+    def add(row: str, laps: dict[str, Lap]) -> None:
+        for name, column in columns.items():
+            lap = laps.get(name)
+            column[f"{row}, ms"] = f"{1e3 * lap.seconds:.0f}" if lap else ""
+            column[f"{row}, times relu"] = lap.told() if lap else ""
+        print(f"{row}: " + ", ".join(f"{name} {lap.told()}" for name, lap in laps.items()), flush=True)
+
+    kinds = {"training": training_step, "input gradient": input_step}
+    for kind, step_of in kinds.items():
+        steps = {name: step_of(model, x, y, amp) for name, model in models.items()}
+        add(kind, race(steps, args.rounds, kind))
+    if args.compile != "none":
+        compiled = {}
+        for name in ("relu", "sparta", "sparta-pooled"):  # what the compiler makes of plain is no question
+            torch.compiler.reset()
+            compiled[name] = training_step(models[name], x, y, amp)
+    for name, model in models.items():
+        step = training_step(model, x, y, amp)
+        kept = kept_bytes(model, lambda model=model: loss_of(model, x, y, amp))
+        count = multiply_adds(step)
+        columns[name]["multiply-adds, 1e9 an image"] = f"{count / len(x) / 1e9:.2f}"
+        columns[name]["kept for backward, MB an image"] = f"{kept / len(x) / 1e6:.2f}"
+        if name == "relu":
+            first = count, kept
+        columns[name]["multiply-adds, times relu"] = f"{count / first[0]:.2f}"
+        columns[name]["kept, times relu"] = f"{kept / first[1]:.2f}"
+    title = f"{args.arch} width {args.width}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
+    print_table(title, columns)
+    print(told(args))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

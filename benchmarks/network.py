@@ -9,6 +9,7 @@ kept for backward. Before, it checks that plain and fast SPARTA are the same fun
 
 import argparse
 import copy
+import time
 from collections.abc import Callable
 
 import torch
@@ -71,7 +72,9 @@ def check_same(fast: nn.Module, plain: nn.Module) -> float:
         found.append([loss, *torch.autograd.grad(loss, [x, *model.parameters()])])
     worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
     if not worst < 1e-9:
-        raise ValueError(f"plain and fast SPARTA differ by {worst:.1e}: the times would compare two functions")
+        raise ValueError(
+            f"plain and fast SPARTA differ by {worst:.1e}: the times would compare two functions"
+        )
     return worst
 
 
@@ -82,7 +85,10 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
     p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
     p.add_argument(
-        "--compile", choices=("none", *COMPILERS), default="default", help="default %(default)s; none: eager only"
+        "--compile",
+        choices=("none", *COMPILERS),
+        default="default",
+        help="default %(default)s; none: eager only",
     )
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
     add_options(p, rounds=9)
@@ -90,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     begin(args)
     amp = args.amp == "bf16"
     models = {
-        name: build(args.arch, name, SITES, width=args.width).to(args.device, memory_format=torch.channels_last)
+        name: build(args.arch, name, SITES, width=args.width).to(
+            args.device, memory_format=torch.channels_last
+        )
         for name in CONTENDERS
     }
     worst = check_same(models["sparta"], models["plain"])
@@ -112,10 +120,17 @@ def main(argv: list[str] | None = None) -> None:
         steps = {name: step_of(model, x, y, amp) for name, model in models.items()}
         add(kind, race(steps, args.rounds, kind))
     if args.compile != "none":
-        compiled = {}
+        steps = {}
         for name in ("relu", "sparta", "sparta-pooled"):  # what the compiler makes of plain is no question
-            torch.compiler.reset()
-            compiled[name] = training_step(models[name], x, y, amp)
+            eager = training_step(models[name], x, y, amp)
+            expected = eager().item()
+            steps[name] = training_step(torch.compile(models[name], **COMPILERS[args.compile]), x, y, amp)
+            began = time.perf_counter()
+            found = steps[name]().item()
+            print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
+            if not abs(found - expected) < (0.05 if amp else 1e-3):
+                raise ValueError(f"{name}: the compiled network has loss {found:.4f}, not {expected:.4f}")
+        add("compiled training", race(steps, args.rounds, "compiled training"))
     for name, model in models.items():
         step = training_step(model, x, y, amp)
         kept = kept_bytes(model, lambda model=model: loss_of(model, x, y, amp))

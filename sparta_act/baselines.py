@@ -27,7 +27,9 @@ class PooledSparta(Sparta):
     def _conv1(self, x: Tensor) -> Tensor:
         if self.in_channels < 512:
             return super()._conv1(x)
-        return SF.same_conv(x, self.conv1)  # oneDNN takes 1.6 times as long, but would keep a ninth for backward
+        return SF.same_conv(
+            x, self.conv1
+        )  # oneDNN takes 1.6 times as long, but would keep a ninth for backward
 
 
 class NormedSparta(Sparta):

@@ -200,11 +200,6 @@ def _windows(h: Tensor) -> Tensor:
     return _outer(*sides)
 
 
-def _where_positive(x: Tensor, grad: Tensor) -> Tensor:
-    """`grad` where x > 0, else 0: ReLU's own backward, on a CPU seven times faster than `torch.where`."""
-    return cast(Tensor, torch.ops.aten.threshold_backward(grad, x, 0))
-
-
 class _Relu(torch.autograd.Function):
     """ReLU that keeps a byte for each number, where nobody keeps its result; the mask comes along."""
 
@@ -222,7 +217,9 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
         (on,) = ctx.saved_tensors
-        return _where_positive(on.to(grad.dtype), grad)
+        return cast(
+            Tensor, grad * on.view(torch.uint8)
+        )  # a product with bool takes longer, torch.where four times
 
 
 class _Gate(torch.autograd.Function):
@@ -232,7 +229,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
-        return (x * _gate_as(x, s, c)).relu_().to(x.dtype)  # the gate is never negative
+        return _gate_as(x, s, c).mul_(x).relu_().to(x.dtype)  # the gate is never negative
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -242,7 +239,10 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, s, c = ctx.saved_tensors
         gate = _gate_as(x, s, c)
-        masked = _where_positive(x, grad) * gate  # the gradient of x, unrounded
+        # ReLU's own backward, on a CPU seven times faster than torch.where
+        masked = _widen(torch.ops.aten.threshold_backward(grad, x, 0)).mul_(
+            gate
+        )  # the gradient of x, unrounded
         grad_s = grad_c = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             u = masked * x

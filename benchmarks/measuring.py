@@ -87,7 +87,7 @@ def add_options(p: argparse.ArgumentParser, rounds: int) -> None:
         "--threads",
         type=at_least(1),
         default=1,
-        help="of the CPU (default %(default)s: threads that wait for each other on a busy machine spoil ratios)",
+        help="of the CPU; several that wait for each other spoil ratios (default %(default)s)",
     )
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 

@@ -9,17 +9,18 @@ kept for backward. Before, it checks that plain and fast SPARTA are the same fun
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from measuring import Lap, add_options, begin, kept_bytes, multiply_adds, race, told
-
-# isort: split
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from command_line import at_least, plain_errors
+from measuring import Lap, add_options, begin, kept_bytes, multiply_adds, race, told
 from models import ACTIVATIONS, BLOCKS, build
 from plain import PlainSparta
 from report import print_table
@@ -61,7 +62,7 @@ def check_same(fast: nn.Module, plain: nn.Module) -> float:
     """Largest difference, relative, of losses and gradients in float64; raises `ValueError` above 1e-9."""
     fast, plain = (copy.deepcopy(m).cpu().double().train().requires_grad_(True) for m in (fast, plain))
     with torch.no_grad():
-        for name, p in fast.named_parameters():  # conv2 starts at zero, where all gates are the same
+        for p in fast.parameters():  # conv2 starts at zero, where all gates are the same
             if not p.any():
                 p.normal_(std=0.05)
     plain.load_state_dict(fast.state_dict())

@@ -123,7 +123,7 @@ class Sparta(nn.Module):
         if self.neighborhood > 1:
             x = F.avg_pool2d(x, self.neighborhood, ceil_mode=True)
         c, kernel = self._glance(x)
-        m = self._conv4(F.relu(self._conv3(x), inplace=True))
+        m = self._conv4(SF.relu_(self._conv3(x)))
         s = SF.kernel_conv(m, kernel)  # phi_s: (N, 1, H, W)
         if self.neighborhood > 1:
             s = SF.share(s, self.neighborhood, size)

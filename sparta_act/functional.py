@@ -43,14 +43,20 @@ def sparta(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     return cast(Tensor, _Gate.apply(x, s, c))  # type: ignore[no-untyped-call]
 
 
+def relu_(h: Tensor) -> Tensor:
+    """ReLU of a tensor that nobody else reads, and that it may overwrite. Shapes: any, kept."""
+    if torch.compiler.is_compiling():  # left alone, Inductor keeps a mask of bool, which a CPU writes slowly
+        return cast(Tensor, _Relu.apply(h)[0])  # type: ignore[no-untyped-call]
+    return F.relu(h, inplace=True)
+
+
 def relu_mean_conv(h: Tensor, weight: Tensor) -> Tensor:
     """Global average of a 3 x 3 convolution, padding 1, of max(h, 0): nine window sums times the taps.
 
     Shapes: h (N, C, H, W), weight (D, C, 3, 3), result (N, D, 1, 1).
     Source: SPARTA, Figure 2: conv2 and the average that makes phi_c 1 x 1 x C.
     """
-    h = F.relu(h) if torch.compiler.is_compiling() else _Relu.apply(h)[0]  # type: ignore[no-untyped-call]
-    h = _widen(h)
+    h = _widen(_Relu.apply(h)[0])  # type: ignore[no-untyped-call]
     taps = _products(h, _windows(h)) / (h.shape[2] * h.shape[3])
     with _exactly(h):
         return full_conv(taps, weight.to(taps.dtype))
@@ -201,13 +207,16 @@ def _windows(h: Tensor) -> Tensor:
 
 
 class _Relu(torch.autograd.Function):
-    """ReLU that keeps a byte for each number, where nobody keeps its result; the mask comes along."""
+    """ReLU that keeps a byte for each number, where nobody keeps its result; the bytes, 0 or 1, come along."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(h: Tensor) -> tuple[Tensor, Tensor]:
-        return F.relu(h), h > 0
+        y = F.relu(h)
+        if torch.compiler.is_compiling():  # on a CPU it writes a mask of bool twenty times slower
+            return y, y.sign().to(torch.int8)
+        return y, (h > 0).view(torch.int8)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -217,9 +226,7 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
         (on,) = ctx.saved_tensors
-        return cast(
-            Tensor, grad * on.view(torch.uint8)
-        )  # a product with bool takes longer, torch.where four times
+        return cast(Tensor, grad * on)  # by bool it takes longer; torch.where, four times as long
 
 
 class _Gate(torch.autograd.Function):

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from folding import folded
+
 
 def pgd(
     model: nn.Module,
@@ -25,19 +27,21 @@ def pgd(
 
     `eps` and `step_size` are fractions of the range 1 of a pixel, e.g. 8/255. `targeted=True` draws, for each
     restart, a target uniform over the other classes and lowers its loss; else the loss of `y` is raised.
-    The network is attacked in evaluation mode and left as it was, without any `.grad`.
+    The network is attacked in evaluation mode and left as it was, without any `.grad`. The steps run on a
+    copy with batch norm folded away; what fools the network is asked of the network itself.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
     """
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
     best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):
+        fast = folded(model, x[:2]) if len(x) else model
         for _ in range(restarts):
             (i,) = torch.where(best_margin >= 0)  # those that stand
             if len(i) == 0:
                 break
             goal = random_targets(y[i], classes_of(model, x)) if targeted else y[i]
-            *_, (x_adv, _) = pgd_steps(model, x[i], goal, random_start=random_start, **attack)
+            *_, (x_adv, _) = pgd_steps(fast, x[i], goal, random_start=random_start, **attack)
             if restarts == 1:
                 return x_adv
             m = margin(model, x_adv, y[i]).to(best_margin.dtype)
@@ -65,24 +69,25 @@ def pgd_steps(
     Call it inside `attacking(model)`. Never waits for the device.
     """
     sign = -1 if targeted else 1
+    ball = within(x, eps)
     x_adv = start if start is not None else random_images(x, eps) if random_start else x
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             loss = F.cross_entropy(widen(model(x_adv)), goal, reduction="none")
             (grad,) = torch.autograd.grad(loss.sum(), x_adv)
-        x_adv = project(x_adv.detach() + sign * step_size * grad.sign(), x, eps)
+        x_adv = x_adv.detach().add(grad.sign(), alpha=sign * step_size).clamp_(*ball)
         yield x_adv, loss.detach()
 
 
 def random_images(x: Tensor, eps: float) -> Tensor:
     """Images uniform within eps of x, cut to [0, 1]. Shapes: (N, C, H, W), kept."""
-    return project(x + torch.empty_like(x).uniform_(-eps, eps), x, eps)
+    return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp_(*within(x, eps))
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Nearest images to x_adv within eps of x and within [0, 1]. Shapes: all (N, C, H, W)."""
-    return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
+def within(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Lowest and highest image within eps of x and within [0, 1]. Shapes: (N, C, H, W), kept."""
+    return (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
 
 
 def random_targets(y: Tensor, num_classes: int) -> Tensor:

@@ -207,7 +207,7 @@ def _windows(h: Tensor) -> Tensor:
 
 
 class _Relu(torch.autograd.Function):
-    """ReLU that keeps a byte for each number, where nobody keeps its result; the bytes, 0 or 1, come along."""
+    """ReLU that keeps a byte for each number, 0 or 1, where nobody keeps its result; they come along."""
 
     generate_vmap_rule = True
 

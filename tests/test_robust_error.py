@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from attacks import attacking, pgd_steps
+from robust_error import robust_errors
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    ).double()
+
+
+def images(n=60):
+    return torch.rand(n, 3, 6, 6, dtype=torch.float64)
+
+
+def the_long_way(model, x, y, *, eps, step_size, steps):
+    """Every image to the last step, all of them asked at each."""
+    wrong = model(x).argmax(1) != y
+    (left,) = torch.where(~wrong)
+    start = (x[left] + torch.empty_like(x[left]).uniform_(-eps, eps)).clamp(0, 1)
+    with attacking(model):
+        run = pgd_steps(model, x[left], y[left], eps=eps, step_size=step_size, steps=steps, start=start)
+        for attempt in (start, *(image for image, _ in run)):
+            wrong[left] |= model(attempt).argmax(1) != y[left]
+    return wrong
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 1000])
+@pytest.mark.parametrize("steps", [1, 6])
+def test_the_same_images_as_all_steps_on_all_images(batch_size, steps):
+    model, x = net().eval(), images()
+    y = model(x).argmax(1)
+    y[:9] = (y[:9] + 1) % 5  # some wrong from the start
+    attack = {"eps": 0.03, "step_size": 0.006, "steps": steps}
+    torch.manual_seed(1)
+    expected = the_long_way(model, x, y, **attack)
+    torch.manual_seed(1)
+    found = robust_errors(model, x, y, batch_size=batch_size, **attack)
+    assert torch.equal(found, expected)
+    assert expected[:9].all()
+    assert 9 < expected.sum() < 60
+
+
+def test_a_broken_image_is_not_attacked_again():
+    model, x, seen = nn.Sequential(nn.Flatten(), nn.Linear(108, 5)).double(), images(), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]) * inputs[0].requires_grad))
+    y = model(x).argmax(1)
+    wrong = robust_errors(model, x, y, eps=0.9, step_size=0.3, steps=50, batch_size=10)
+    assert wrong.float().mean() > 0.8
+    assert 60 <= sum(seen) < 60 * 50 / 2
+    assert max(seen) == 10
+
+
+def test_more_restarts_break_more():
+    model, x = net().eval(), images(200)
+    y = model(x).argmax(1)
+    errors = []
+    for restarts in (1, 6):
+        torch.manual_seed(2)
+        errors.append(
+            robust_errors(model, x, y, eps=0.03, step_size=0.01, steps=1, restarts=restarts, batch_size=64)
+        )
+    one, many = errors
+    assert (many | ~one).all()  # the first of six is the one
+    assert many.sum() > one.sum()
+
+
+def test_targeted_without_random_start_moves_towards_the_target():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double(), images(50)[:, :, :2, :2]
+    y = model(x).argmax(1)
+    away, toward = (
+        robust_errors(model, x, y, eps=0.2, step_size=0.2, steps=1, targeted=t, random_start=False)
+        for t in (False, True)
+    )
+    assert torch.equal(away, toward)  # two classes: away from one is towards the other
+    assert away.any()
+
+
+def test_the_images_and_the_network_are_left_as_they_were():
+    model, x = net().train(), images(8)
+    before, images_before = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
+    robust_errors(
+        model, x, torch.zeros(8, dtype=torch.long), eps=0.1, step_size=0.1, steps=2, random_start=False
+    )
+    assert torch.equal(x, images_before)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_no_images_have_no_errors():
+    found = robust_errors(net(), images(0), torch.zeros(0, dtype=torch.long), eps=0.1, step_size=0.1, steps=1)
+    assert found.shape == (0,)

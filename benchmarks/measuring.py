@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import platform
 import statistics
 import sys
 import time
@@ -33,14 +34,14 @@ class Lap(NamedTuple):
 
 
 def race(contenders: Mapping[str, Callable[[], object]], rounds: int, title: str) -> dict[str, Lap]:
-    """Time each contender once a round, in turn, after two rounds to warm up.
+    """Time each contender once a round, in turn, after one round to warm up.
 
     A ratio is taken within a round, where the machine was the same for all.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
-    with tqdm(total=(rounds + 2) * len(names), desc=title, unit="lap", leave=False) as bar:
-        for i in range(rounds + 2):
+    with tqdm(total=(rounds + 1) * len(names), desc=title, unit="lap", leave=False) as bar:
+        for i in range(rounds + 1):
             for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody is always first
                 _wait()
                 began = time.perf_counter()
@@ -50,9 +51,9 @@ def race(contenders: Mapping[str, Callable[[], object]], rounds: int, title: str
                 bar.update()
     laps = {}
     for name in names:
-        ratios = [t / first for t, first in zip(times[name][2:], times[names[0]][2:], strict=True)]
+        ratios = [t / first for t, first in zip(times[name][1:], times[names[0]][1:], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
-        laps[name] = Lap(statistics.median(times[name][2:]), middle, (low, high))
+        laps[name] = Lap(statistics.median(times[name][1:]), middle, (low, high))
     return laps
 
 
@@ -93,16 +94,21 @@ def add_options(p: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def begin(args: argparse.Namespace) -> None:
-    """Make this process one that measures: seed, threads, and memory that is not given back in between.
+    """Seed and threads of this process, as the command line says."""
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+
+
+def hold_memory() -> None:
+    """Let freed memory stay with this process, where that can be asked for.
 
     glibc returns large blocks to the system and asks for them again, which costs one contender more than
     another by pure chance of order.
     """
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True
-    if hasattr(mallopt := getattr(ctypes.CDLL(None), "mallopt", None), "argtypes"):
+    if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3
+        mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, -1)
         mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
 

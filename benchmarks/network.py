@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from command_line import at_least, plain_errors
-from measuring import Lap, add_options, begin, kept_bytes, multiply_adds, race, told
+from measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
 from models import ACTIVATIONS, BLOCKS, build
 from plain import PlainSparta
 from report import print_table
@@ -92,9 +92,10 @@ def main(argv: list[str] | None = None) -> None:
         help="default %(default)s; none: eager only",
     )
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
-    add_options(p, rounds=9)
+    add_options(p, rounds=5)
     args = p.parse_args(argv)
     begin(args)
+    hold_memory()
     amp = args.amp == "bf16"
     models = {
         name: build(args.arch, name, SITES, width=args.width).to(

@@ -1,0 +1,120 @@
+"""Cost of one activation by itself, at each of the four sites of a ResNet-18 for 32 x 32 images.
+
+`python benchmarks/sites.py` prints, for ReLU, SiLU, SE, CBAM, Dynamic ReLU, feature denoising and SPARTA, the
+time of a forward pass, of forward and backward, and per image the multiply-adds and the bytes kept for
+backward. SE and CBAM are timm's, behind a ReLU, as is feature denoising. Before, it checks that plain and
+fast SPARTA are the same function.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from command_line import at_least, plain_errors
+from measuring import add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
+from peers import peer
+from plain import PlainSparta
+from report import print_table
+from sparta_act import Sparta
+from sparta_act.baselines import DynamicReLUB, DynamicReLUC, FeatureDenoising, PooledSparta
+
+SITES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, height and width
+
+
+def contenders() -> dict[str, Callable[[int], nn.Module]]:
+    """A module for each channel count, by name."""
+    found: dict[str, Callable[[int], nn.Module]] = {
+        "ReLU": lambda channels: nn.ReLU(),
+        "SiLU": lambda channels: nn.SiLU(),
+    }
+    if (se := peer("timm.layers.squeeze_excite")) and (cbam := peer("timm.layers.cbam")):
+        found["SE"] = lambda channels: nn.Sequential(nn.ReLU(), se.SEModule(channels))
+        found["CBAM"] = lambda channels: nn.Sequential(nn.ReLU(), cbam.CbamModule(channels))
+    return found | {
+        "Dynamic ReLU-B": DynamicReLUB,
+        "Dynamic ReLU-C": DynamicReLUC,
+        "feature denoising": lambda channels: nn.Sequential(nn.ReLU(), FeatureDenoising(channels)),
+        "SPARTA, plainly": PlainSparta,
+        "SPARTA": Sparta,
+        "SPARTA, pooled": PooledSparta,
+    }
+
+
+def forward(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """One forward pass without gradients."""
+    return torch.no_grad()(lambda: module(x))
+
+
+def both(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Forward, and backward to the input and the parameters."""
+    x = x.detach().clone().requires_grad_()
+    grad = torch.randn_like(x)
+    wanted = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(module(x), wanted, grad)
+
+
+def work(module: nn.Module, x: Tensor) -> dict[str, str]:
+    """Figures that need no clock."""
+    count = multiply_adds(lambda: module(x))
+    kept = kept_bytes(module, lambda: module(x.detach().requires_grad_()))
+    return {
+        "10^6 multiply-adds": f"{count / len(x) / 1e6:.2f}",
+        "parameters": f"{sum(p.numel() for p in module.parameters()):,}",
+        "kept, kB": f"{kept / len(x) / 1e3:.0f}",
+    }
+
+
+def check_same(fast: nn.Module, plain: nn.Module, size: int) -> None:
+    """Raise `ValueError` unless results and gradients agree to 1e-9 in float64."""
+    fast, plain = (copy.deepcopy(m).cpu().double() for m in (fast, plain))
+    nn.init.normal_(fast.conv2, std=0.05)  # it starts at zero, where all gates are the same
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(2, fast.in_channels, size, size, dtype=torch.float64, requires_grad=True)
+    found = [
+        [y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
+        for module in (fast, plain)
+        for y in [module(x)]
+    ]
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+    if not worst < 1e-9:
+        raise ValueError(f"plain and fast SPARTA differ by {worst:.1e}: the times compare two functions")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--batch-size", type=at_least(1), default=64, help="default %(default)s")
+    add_options(p, rounds=7)
+    args = p.parse_args(argv)
+    begin(args)
+    hold_memory()
+    makers = contenders()
+    for channels, size in SITES:
+        x = torch.randn(args.batch_size, channels, size, size, device=args.device)
+        x = x.to(memory_format=torch.channels_last)
+        modules = {
+            name: make(channels).to(args.device, memory_format=torch.channels_last)
+            for name, make in makers.items()
+        }
+        check_same(modules["SPARTA"], modules["SPARTA, plainly"], size)
+        columns: dict[str, dict[str, str]] = {}
+        for kind, call in {"forward": forward, "forward, backward": both}.items():
+            laps = race({n: call(m, x) for n, m in modules.items()}, args.rounds, f"{channels}: {kind}")
+            columns[f"{kind}, ms"] = {name: f"{1e3 * lap.seconds:.1f}" for name, lap in laps.items()}
+        for name, module in modules.items():
+            for column, figure in work(module, x).items():
+                columns.setdefault(column, {})[name] = figure
+        print_table(f"{channels} channels, {size} x {size}, batch {len(x)}, float32, channels_last", columns)
+    print("multiply-adds of the forward pass and kB kept for backward: of one image")
+    print(told(args))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

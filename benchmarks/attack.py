@@ -127,7 +127,7 @@ def check_attacks(attacks: dict[str, Attack], model: nn.Module, x: Tensor, y: Te
     for name, result in results.items():
         differ = ((result - expected).abs() > 1e-5).float().mean().item()
         print(f"{name}: {differ:.2%} of the pixels differ from the naive loop's, from the image itself")
-        if not differ < 0.02:
+        if not differ < 0.05:
             raise ValueError(f"{name} computes another attack: {differ:.1%} of its pixels differ")
     if "torchattacks" in attacks:
         model.double()
@@ -157,7 +157,7 @@ def compare_attacks(args: argparse.Namespace) -> None:
         contenders["APGD, as many gradients"] = lambda: apgd(model, x, y, args.steps)
     frozen = settled(build("resnet18", "relu", "", width=args.width).to(args.device)).requires_grad_(False)
     contenders["bare input gradients"] = lambda: bare(frozen, x, y, args.steps)
-    without_norms = folded(frozen, x[:2])
+    without_norms = folded(frozen, x[:1])
     contenders["bare, batch norm folded"] = lambda: bare(without_norms, x, y, args.steps)
     laps = race(contenders, args.rounds, f"PGD-{args.steps}")
     first = next(iter(laps))
@@ -190,7 +190,7 @@ def all_the_way(model: nn.Module, x: Tensor, y: Tensor, steps: int, batch_size: 
     parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
     with attacking(model), torch.no_grad():
         wrong = torch.cat([model(x[part]).argmax(1) != y[part] for part in parts])
-        fast, start = folded(model, x[:2]), x.clone()
+        fast, start = folded(model, x[:1]), x.clone()
         start[~wrong] = random_images(x[~wrong], EPS)  # the same draw as in `robust_errors`
         for part in parts:
             run = pgd_steps(fast, x[part], y[part], eps=EPS, step_size=STEP, steps=steps, start=start[part])

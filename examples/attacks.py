@@ -35,7 +35,7 @@ def pgd(
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
     best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):
-        fast = folded(model, x[:2]) if len(x) else model
+        fast = folded(model, x[:1]) if len(x) else model
         for _ in range(restarts):
             (i,) = torch.where(best_margin >= 0)  # those that stand
             if len(i) == 0:

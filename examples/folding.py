@@ -4,42 +4,44 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 TOLERANCE = 1e-4  # of the answers, relative to the largest: float32 rounds some hundred times below
 
 
 def folded(model: nn.Module, x: Tensor) -> nn.Module:
-    """A frozen copy of the network in evaluation mode without its batch norms; or the network itself.
+    """A copy of the network, in evaluation mode, without its batch norms; or the network itself.
 
     A norm is folded if it reads what one `Conv2d` returns, both run once, and neither has hooks. The copy is
     returned only if it answers x as the network does; where nothing can be folded, the network cannot be
-    copied or is compiled, it is returned as it is. Later changes of the network do not reach the copy.
+    copied or is compiled, it is returned as it is. All other parameters are shared with the network.
 
-    Shapes: x (N, C, H, W); a few images are enough.
+    Shapes: x (N, C, H, W); one image is enough.
     """
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
         return model  # the copy would be compiled again, or lose it
     try:
         with torch.no_grad():
-            twin = copy.deepcopy(model).eval().requires_grad_(False)
-            return twin if _fold(twin, x) and _same(twin(x), model(x)) else model
+            shared = {id(p): p for p in model.parameters()}
+            twin = copy.deepcopy(model, shared).eval()
+            pairs, answer = _pairs(twin, x)
+            for conv, norm in pairs:
+                _fold(twin, conv, norm)
+            return twin if pairs and _same(twin(x), answer) else model
     except Exception:  # this only saves time: what a strange network raises here is no reason to stop
         return model
 
 
-def _fold(model: nn.Module, x: Tensor) -> bool:
-    """Fold what can be; whether there was anything."""
-    pairs = _pairs(model, x)
-    for conv_name, norm_name in pairs:
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        _put(model, conv_name, fuse_conv_bn_eval(conv, norm))
-        _put(model, norm_name, nn.Identity())
-    return bool(pairs)
+def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
+    conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+    statistics = norm.running_mean, norm.running_var, norm.eps
+    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+    parent, _, child = norm_name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity())
 
 
-def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Names of each convolution and of the norm that reads its result."""
+def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
+    """Names of each convolution and of the norm that reads its result; and the network's answer."""
     calls: dict[str, int] = {}
     results: dict[int, tuple[str, Tensor]] = {}  # alive, so that their ids stay their own
     found: list[tuple[str, str]] = []
@@ -57,11 +59,11 @@ def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     plain = [(n, m) for n, m in model.named_modules() if _plain(m)]
     handles = [watch(name, module) for name, module in plain]
     try:
-        model(x)
+        answer = model(x)
     finally:
         for handle in handles:
             handle.remove()
-    return [pair for pair in found if all(calls[name] == 1 for name in pair)]
+    return [pair for pair in found if all(calls[name] == 1 for name in pair)], answer
 
 
 def _plain(module: nn.Module) -> bool:
@@ -71,11 +73,6 @@ def _plain(module: nn.Module) -> bool:
     if type(module) is nn.BatchNorm2d:
         return module.running_mean is not None
     return type(module) is nn.Conv2d
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

@@ -33,7 +33,7 @@ def robust_errors(
     step = -step_size if targeted else step_size
     with attacking(model), tqdm(total=len(x), unit="img", desc="robust error", leave=False) as bar:
         broken = _wrong(model, x, y, batch_size)
-        fast = folded(model, x[:2]) if len(x) else model
+        fast = folded(model, x[:1]) if len(x) else model
         for _ in range(restarts):
             (left,) = torch.where(~broken)
             bar.update(len(x) - len(left) - bar.n)

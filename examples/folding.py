@@ -14,7 +14,8 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
 
     A norm is folded if it reads what one `Conv2d` returns, both run once, and neither has hooks. The copy is
     returned only if it answers x as the network does; where nothing can be folded, the network cannot be
-    copied or is compiled, it is returned as it is. All other parameters are shared with the network.
+    copied or is compiled, it is returned as it is. All other parameters are shared with the network. Its
+    convolutions run in channels_last, the faster layout.
 
     Shapes: x (N, C, H, W); one image is enough.
     """
@@ -35,7 +36,8 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
 def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
     conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
     statistics = norm.running_mean, norm.running_var, norm.eps
-    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+    weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+    conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), weight.requires_grad)
     parent, _, child = norm_name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
 

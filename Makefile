@@ -1,9 +1,9 @@
-# Two commands do everything: `make demo` and `make test`. PYTHON= and TORCH= choose others than these.
+# Two commands do everything: `make demo` and `make test`; `make benchmarks` measures. PYTHON= and TORCH= choose others than these.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet
 
-.PHONY: demo test clean
+.PHONY: demo test benchmarks clean
 
 demo: .venv/examples
 	.venv/bin/python examples/quickstart.py
@@ -13,6 +13,12 @@ test: .venv/test
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+
+# the tables of docs/speed.md, with the libraries they compare with
+benchmarks: .venv/benchmarks
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/network.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sites.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/attack.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -33,6 +39,11 @@ test: .venv/test
 .venv/test: .venv/torch pyproject.toml
 	$(PIP) --editable ".[test]"
 	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 torchattacks==3.5.1
+	@touch $@
+
+.venv/benchmarks: .venv/test
+	$(PIP) eagerpy gitpython requests scikit-learn six
+	$(PIP) --no-deps foolbox==3.3.4 adversarial-robustness-toolbox==1.20.1
 	@touch $@
 
 clean:

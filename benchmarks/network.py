@@ -8,7 +8,6 @@ kept for backward. Before, it checks that plain and fast SPARTA are the same fun
 """
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from command_line import at_least, plain_errors
 from measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
 from models import ACTIVATIONS, BLOCKS, build
-from plain import PlainSparta
+from plain import PlainSparta, check_same
 from report import print_table
 from trainer import COMPILERS
 
@@ -58,27 +57,6 @@ def input_step(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Callable[[]
     return lambda: torch.autograd.grad(loss_of(model, x, y, amp), x)[0]
 
 
-def check_same(fast: nn.Module, plain: nn.Module) -> float:
-    """Largest difference, relative, of losses and gradients in float64; raises `ValueError` above 1e-9."""
-    fast, plain = (copy.deepcopy(m).cpu().double().train().requires_grad_(True) for m in (fast, plain))
-    with torch.no_grad():
-        for p in fast.parameters():  # conv2 starts at zero, where all gates are the same
-            if not p.any():
-                p.normal_(std=0.05)
-    plain.load_state_dict(fast.state_dict())
-    x, y = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1])
-    found = []
-    for model in (fast, plain):
-        loss = loss_of(model, x, y, amp=False)
-        found.append([loss, *torch.autograd.grad(loss, [x, *model.parameters()])])
-    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
-    if not worst < 1e-9:
-        raise ValueError(
-            f"plain and fast SPARTA differ by {worst:.1e}: the times would compare two functions"
-        )
-    return worst
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         help="default %(default)s; none: eager only",
     )
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
-    add_options(p, rounds=5)
+    add_options(p, rounds=3)
     args = p.parse_args(argv)
     begin(args)
     hold_memory()
@@ -103,7 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         for name in CONTENDERS
     }
-    worst = check_same(models["sparta"], models["plain"])
+    two = torch.tensor([0, 1])
+    worst = check_same(
+        models["sparta"], models["plain"], torch.rand(2, 3, 32, 32), lambda m, x: loss_of(m, x, two, False)
+    )
     print(f"plain and fast SPARTA: the same loss and gradients in float64 to {worst:.0e}", flush=True)
     x = torch.rand(args.batch_size, 3, 32, 32, device=args.device).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (len(x),), device=args.device)
@@ -114,10 +95,10 @@ def main(argv: list[str] | None = None) -> None:
         for name, column in columns.items():
             lap = laps.get(name)
             column[f"{row}, ms"] = f"{1e3 * lap.seconds:.0f}" if lap else ""
-            column[f"{row}, times relu"] = lap.told() if lap else ""
+            column[f"{row} / relu"] = lap.told() if lap else ""
         print(f"{row}: " + ", ".join(f"{name} {lap.told()}" for name, lap in laps.items()), flush=True)
 
-    kinds = {"training": training_step, "input gradient": input_step}
+    kinds = {"training": training_step, "input grad": input_step}
     for kind, step_of in kinds.items():
         steps = {name: step_of(model, x, y, amp) for name, model in models.items()}
         add(kind, race(steps, args.rounds, kind))
@@ -132,19 +113,22 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
             if not abs(found - expected) < (0.05 if amp else 1e-3):
                 raise ValueError(f"{name}: the compiled network has loss {found:.4f}, not {expected:.4f}")
-        add("compiled training", race(steps, args.rounds, "compiled training"))
+        add("compiled", race(steps, args.rounds, "compiled training"))
     for name, model in models.items():
         step = training_step(model, x, y, amp)
         kept = kept_bytes(model, lambda model=model: loss_of(model, x, y, amp))
         count = multiply_adds(step)
-        columns[name]["multiply-adds, 1e9 an image"] = f"{count / len(x) / 1e9:.2f}"
-        columns[name]["kept for backward, MB an image"] = f"{kept / len(x) / 1e6:.2f}"
+        columns[name]["multiply-adds, 1e9"] = f"{count / len(x) / 1e9:.2f}"
+        columns[name]["kept, MB"] = f"{kept / len(x) / 1e6:.2f}"
         if name == "relu":
             first = count, kept
-        columns[name]["multiply-adds, times relu"] = f"{count / first[0]:.2f}"
-        columns[name]["kept, times relu"] = f"{kept / first[1]:.2f}"
+        columns[name]["multiply-adds / relu"] = f"{count / first[0]:.2f}"
+        columns[name]["kept / relu"] = f"{kept / first[1]:.2f}"
     title = f"{args.arch} width {args.width}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
     print_table(title, columns)
+    print(
+        "compiled: the training step; multiply-adds of a training step and MB kept for backward: of one image"
+    )
     print(told(args))
 
 

@@ -1,8 +1,11 @@
 """SPARTA as one would write it down from the paper: what the package's own form is compared with."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparta_act import Sparta
 
@@ -19,3 +22,26 @@ class PlainSparta(Sparta):
         m = F.conv2d(h, self.conv4, padding=1)
         s = F.conv2d(m.transpose(0, 1), kernel, padding=1, groups=len(x)).transpose(0, 1)
         return F.relu(x) * torch.sigmoid(s * c)
+
+
+def check_same(
+    fast: nn.Module, plain: nn.Module, x: Tensor, loss_of: Callable[[nn.Module, Tensor], Tensor]
+) -> float:
+    """Largest relative difference of losses and gradients in float64, of images and parameters.
+
+    Raises `ValueError` above 1e-9: then a benchmark would compare the times of two functions.
+    """
+    fast, plain = (copy.deepcopy(m).cpu().double().train() for m in (fast, plain))
+    with torch.no_grad():
+        for p in fast.parameters():  # conv2 starts at zero, where all gates are the same
+            if not p.any():
+                p.normal_(std=0.05)
+    plain.load_state_dict(fast.state_dict())
+    x, found = x.detach().cpu().double().requires_grad_(), []
+    for module in (fast, plain):
+        loss = loss_of(module, x)
+        found.append([loss, *torch.autograd.grad(loss, [x, *module.parameters()])])
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+    if not worst < 1e-9:
+        raise ValueError(f"plain and fast SPARTA differ by {worst:.1e}: the times would be of two functions")
+    return worst

@@ -31,7 +31,10 @@ def pgd(
     copy with batch norm folded away; what fools the network is asked of the network itself.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
+    Raises `ValueError` for fewer than one step.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
     best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):

@@ -29,10 +29,13 @@ def robust_errors(
     alone. `eps`, `step_size`, `targeted`, `random_start` and `restarts` are those of `attacks.pgd`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
+    Raises `ValueError` for fewer than one step.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
     step = -step_size if targeted else step_size
     with attacking(model), tqdm(total=len(x), unit="img", desc="robust error", leave=False) as bar:
-        broken = _wrong(model, x, y, batch_size)
+        broken = clean_errors(model, x, y, batch_size)
         fast = folded(model, x[:1]) if len(x) else model
         for _ in range(restarts):
             (left,) = torch.where(~broken)
@@ -44,6 +47,16 @@ def robust_errors(
             start = random_images(images, eps) if random_start else images
             broken[left] = _run(fast, images, labels, goal, start, eps, step, steps, batch_size, bar)
     return broken
+
+
+@torch.no_grad()
+def clean_errors(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
+    """Which images the network gets wrong as they are, in the mode it is in. Shapes as above."""
+    wrong = torch.zeros_like(y, dtype=torch.bool)
+    for i in range(0, len(x), batch_size):
+        part = slice(i, i + batch_size)
+        wrong[part] = model(x[part]).argmax(1) != y[part]
+    return wrong
 
 
 def _run(
@@ -78,15 +91,5 @@ def _run(
         bar.update(int(broken[batch].sum()))
         batch = batch[~broken[batch] & (taken[batch] < steps)]
     (left,) = torch.where(~broken)
-    broken[left] = _wrong(model, x_adv[left], y[left], batch_size)
+    broken[left] = clean_errors(model, x_adv[left], y[left], batch_size)
     return broken
-
-
-@torch.no_grad()
-def _wrong(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    """Which images the network gets wrong as they are."""
-    wrong = torch.zeros_like(y, dtype=torch.bool)
-    for i in range(0, len(x), batch_size):
-        part = slice(i, i + batch_size)
-        wrong[part] = model(x[part]).argmax(1) != y[part]
-    return wrong

@@ -24,13 +24,6 @@ class PooledSparta(Sparta):
         c = SF.full_conv(F.relu(self._conv1(x)), self.conv2)
         return c, SF.conv_to_one(x, SF.mean_filter(self.conv6)) if self.dynamic else self.conv5
 
-    def _conv1(self, x: Tensor) -> Tensor:
-        if self.in_channels < 512:
-            return super()._conv1(x)
-        return SF.same_conv(
-            x, self.conv1
-        )  # oneDNN takes 1.6 times as long, but would keep a ninth for backward
-
 
 class NormedSparta(Sparta):
     """SPARTA with batch norm after conv1, conv3 and conv4, so that the gate does not saturate at once.
@@ -50,9 +43,7 @@ class NormedSparta(Sparta):
         return cast(Tensor, self.norm3(super()._conv3(x)))
 
     def _conv4(self, h: Tensor) -> Tensor:
-        m = (
-            super()._conv4(h).to(self.norm4.weight.dtype)
-        )  # float32 even in a half module, which norm4 refuses
+        m = super()._conv4(h).to(self.norm4.weight.dtype)  # float32 even in a half module, as norm4 refuses
         return cast(Tensor, self.norm4(m))
 
 

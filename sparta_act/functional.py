@@ -5,7 +5,6 @@ cheapest exact form we know; `tests/reference.py` holds the literal ones they mu
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from itertools import product
 from typing import Any, cast
 
 import torch
@@ -70,18 +69,6 @@ def full_conv(x: Tensor, weight: Tensor) -> Tensor:
     if _channels_last(weight):
         x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # as they lie in memory
     return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
-
-
-def same_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution of 3 x 3 maps, padding 1: one matrix product over what each of the nine pixels sees.
-
-    Shapes: x (N, C, 3, 3), weight (D, C, 3, 3), result (N, D, 3, 3).
-    """
-    last = _channels_last(weight)
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    seen = [x[:, i : i + 3, j : j + 3] for i, j in product(range(3), repeat=2)]
-    weight = weight.permute(0, 2, 3, 1) if last else weight  # as it lies in memory
-    return F.linear(torch.stack(seen, 3 if last else 4).flatten(3), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def conv_to_one(x: Tensor, weight: Tensor) -> Tensor:

@@ -86,7 +86,6 @@ def test_each_identity_is_the_long_way(shape):
     own = torch.cat([conv(s[n : n + 1], kernel[n : n + 1]) for n in range(len(x))])
     for fast, slow in [
         (SF.relu_mean_conv(x, weight), conv(reference.relu(x), weight).mean((2, 3), keepdim=True)),
-        (SF.same_conv(SF.pool(x), weight), conv(reference.pool(x), weight)),
         (SF.full_conv(SF.pool(x), weight), conv(reference.pool(x), weight, padding=0)),
         (SF.conv_to_one(x, weight[:1]), conv(x, weight[:1])),
         (SF.pool(x), reference.pool(x)),

@@ -1,20 +1,135 @@
+import importlib
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import identities
+import plain
+from attack import attacks_on, check_attacks
+from measuring import kept_bytes, multiply_adds, race
+from plain import PlainSparta
+from sparta_act import Sparta
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.fixture
+def tables(monkeypatch, capsys):
+    """Runs a script; its printed tables as rows of cells, and all that it printed."""
+
+    def run(script, arguments):
+        monkeypatch.setattr(sys, "argv", [script, *arguments.split()])
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+        printed = capsys.readouterr().out
+        cells = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+        return {row[0].strip(): [c.strip() for c in row[1:]] for row in cells}, printed
+
+    return run
+
+
 @pytest.mark.slow
-def test_the_epoch_benchmark_times_each_network(monkeypatch, capsys):
+def test_the_epoch_benchmark_times_each_network(tables):
     small = "--width 8 --batch-size 4 --batches 1 --steps 1 --device cpu --activation relu sparta-pooled"
-    monkeypatch.setattr(sys, "argv", ["epoch.py", *small.split()])
-    runpy.run_path(str(FOLDER / "epoch.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    rows, printed = tables("epoch.py", small)
     assert "times relu" in printed
-    rows = [line.split("│")[1:4] for line in printed.splitlines() if line.startswith("│")]
-    assert [r[0].strip() for r in rows] == ["relu, none", "sparta-pooled, none"]
-    assert all(float(r[1]) > 0 for r in rows)
-    assert float(rows[0][2]) == 1.0
+    assert list(rows) == ["relu, none", "sparta-pooled, none"]
+    assert all(float(r[0]) > 0 for r in rows.values())
+    assert float(rows["relu, none"][1]) == 1.0
+
+
+@pytest.mark.slow
+def test_the_network_benchmark_measures_every_contender(tables):
+    rows, printed = tables("network.py", "--width 8 --batch-size 4 --rounds 1 --device cpu --compile none")
+    for row in ("training, ms", "input grad, ms", "kept / relu"):
+        assert all(float(cell) > 0 for cell in rows[row]), row
+    assert rows["training / relu"][0].startswith("1.00")
+    relu, plainly, fast, pooled = (float(cell) for cell in rows["multiply-adds / relu"])
+    assert relu == 1 < pooled < 1.36 < fast < 1.6 < 2.08 < plainly
+    kept = [float(cell) for cell in rows["kept / relu"]]
+    assert kept[0] == 1
+    assert max(kept[2:]) < 1.35 < kept[1]
+    assert "the same loss and gradients" in printed
+
+
+@pytest.mark.slow
+def test_the_site_benchmark_measures_every_activation(tables):
+    rows, printed = tables("sites.py", "--batch-size 2 --rounds 1 --device cpu")
+    assert printed.count("SPARTA, plainly") == 4
+    *times, count, parameters, kept = rows["SPARTA"]  # of the last table, 512 channels at 4 x 4
+    assert all(float(t) > 0 for t in times)
+    assert float(count) == pytest.approx((2 * 9 * 512**2 * 16 + 9 * 512**2) / 1e6, rel=0.02)
+    assert parameters == f"{4 * 9 * 512**2 + 9 * 512:,}"
+    assert 0 < float(kept) < float(rows["SPARTA, plainly"][-1])
+
+
+@pytest.mark.slow
+def test_the_identities_are_measured_after_they_are_checked(tables):
+    rows, printed = tables("identities.py", "--batch-size 2 --rounds 1 --device cpu")
+    assert all(float(cell) > 0 for row in rows.values() for cell in row if cell.strip("0."))
+    assert printed.count("in use:") == printed.count("tried and left:") == 2
+
+
+def test_a_wrong_identity_is_found():
+    piece = identities.taken(2, 8, 6)["conv4: product and fold"]
+    identities.check_same("conv4", piece)
+    with pytest.raises(ValueError, match="conv4: the two forms differ"):
+        identities.check_same("conv4", piece._replace(other=lambda h, w: piece.other(h, w.flip(2))))
+
+
+@pytest.mark.slow
+def test_the_attack_benchmark_compares_with_what_is_installed(tables):
+    small = (
+        "--width 8 --batch-size 4 --training-batch 4 --rounds 1 --steps 2 --epochs 1 --limit 30 --device cpu"
+    )
+    rows, printed = tables("attack.py", small)
+    for name, module in {"torchattacks": "torchattacks", "foolbox": "foolbox", "ART": "art"}.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            assert f"{module}: not installed" in printed
+            assert name not in rows
+        else:
+            assert float(rows[name][0]) > 0
+    assert float(rows["attacks.pgd"][0]) > 0
+    assert rows["images judged differently"] == ["0", "0"]
+    assert len(rows["Trainer.step, s"]) == 2
+
+
+def test_a_race_compares_within_rounds():
+    laps = race({"one": lambda: time.sleep(0.01), "four": lambda: time.sleep(0.04)}, 3, "sleeping")
+    assert laps["one"].ratio == 1
+    assert 2 < laps["four"].ratio < 5
+    assert laps["four"].spread[0] <= laps["four"].ratio <= laps["four"].spread[1]
+
+
+def test_what_a_backward_keeps_and_what_is_multiplied():
+    model, x = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Sigmoid()), torch.rand(2, 8, requires_grad=True)
+    assert multiply_adds(lambda: model(x)) == 2 * 8 * 4
+    assert kept_bytes(model, lambda: model(x)) == 4 * (2 * 8 + 2 * 4)  # input and result
+
+
+def test_two_functions_are_not_timed_as_one():
+    fast, slow, x = Sparta(3), PlainSparta(3), torch.randn(2, 3, 6, 5)
+    assert plain.check_same(fast, slow, x, lambda m, x: m(x).square().sum()) < 1e-12
+
+    def other(module, x):
+        return (module(x) + 1e-6 * isinstance(module, PlainSparta) * x).square().sum()
+
+    with pytest.raises(ValueError, match="two functions"):
+        plain.check_same(fast, slow, x, other)
+
+
+def test_another_attack_is_not_timed_as_the_same():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
+    x, y = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    same = {"naive loop": attacks_on(model)["naive loop"], "attacks.pgd": None}
+    same["attacks.pgd"] = same["naive loop"]
+    check_attacks(same, model, x, y, 2)
+    same["weaker"] = lambda x, y, steps, start: same["naive loop"](x, y, steps - 1, start)
+    with pytest.raises(ValueError, match="weaker computes another attack"):
+        check_attacks(same, model, x, y, 2)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import attacking, pgd_steps
+from attacks import attacking, pgd, pgd_steps
 from robust_error import robust_errors
 
 
@@ -94,3 +94,9 @@ def test_the_images_and_the_network_are_left_as_they_were():
 def test_no_images_have_no_errors():
     found = robust_errors(net(), images(0), torch.zeros(0, dtype=torch.long), eps=0.1, step_size=0.1, steps=1)
     assert found.shape == (0,)
+
+
+@pytest.mark.parametrize("attack", [pgd, robust_errors])
+def test_an_attack_without_steps_is_an_error(attack):
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        attack(net(), images(2), torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=0)

@@ -1,0 +1,186 @@
+"""What each identity in SPARTA's own form is worth, and what was tried and left.
+
+`python benchmarks/identities.py` times forward and backward of each piece of SPARTA, written plainly and as
+`sparta_act` has it, at the first and the last site of a ResNet-18, and says what both keep for backward.
+Before each, it checks that both give the same values and gradients. docs/speed.md has the algebra.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from command_line import at_least, plain_errors
+from measuring import add_options, begin, hold_memory, kept_bytes, race, told
+from report import print_table
+from sites import SITES
+from sparta_act import functional as SF
+
+
+class Piece(NamedTuple):
+    """One piece of SPARTA in two forms, and what both take."""
+
+    plain: Callable[..., Tensor]
+    other: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+def taken(n: int, channels: int, size: int) -> dict[str, Piece]:
+    """The identities in use."""
+    x, h = maps(n, channels, size), maps(n, channels, size)
+    small, w, w_one = maps(n, channels, 3), filters(channels, channels), filters(1, channels)
+    s, c = torch.randn(n, 1, size, size), torch.randn(n, channels, 1, 1)
+    m, kernel = torch.randn(n, 1, size, size), torch.randn(n, 1, 3, 3)
+    return {
+        "gate formed again in backward": Piece(
+            lambda x, s, c: F.relu(x) * torch.sigmoid(s * c), SF.sparta, (x, s, c)
+        ),
+        "conv2 and average: nine sums": Piece(
+            lambda h, w: F.conv2d(F.relu(h), w, padding=1).mean((2, 3), keepdim=True),
+            SF.relu_mean_conv,
+            (h, w),
+        ),
+        "conv6 and mean: one filter": Piece(
+            lambda x, w: F.adaptive_avg_pool2d(F.conv2d(x, w, padding=1), 3).mean(1, keepdim=True),
+            SF.predict_kernel,
+            (x, w),
+        ),
+        "conv4: product and fold": Piece(lambda h, w: F.conv2d(h, w, padding=1), SF.conv_to_one, (h, w_one)),
+        "conv5: product over windows": Piece(
+            lambda m, k: F.conv2d(m.transpose(0, 1), k, padding=1, groups=len(m)).transpose(0, 1),
+            SF.kernel_conv,
+            (m, kernel),
+        ),
+        "pooled: pool as a product": Piece(lambda x: F.adaptive_avg_pool2d(x, 3), SF.pool, (x,)),
+        "pooled: conv2 as a product": Piece(F.conv2d, SF.full_conv, (small, w)),
+    }
+
+
+def left(n: int, channels: int, size: int) -> dict[str, Piece]:
+    """What was tried in place of the form in use, which is the plain one here."""
+    x, h, small = maps(n, channels, size), maps(n, channels, size), maps(n, channels, 3)
+    w, w_one = filters(channels, channels), filters(1, channels)
+    s, c = torch.randn(n, 1, size, size), torch.randn(n, channels, 1, 1)
+    return {
+        "conv1 and conv3 as one convolution": Piece(
+            lambda x, v, w: torch.cat([F.conv2d(x, v, padding=1), F.conv2d(x, w, padding=1)], 1),
+            lambda x, v, w: F.conv2d(x, torch.cat([v, w]), padding=1),
+            (x, w, filters(channels, channels)),
+        ),
+        "conv4: nine shifted sums, no fold": Piece(SF.conv_to_one, shifted_sums, (h, w_one)),
+        "gate: torch.where for ReLU": Piece(SF.sparta, where_gate, (x, s, c)),
+        "conv2: ReLU that keeps its result": Piece(SF.relu_mean_conv, relu_then_sums, (h, w)),
+        "pooled: conv1 as a product": Piece(lambda x, w: F.conv2d(x, w, padding=1), same_conv, (small, w)),
+    }
+
+
+def shifted_sums(x: Tensor, weight: Tensor) -> Tensor:
+    """`conv_to_one` whose nine channels are shifted and added one by one."""
+    taps = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(9, -1, 1, 1))
+    height, width = x.shape[2:]
+    taps = F.pad(taps, (1, 1, 1, 1))
+    shifted = [taps[:, 3 * i + j, i : i + height, j : j + width] for i, j in product(range(3), repeat=2)]
+    return sum(shifted[1:], shifted[0])[:, None]
+
+
+def where_gate(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
+    """The gated ReLU by a choice in place of a maximum."""
+    return torch.where(x > 0, x * torch.sigmoid(s * c), 0)
+
+
+def relu_then_sums(h: Tensor, weight: Tensor) -> Tensor:
+    """`relu_mean_conv` with PyTorch's own ReLU, whose result is kept whole."""
+    h = F.relu(h)
+    height, width = h.shape[2:]
+    rows, columns = (((0, size - 1), (0, size), (1, size)) for size in (height, width))
+    taps = [h[:, :, a:b, c:d].sum((2, 3)) for (a, b), (c, d) in product(rows, columns)]
+    taps = torch.stack(taps, 2).view(*h.shape[:2], 3, 3) / (height * width)
+    return F.linear(taps.flatten(1), weight.flatten(1))[:, :, None, None]
+
+
+def same_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution of 3 x 3 maps, padding 1: one product over what each of the nine pixels sees."""
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    seen = torch.stack([x[:, i : i + 3, j : j + 3] for i, j in product(range(3), repeat=2)], 3)
+    return F.linear(seen.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
+
+
+def maps(n: int, channels: int, size: int) -> Tensor:
+    """Random maps in channels_last."""
+    return torch.randn(n, channels, size, size).to(memory_format=torch.channels_last)
+
+
+def filters(count: int, channels: int) -> Tensor:
+    """Random 3 x 3 filters in channels_last."""
+    w = torch.randn(count, channels, 3, 3) / (3 * channels**0.5)
+    return w.to(memory_format=torch.channels_last)
+
+
+def backward(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and backward: the result and the gradient of each input."""
+    inputs = tuple(t.detach().clone().requires_grad_() for t in inputs)
+    with torch.no_grad():
+        grad = torch.randn_like(form(*inputs))
+
+    def call() -> tuple[Tensor, ...]:
+        y = form(*inputs)
+        return y, *torch.autograd.grad(y, inputs, grad)
+
+    return call
+
+
+def check_same(name: str, piece: Piece) -> None:
+    """Raise `ValueError` unless both forms agree to 1e-9 in float64."""
+    wide = tuple(t.double() for t in piece.inputs)
+    found = []
+    for form in piece[:2]:
+        torch.manual_seed(1)  # the same gradient from above
+        found.append(backward(form, wide)())
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+    if not worst < 1e-9:
+        raise ValueError(f"{name}: the two forms differ by {worst:.1e}")
+
+
+def kept(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
+    """Bytes kept for backward."""
+    inputs = tuple(t.detach().clone().requires_grad_() for t in inputs)
+    return kept_bytes(nn.Module(), lambda: form(*inputs))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
+    add_options(p, rounds=5)
+    args = p.parse_args(argv)
+    begin(args)
+    hold_memory()
+    torch.set_default_device(args.device)
+    for title, pieces_of in {"in use": taken, "tried and left": left}.items():
+        for channels, size in (SITES[0], SITES[-1]):
+            names = ("plain", "ours") if pieces_of is taken else ("in use", "other")
+            rows = [f"{what}, {name}" for what in ("ms", "kB kept") for name in names]
+            columns: dict[str, dict[str, str]] = {row: {} for row in (*rows, "speed, times")}
+            for name, piece in pieces_of(args.batch_size, channels, size).items():
+                check_same(name, piece)
+                forms = dict(zip(names, piece[:2], strict=True))
+                laps = race({n: backward(f, piece.inputs) for n, f in forms.items()}, args.rounds, name)
+                for n, form in forms.items():
+                    columns[f"ms, {n}"][name] = f"{1e3 * laps[n].seconds:.1f}"
+                    columns[f"kB kept, {n}"][name] = f"{kept(form, piece.inputs) / args.batch_size / 1e3:.0f}"
+                columns["speed, times"][name] = f"{1 / laps[names[1]].ratio:.2f}"
+            print_table(f"{title}: {channels} channels, {size} x {size}, batch {args.batch_size}", columns)
+    print("forward and backward; kB kept for backward, of one image")
+    print(told(args))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

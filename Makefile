@@ -18,7 +18,8 @@ test: .venv/test
 benchmarks: .venv/benchmarks
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/network.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sites.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/attack.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/identities.py
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/attack.py --threads 2
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

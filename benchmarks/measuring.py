@@ -33,15 +33,17 @@ class Lap(NamedTuple):
         return f"{self.ratio:.2f} ({self.spread[0]:.2f}-{self.spread[1]:.2f})"
 
 
-def race(contenders: Mapping[str, Callable[[], object]], rounds: int, title: str) -> dict[str, Lap]:
-    """Time each contender once a round, in turn, after one round to warm up.
+def race(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, title: str, *, warm_up: int = 1
+) -> dict[str, Lap]:
+    """Time each contender once a round, in turn, after `warm_up` rounds that do not count.
 
     A ratio is taken within a round, where the machine was the same for all.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
-    with tqdm(total=(rounds + 1) * len(names), desc=title, unit="lap", leave=False) as bar:
-        for i in range(rounds + 1):
+    with tqdm(total=(rounds + warm_up) * len(names), desc=title, unit="lap", leave=False) as bar:
+        for i in range(rounds + warm_up):
             for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody is always first
                 _wait()
                 began = time.perf_counter()
@@ -51,9 +53,13 @@ def race(contenders: Mapping[str, Callable[[], object]], rounds: int, title: str
                 bar.update()
     laps = {}
     for name in names:
-        ratios = [t / first for t, first in zip(times[name][1:], times[names[0]][1:], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
-        laps[name] = Lap(statistics.median(times[name][1:]), middle, (low, high))
+        ratios = [
+            t / first for t, first in zip(times[name][warm_up:], times[names[0]][warm_up:], strict=True)
+        ]
+        low, middle, high = (
+            statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+        )
+        laps[name] = Lap(statistics.median(times[name][warm_up:]), middle, (low, high))
     return laps
 
 

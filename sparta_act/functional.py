@@ -37,8 +37,6 @@ def sparta(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     Shapes: x (N, C, H, W), s (N, 1, H, W), c (N, C, 1, 1), result as x.
     Source: SPARTA, Eq. 3 and 8.
     """
-    if torch.compiler.is_compiling():  # the compiler fuses the plain form and saves as little
-        return (F.relu(x) * attention(s, c)).to(x.dtype)
     return cast(Tensor, _Gate.apply(x, s, c))  # type: ignore[no-untyped-call]
 
 

@@ -52,7 +52,7 @@ def test_the_network_benchmark_measures_every_contender(tables):
     assert relu == 1 < pooled < 1.36 < fast < 1.6 < 2.08 < plainly
     kept = [float(cell) for cell in rows["kept / relu"]]
     assert kept[0] == 1
-    assert max(kept[2:]) < 1.35 < kept[1]
+    assert max(kept[2:]) < 1.4 < kept[1]
     assert "the same loss and gradients" in printed
 
 

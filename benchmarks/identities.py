@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
-    add_options(p, rounds=5)
+    add_options(p, rounds=3)
     args = p.parse_args(argv)
     begin(args)
     hold_memory()

@@ -72,7 +72,7 @@ def work(module: nn.Module, x: Tensor) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--batch-size", type=at_least(1), default=64, help="default %(default)s")
+    p.add_argument("--batch-size", type=at_least(1), default=32, help="default %(default)s")
     add_options(p, rounds=3)
     args = p.parse_args(argv)
     begin(args)

@@ -22,7 +22,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
         return model  # the copy would be compiled again, or lose it
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # whose rounding is too coarse
             shared = {id(p): p for p in model.parameters()}
             twin = copy.deepcopy(model, shared).eval()
             pairs, answer = _pairs(twin, x)

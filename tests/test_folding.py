@@ -45,6 +45,12 @@ def test_float64_answers_are_the_same_to_rounding():
     torch.testing.assert_close(folded(model, x)(x), model(x), rtol=1e-11, atol=1e-12)
 
 
+def test_autocast_is_no_reason_to_do_without():
+    model, x = trained_like(build("resnet18", "relu", "G*.B-1", width=8)), torch.rand(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norms(folded(model, x)) == 0
+
+
 class Odd(nn.Module):
     """Two norms: one behind a convolution, one as the test wants it."""
 

@@ -20,6 +20,8 @@ benchmarks: .venv/benchmarks
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sites.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/identities.py
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/attack.py --threads 2
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/errors.py --threads 2
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/training.py --threads 2
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

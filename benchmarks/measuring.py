@@ -32,6 +32,11 @@ class Lap(NamedTuple):
         """Ratio and its quartiles as text."""
         return f"{self.ratio:.2f} ({self.spread[0]:.2f}-{self.spread[1]:.2f})"
 
+    def speed(self) -> str:
+        """How many times as fast as the first, with quartiles, as text."""
+        low, high = (1 / r for r in reversed(self.spread))
+        return f"{1 / self.ratio:.2f} ({low:.2f}-{high:.2f})"
+
 
 def race(
     contenders: Mapping[str, Callable[[], object]], rounds: int, title: str, *, warm_up: int = 1
@@ -88,8 +93,13 @@ def multiply_adds(call: Callable[[], object]) -> int:
 
 
 def add_options(p: argparse.ArgumentParser, rounds: int) -> None:
-    """Options of every benchmark: --rounds, --threads, --device."""
+    """Options of a benchmark that races: --rounds, --threads, --device."""
     p.add_argument("--rounds", type=at_least(1), default=rounds, help="to time (default %(default)s)")
+    add_machine(p)
+
+
+def add_machine(p: argparse.ArgumentParser) -> None:
+    """Options of every benchmark: --threads, --device."""
     p.add_argument(
         "--threads",
         type=at_least(1),
@@ -121,7 +131,8 @@ def hold_memory() -> None:
 
 def told(args: argparse.Namespace) -> str:
     """Where and when these figures were measured, as one line."""
-    how = {"threads": str(args.threads), "rounds": str(args.rounds), **stamp()}
+    asked = {name: str(value) for name, value in vars(args).items() if name in ("threads", "rounds")}
+    how = {**asked, "seed": "0", **stamp()}
     return "; ".join(f"{what} {value}" for what, value in how.items())
 
 

@@ -83,10 +83,7 @@ def test_a_wrong_identity_is_found():
 
 @pytest.mark.slow
 def test_the_attack_benchmark_compares_with_what_is_installed(tables):
-    small = (
-        "--width 8 --batch-size 4 --training-batch 4 --rounds 1 --steps 2 --epochs 1 --limit 30 --device cpu"
-    )
-    rows, printed = tables("attack.py", small)
+    rows, printed = tables("attack.py", "--width 8 --batch-size 4 --rounds 1 --steps 2 --device cpu")
     for name, module in {"torchattacks": "torchattacks", "foolbox": "foolbox", "ART": "art"}.items():
         try:
             importlib.import_module(module)
@@ -96,8 +93,21 @@ def test_the_attack_benchmark_compares_with_what_is_installed(tables):
         else:
             assert float(rows[name][0]) > 0
     assert float(rows["attacks.pgd"][0]) > 0
+    assert "float64, the same random start: equal to" in printed or "torchattacks: not" in printed
+
+
+@pytest.mark.slow
+def test_the_error_benchmark_judges_all_images_the_same(tables):
+    rows, _ = tables("errors.py", "--steps 2 --epochs 1 --limit 60 --device cpu")
     assert rows["images judged differently"] == ["0", "0"]
+    assert all(float(cell) > 0 for cell in rows["factor"])
+
+
+@pytest.mark.slow
+def test_the_training_benchmark_compares_two_equal_steps(tables):
+    rows, printed = tables("training.py", "--width 8 --batch-size 4 --rounds 1 --steps 2 --device cpu")
     assert len(rows["Trainer.step, s"]) == 2
+    assert printed.count("loss of the first step") == 2
 
 
 def test_a_race_compares_within_rounds():

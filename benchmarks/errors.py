@@ -1,0 +1,112 @@
+"""Robust error without work in vain: an image leaves as soon as it is broken.
+
+`python benchmarks/errors.py` trains two slim networks, one adversarially, and finds the images that PGD
+breaks in two ways: by `robust_errors`, and by all steps on all images. Both start from the same random images
+and must judge all images the same; the script says how many they do not.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import data
+from attacks import attacking, pgd_steps, random_images
+from command_line import at_least, plain_errors
+from folding import folded
+from measure import MODERN
+from measuring import add_machine, begin, told
+from models import build
+from recipes import RECIPES, Recipe
+from report import percent, print_table
+from robust_error import clean_errors, robust_errors
+from trainer import Trainer
+
+EPS, STEP = MODERN["eps"], MODERN["step_size"]
+BATCH = 100
+
+
+def all_the_way(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """Robust errors by all steps on all images: wrong clean or at any image PGD comes by."""
+    with attacking(model), torch.no_grad():
+        wrong = clean_errors(model, x, y, BATCH)
+        fast, start = folded(model, x[:1]), x.clone()
+        start[~wrong] = random_images(x[~wrong], EPS)  # the same draw as in `robust_errors`
+        for part in torch.arange(len(x)).split(BATCH):
+
+            def watched(images: Tensor, part: Tensor = part) -> Tensor:
+                logits = fast(images)
+                wrong[part] |= logits.argmax(1) != y[part]
+                return logits
+
+            run = pgd_steps(
+                watched, x[part], y[part], eps=EPS, step_size=STEP, steps=steps, start=start[part]
+            )
+            *_, (last, _) = run
+            watched(last)
+    return wrong
+
+
+def slim(recipe: Recipe, args: argparse.Namespace, title: str) -> nn.Module:
+    """A slim ResNet-18, trained by the recipe."""
+    x, y = data.load("train", args.data_dir)
+    torch.manual_seed(0)
+    trainer = Trainer(build("resnet18", "relu", "", width=16), recipe, len(x), device=args.device)
+    with tqdm(total=recipe.epochs * len(x), unit="img", desc=title, leave=False) as bar:
+        for _ in range(recipe.epochs):
+            trainer.run_epoch(x, y, bar)
+    return trainer.final().to(memory_format=torch.contiguous_format).eval()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
+    )
+    p.add_argument("--epochs", type=at_least(1), default=4, help="of training (default %(default)s)")
+    p.add_argument("--limit", type=at_least(1), default=300, help="test images (default %(default)s)")
+    p.add_argument("--steps", type=at_least(1), default=10, help="of PGD (default %(default)s)")
+    add_machine(p)
+    args = p.parse_args(argv)
+    begin(args)
+    x, y = data.load("test", args.data_dir)
+    x, y = data.to_float(x[: args.limit], args.device), y[: args.limit].to(args.device)
+    fast = dataclasses.replace(RECIPES["fast"], epochs=args.epochs, batch_size=64)
+    recipes = {"standard training": dataclasses.replace(fast, steps=0), "adversarial training": fast}
+    ways = {
+        "all steps on all images": all_the_way,
+        "robust_errors": lambda model, x, y, steps: robust_errors(
+            model, x, y, eps=EPS, step_size=STEP, steps=steps, batch_size=BATCH
+        ),
+    }
+    columns: dict[str, dict[str, str]] = {}
+    for name, recipe in recipes.items():
+        model = slim(recipe, args, name)
+        wrong, seconds = [], []
+        for way in ways.values():
+            torch.manual_seed(1)  # the same random starts
+            began = time.perf_counter()
+            wrong.append(way(model, x, y, args.steps).cpu())
+            seconds.append(time.perf_counter() - began)
+        columns[name] = {
+            "error, clean": percent(clean_errors(model, x, y).cpu()),
+            "error, PGD": percent(wrong[0]),
+            "images judged differently": f"{(wrong[0] != wrong[1]).sum()}",
+            **{f"{way}, s": f"{s:.1f}" for way, s in zip(ways, seconds, strict=True)},
+            "factor": f"{seconds[0] / seconds[1]:.1f}",
+        }
+    print_table(f"Robust error, PGD-{args.steps} at 8/255, slim ResNet-18, {len(x)} images", columns)
+    print(f"networks trained here, epochs: {args.epochs}, data: {args.data_dir}")
+    print(told(args))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         contenders["APGD, as many gradients"] = lambda: apgd(model, x, y, args.steps)
     frozen = copy.deepcopy(model).requires_grad_(False)
     contenders["bare gradients"] = lambda: bare(frozen, x, y, args.steps)
-    without_norms = folded(frozen, x[:1])
+    without_norms = folded(frozen, x[:2])
     contenders["bare gradients, norms folded"] = lambda: bare(without_norms, x, y, args.steps)
     laps = race(contenders, args.rounds, f"PGD-{args.steps}", warm_up=0)  # the checks have warmed them
     first = next(iter(laps))

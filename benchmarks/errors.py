@@ -36,7 +36,7 @@ def all_the_way(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
     """Robust errors by all steps on all images: wrong clean or at any image PGD comes by."""
     with attacking(model), torch.no_grad():
         wrong = clean_errors(model, x, y, BATCH)
-        fast, start = folded(model, x[:1]), x.clone()
+        fast, start = folded(model, x[:2]), x.clone()
         start[~wrong] = random_images(x[~wrong], EPS)  # the same draw as in `robust_errors`
         for part in torch.arange(len(x)).split(BATCH):
 

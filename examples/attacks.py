@@ -31,14 +31,13 @@ def pgd(
     copy with batch norm folded away; what fools the network is asked of the network itself.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
-    Raises `ValueError` for fewer than one step.
+    Raises `ValueError` for other images, and for fewer than one step or restart.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    check(x, steps, restarts)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
     best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):
-        fast = folded(model, x[:1]) if len(x) else model
+        fast = folded(model, x[:2]) if len(x) else model
         for _ in range(restarts):
             (i,) = torch.where(best_margin >= 0)  # those that stand
             if len(i) == 0:
@@ -81,6 +80,17 @@ def pgd_steps(
             (grad,) = torch.autograd.grad(loss.sum(), x_adv)
         x_adv = x_adv.detach().add(grad.sign(), alpha=sign * step_size).clamp_(*ball)
         yield x_adv, loss.detach()
+
+
+def check(x: Tensor, steps: int, restarts: int) -> None:
+    """Raise `ValueError` for images outside [0, 1], and for fewer than one step or restart."""
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
+        raise ValueError(
+            f"images must lie in [0, 1], not in [{x.amin():.3g}, {x.amax():.3g}]; "
+            "normalize inside the network, not before the attack"
+        )
 
 
 def random_images(x: Tensor, eps: float) -> Tensor:

@@ -1,10 +1,13 @@
 """Batch norm folded into the convolution before it: the same network in evaluation mode, with less to do."""
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.hooks import RemovableHandle
 
 TOLERANCE = 1e-4  # of the answers, relative to the largest: float32 rounds some hundred times below
 
@@ -12,25 +15,84 @@ TOLERANCE = 1e-4  # of the answers, relative to the largest: float32 rounds some
 def folded(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy of the network, in evaluation mode, without its batch norms; or the network itself.
 
-    A norm is folded if it reads what one `Conv2d` returns, both run once, and neither has hooks. The copy is
-    returned only if it answers x as the network does; where nothing can be folded, the network cannot be
-    copied or is compiled, it is returned as it is. All other parameters are shared with the network. Its
-    convolutions run in channels_last, the faster layout.
+    A norm is folded if nothing but it reads what one `Conv2d` returns, and both run once, as the autograd
+    graph of one run shows. The copy is returned only if it answers x as the network does; where nothing can
+    be folded, the network has hooks, is compiled or cannot be copied, it is returned as it is. All other
+    parameters are shared. Convolutions of the copy run in channels_last, the faster layout.
 
-    Shapes: x (N, C, H, W); one image is enough.
+    Call it inside `attacking(model)`. Shapes: x (N, C, H, W); two images are enough.
     """
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
-        return model  # the copy would be compiled again, or lose it
     try:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # whose rounding is too coarse
-            shared = {id(p): p for p in model.parameters()}
-            twin = copy.deepcopy(model, shared).eval()
+        if not all(_plain(m) for m in model.modules()):
+            return model
+        with (
+            torch.random.fork_rng([x.device] if x.is_cuda else []),
+            torch.autocast(x.device.type, enabled=False),  # its rounding is too coarse to compare
+        ):
+            twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+            if {id(m) for m in twin.modules()} & {id(m) for m in model.modules()}:
+                return model  # some modules copy as themselves
             pairs, answer = _pairs(twin, x)
-            for conv, norm in pairs:
-                _fold(twin, conv, norm)
-            return twin if pairs and _same(twin(x), answer) else model
+            with torch.no_grad():
+                for conv, norm in pairs:
+                    _fold(twin, conv, norm)
+                return twin if pairs and _same(twin(x), answer) else model
     except Exception:  # this only saves time: what a strange network raises here is no reason to stop
         return model
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether nobody watches the module, and it is not compiled."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks) and module._compiled_call_impl is None and "_orig_mod" not in module._modules
+
+
+def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
+    """Names of each convolution and of the norm that alone reads its result; and the network's answer."""
+    runs: list[tuple[str, nn.Module, Node]] = []
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(lambda m, inputs, y: runs.append((name, m, y.grad_fn)))
+
+    handles = [
+        watch(name, m)
+        for name, m in model.named_modules()
+        if type(m) in (nn.Conv2d, nn.BatchNorm2d) and not m.training and "forward" not in m.__dict__
+    ]
+    try:
+        with torch.enable_grad():
+            answer = model(x.detach().clone().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    calls = Counter(name for name, _, _ in runs)
+    convs = {node: name for name, m, node in runs if type(m) is nn.Conv2d and calls[name] == 1}
+    readers = _readers(answer.grad_fn)
+    pairs = []
+    for name, m, node in runs:
+        before = node.next_functions[0][0] if node is not None and node.next_functions else None
+        alone = before in convs and readers[before] == 1 and readers[node] > 0
+        if type(m) is nn.BatchNorm2d and m.running_mean is not None and calls[name] == 1 and alone:
+            pairs.append((convs[before], name))
+    return pairs, answer.detach()
+
+
+def _readers(last: Node) -> "Counter[Node]":
+    """How many operations read the result of each that leads to the last one."""
+    readers, waiting, seen = Counter([last]), [last], {last}
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None:
+                readers[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    waiting.append(node)
+    return readers
 
 
 def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
@@ -40,41 +102,6 @@ def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
     conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), weight.requires_grad)
     parent, _, child = norm_name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
-
-
-def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of each convolution and of the norm that reads its result; and the network's answer."""
-    calls: dict[str, int] = {}
-    results: dict[int, tuple[str, Tensor]] = {}  # alive, so that their ids stay their own
-    found: list[tuple[str, str]] = []
-
-    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def see(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            if type(module) is nn.Conv2d:
-                results[id(result)] = name, result
-            elif inputs and id(inputs[0]) in results:
-                found.append((results[id(inputs[0])][0], name))
-
-        return module.register_forward_hook(see)
-
-    plain = [(n, m) for n, m in model.named_modules() if _plain(m)]
-    handles = [watch(name, module) for name, module in plain]
-    try:
-        answer = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [pair for pair in found if all(calls[name] == 1 for name in pair)], answer
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether the module does what its class says and nothing else."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return False  # they may want to see what folding takes away
-    if type(module) is nn.BatchNorm2d:
-        return module.running_mean is not None
-    return type(module) is nn.Conv2d
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

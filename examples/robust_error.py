@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks import attacking, classes_of, random_images, random_targets, widen, within
+from attacks import attacking, check, classes_of, random_images, random_targets, widen, within
 from folding import folded
 
 
@@ -26,26 +26,27 @@ def robust_errors(
 
     The same as attacking every image to the last step and asking at each, at a fraction of the work: of a
     weak network little but the first steps. It counts more than `attacks.pgd`, which judges the last images
-    alone. `eps`, `step_size`, `targeted`, `random_start` and `restarts` are those of `attacks.pgd`.
+    alone. The steps run on a copy with batch norm folded away, which points out the images that may be broken;
+    whether they are is asked of the network itself. `eps`, `step_size`, `targeted`, `random_start` and
+    `restarts` are those of `attacks.pgd`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
-    Raises `ValueError` for fewer than one step.
+    Raises `ValueError` for other images, and for fewer than one step or restart.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    check(x, steps, restarts)
     step = -step_size if targeted else step_size
-    with attacking(model), tqdm(total=len(x), unit="img", desc="robust error", leave=False) as bar:
+    with attacking(model), tqdm(total=len(x) * restarts, unit="img", desc="robust error", leave=False) as bar:
         broken = clean_errors(model, x, y, batch_size)
-        fast = folded(model, x[:1]) if len(x) else model
+        fast = folded(model, x[:2]) if len(x) else model
         for _ in range(restarts):
             (left,) = torch.where(~broken)
-            bar.update(len(x) - len(left) - bar.n)
+            bar.update(len(x) - len(left))
             if len(left) == 0:
                 break
             images, labels = x[left], y[left]
             goal = random_targets(labels, classes_of(model, x)) if targeted else labels
             start = random_images(images, eps) if random_start else images
-            broken[left] = _run(fast, images, labels, goal, start, eps, step, steps, batch_size, bar)
+            broken[left] = _run(model, fast, images, labels, goal, start, eps, step, steps, batch_size, bar)
     return broken
 
 
@@ -61,6 +62,7 @@ def clean_errors(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 250) 
 
 def _run(
     model: nn.Module,
+    fast: nn.Module,
     x: Tensor,
     y: Tensor,
     goal: Tensor,
@@ -81,15 +83,16 @@ def _run(
         batch, waiting = torch.cat([batch, waiting[:free]]), waiting[free:]
         images = x_adv[batch].requires_grad_()
         with torch.enable_grad():
-            logits = widen(model(images))
+            logits = widen(fast(images))
             loss = F.cross_entropy(logits, goal[batch], reduction="sum")
             (grad,) = torch.autograd.grad(loss, images)
-        moved = images.detach().add(grad.sign(), alpha=step)
-        x_adv[batch] = moved.clamp_(low[batch], high[batch])
-        broken[batch] = logits.argmax(1) != y[batch]
+        images, suspect = images.detach(), logits.argmax(1) != y[batch]
+        broken[batch[suspect]] = clean_errors(model, images[suspect], y[batch[suspect]], batch_size)
+        x_adv[batch] = images.add(grad.sign(), alpha=step).clamp_(low[batch], high[batch])
         taken[batch] += 1
-        bar.update(int(broken[batch].sum()))
-        batch = batch[~broken[batch] & (taken[batch] < steps)]
+        stays = ~broken[batch] & (taken[batch] < steps)
+        bar.update(len(batch) - int(stays.sum()))
+        batch = batch[stays]
     (left,) = torch.where(~broken)
     broken[left] = clean_errors(model, x_adv[left], y[left], batch_size)
     return broken

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.torch_version import TorchVersion
 
 
 def swish_relu(x: Tensor) -> Tensor:
@@ -37,14 +38,14 @@ def sparta(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     Shapes: x (N, C, H, W), s (N, 1, H, W), c (N, C, 1, 1), result as x.
     Source: SPARTA, Eq. 3 and 8.
     """
+    if _left_to_compiler():
+        return (F.relu(x) * attention(s, c)).to(x.dtype)
     return cast(Tensor, _Gate.apply(x, s, c))  # type: ignore[no-untyped-call]
 
 
 def relu_(h: Tensor) -> Tensor:
     """ReLU of a tensor that nobody else reads, and that it may overwrite. Shapes: any, kept."""
-    if torch.compiler.is_compiling():  # left alone, Inductor keeps a mask of bool, which a CPU writes slowly
-        return cast(Tensor, _Relu.apply(h)[0])  # type: ignore[no-untyped-call]
-    return F.relu(h, inplace=True)
+    return _relu(h) if torch.compiler.is_compiling() else F.relu(h, inplace=True)
 
 
 def relu_mean_conv(h: Tensor, weight: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def relu_mean_conv(h: Tensor, weight: Tensor) -> Tensor:
     Shapes: h (N, C, H, W), weight (D, C, 3, 3), result (N, D, 1, 1).
     Source: SPARTA, Figure 2: conv2 and the average that makes phi_c 1 x 1 x C.
     """
-    h = _widen(_Relu.apply(h)[0])  # type: ignore[no-untyped-call]
+    h = _widen(_relu(h))
     taps = _products(h, _windows(h)) / (h.shape[2] * h.shape[3])
     with _exactly(h):
         return full_conv(taps, weight.to(taps.dtype))
@@ -130,6 +131,21 @@ def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
     return s[:, :, : size[0], : size[1]]
 
 
+def _left_to_compiler() -> bool:
+    """Whether a formula stays plain: compiled, torch.func's transforms cannot pass our own backwards."""
+    if not torch.compiler.is_compiling():
+        return False
+    return not _CAN_ASK or torch._C._are_functorch_transforms_active()
+
+
+# torch 2.4 cannot trace the question, 2.13 can
+_CAN_ASK = TorchVersion(torch.__version__) >= "2.13" and hasattr(torch._C, "_are_functorch_transforms_active")
+
+
+def _relu(h: Tensor) -> Tensor:
+    return F.relu(h) if _left_to_compiler() else cast(Tensor, _Relu.apply(h)[0])  # type: ignore[no-untyped-call]
+
+
 def _exactly(x: Tensor) -> AbstractContextManager[Any]:
     """Inside, autocast leaves the dtypes of x's device alone; some devices, such as meta, have none."""
     device = x.device.type
@@ -192,7 +208,7 @@ def _windows(h: Tensor) -> Tensor:
 
 
 class _Relu(torch.autograd.Function):
-    """ReLU that keeps a byte for each number, where nobody keeps its result; they come along."""
+    """ReLU that keeps a byte for each number, where nobody keeps its result; those come along."""
 
     generate_vmap_rule = True
 
@@ -219,7 +235,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
-        return _gate_as(x, s, c).mul_(x).relu_().to(x.dtype)  # the gate is never negative
+        return (F.relu(x) * _gate_as(x, s, c)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

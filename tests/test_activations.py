@@ -443,6 +443,31 @@ def test_vmap(reading):
 
 
 @pytest.mark.parametrize("reading", READINGS)
+def test_compiled_transforms(reading):
+    if torch.__version__ < "2.5" and "Normed" in reading.__name__:
+        pytest.skip("this torch cannot compile vmap over batch norm")
+    module, x = reference.scatter(reading(3), 0).double().eval(), normal(4, 3, 5, 6).double()
+
+    def loss(sample):
+        return module(sample[None]).square().sum()
+
+    for transformed in (vmap(lambda sample: module(sample[None])[0]), vmap(grad(loss))):
+        torch.testing.assert_close(torch.compile(transformed, backend="aot_eager")(x), transformed(x))
+
+
+@pytest.mark.parametrize("batched", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, None)])
+def test_vmap_over_some_of_the_gates_inputs(batched):
+    given = (normal(2, 3, 5, 6).double(), normal(2, 1, 5, 6).double(), normal(2, 3, 1, 1).double())
+    stacked = [t if b is None else torch.stack([t, t]) for t, b in zip(given, batched, strict=True)]
+    torch.testing.assert_close(vmap(SF.sparta, batched)(*stacked)[1], SF.sparta(*given))
+
+
+def test_a_closed_gate_and_minus_infinity_make_zero():
+    x, s, c = torch.full((1, 1, 1, 1), -torch.inf), torch.full((1, 1, 1, 1), -800.0), torch.ones(1, 1, 1, 1)
+    assert SF.sparta(x, s, c).item() == 0
+
+
+@pytest.mark.parametrize("reading", READINGS)
 def test_moves(reading):
     module = reading(3)
     for dtype in (torch.float64, torch.bfloat16, torch.float32):

@@ -98,6 +98,23 @@ def result_read_twice(m, x):
     return m.norm2(y) + y
 
 
+def changed_in_place(m, x):
+    return m.norm2(m.conv2(x).relu_()) * 1e-9 + 1
+
+
+def past_the_gradient(m, x):
+    y = m.conv2(x)
+    return m.norm2(y).detach() + (y - y.detach())
+
+
+@pytest.mark.parametrize("use", [result_read_twice, changed_in_place, past_the_gradient])
+def test_a_result_that_more_than_the_norm_reads_is_not_folded(use):
+    model, x = trained_like(Odd(use)), torch.rand(2, 3, 8, 8)
+    twin = folded(model, x)
+    assert type(twin.norm) is nn.Identity
+    assert type(twin.norm2) is nn.BatchNorm2d
+
+
 def reads_the_statistics(m, x):
     return m.norm2(m.conv2(x)) * m.norm2.running_var[0]
 
@@ -106,19 +123,43 @@ def random_answer(m, x):
     return m.norm2(m.conv2(x)) + torch.randn_like(x)
 
 
-@pytest.mark.parametrize("use", [result_read_twice, reads_the_statistics, random_answer])
+def one_image_differs(m, x):
+    y = m.norm2(m.conv2(x))
+    return y.view(1, -1, *y.shape[2:]).view_as(y)  # not in channels_last, from two images on
+
+
+@pytest.mark.parametrize("use", [reads_the_statistics, random_answer, one_image_differs])
 def test_a_network_that_folding_would_change_is_returned_as_it_is(use):
     model, x = trained_like(Odd(use)), torch.rand(2, 3, 8, 8)
-    before = copy.deepcopy(model.state_dict())
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     assert folded(model, x) is model
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_a_norm_somebody_watches_stays():
-    model, seen = trained_like(Odd(norm_first)), []
-    model.norm.register_forward_hook(lambda *_: seen.append(1))
-    assert folded(model, torch.rand(2, 3, 8, 8)) is not None
-    assert norms(folded(model, torch.rand(2, 3, 8, 8))) == 2
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_pre_hook"])
+def test_a_network_somebody_watches_is_left_alone(register):
+    model = trained_like(Odd(norm_first))
+    getattr(model.conv2, register)(lambda *_: None)
+    assert folded(model, torch.rand(2, 3, 8, 8)) is model
+
+
+def test_a_network_that_copies_as_itself_is_left_alone():
+    class Single(Odd):
+        def __deepcopy__(self, memo):
+            return self
+
+    model = trained_like(nn.Sequential(Single(norm_first)))
+    assert folded(model, torch.rand(2, 3, 8, 8)) is model
+    assert norms(model) == 2
+
+
+def test_a_norm_that_stays_in_training_mode_stays():
+    model = trained_like(Odd(norm_first))
+    model.norm.train = lambda mode=True: model.norm
+    model.norm.training = True
+    twin = folded(model, torch.rand(2, 3, 8, 8))
+    assert norms(twin) == 2
 
 
 def test_a_compiled_network_is_left_alone():
@@ -142,7 +183,6 @@ def test_a_network_without_copy_is_attacked_all_the_same():
 def test_the_attack_is_that_on_the_network_itself():
     model = trained_like(build("resnet18", "sparta", "G*.B-1", width=8)).double()
     x, y = torch.rand(4, 3, 32, 32).double(), torch.arange(4)
-    model.layer1[0].bn1.register_forward_hook(lambda *_: None)  # one norm is not folded, others are
     attack = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 4}
     torch.manual_seed(0)
     x_adv = pgd(model, x, y, **attack)

@@ -97,6 +97,14 @@ def test_no_images_have_no_errors():
 
 
 @pytest.mark.parametrize("attack", [pgd, robust_errors])
-def test_an_attack_without_steps_is_an_error(attack):
-    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
-        attack(net(), images(2), torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=0)
+@pytest.mark.parametrize("what", ["steps", "restarts"])
+def test_an_attack_without_steps_is_an_error(attack, what):
+    given = {"eps": 0.1, "step_size": 0.1, "steps": 1, "restarts": 1, what: 0}
+    with pytest.raises(ValueError, match="steps and restarts must be at least 1"):
+        attack(net(), images(2), torch.tensor([0, 1]), **given)
+
+
+@pytest.mark.parametrize("attack", [pgd, robust_errors])
+def test_normalized_images_are_an_error(attack):
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], not in \[-"):
+        attack(net(), images(2) * 4 - 2, torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)

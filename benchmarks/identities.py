@@ -67,18 +67,21 @@ def left(n: int, channels: int, size: int) -> dict[str, Piece]:
     """What was tried in place of the form in use, which is the plain one here."""
     x, h, small = maps(n, channels, size), maps(n, channels, size), maps(n, channels, 3)
     w, w_one = filters(channels, channels), filters(1, channels)
-    s, c = torch.randn(n, 1, size, size), torch.randn(n, channels, 1, 1)
     return {
         "conv1 and conv3 as one convolution": Piece(
-            lambda x, v, w: torch.cat([F.conv2d(x, v, padding=1), F.conv2d(x, w, padding=1)], 1),
-            lambda x, v, w: F.conv2d(x, torch.cat([v, w]), padding=1),
+            lambda x, v, w: F.conv2d(x, v, padding=1) + F.conv2d(x, w, padding=1),
+            lambda x, v, w: sum_of_halves(F.conv2d(x, torch.cat([v, w]), padding=1)),
             (x, w, filters(channels, channels)),
         ),
         "conv4: nine shifted sums, no fold": Piece(SF.conv_to_one, shifted_sums, (h, w_one)),
-        "gate: torch.where for ReLU": Piece(SF.sparta, where_gate, (x, s, c)),
         "conv2: ReLU that keeps its result": Piece(SF.relu_mean_conv, relu_then_sums, (h, w)),
         "pooled: conv1 as a product": Piece(lambda x, w: F.conv2d(x, w, padding=1), same_conv, (small, w)),
     }
+
+
+def sum_of_halves(y: Tensor) -> Tensor:
+    """Sum of the first and the second half of the channels."""
+    return torch.add(*y.chunk(2, 1))
 
 
 def shifted_sums(x: Tensor, weight: Tensor) -> Tensor:
@@ -90,19 +93,11 @@ def shifted_sums(x: Tensor, weight: Tensor) -> Tensor:
     return sum(shifted[1:], shifted[0])[:, None]
 
 
-def where_gate(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
-    """The gated ReLU by a choice in place of a maximum."""
-    return torch.where(x > 0, x * torch.sigmoid(s * c), 0)
-
-
 def relu_then_sums(h: Tensor, weight: Tensor) -> Tensor:
     """`relu_mean_conv` with PyTorch's own ReLU, whose result is kept whole."""
     h = F.relu(h)
-    height, width = h.shape[2:]
-    rows, columns = (((0, size - 1), (0, size), (1, size)) for size in (height, width))
-    taps = [h[:, :, a:b, c:d].sum((2, 3)) for (a, b), (c, d) in product(rows, columns)]
-    taps = torch.stack(taps, 2).view(*h.shape[:2], 3, 3) / (height * width)
-    return F.linear(taps.flatten(1), weight.flatten(1))[:, :, None, None]
+    taps = SF._products(h, SF._windows(h)) / (h.shape[2] * h.shape[3])
+    return SF.full_conv(taps, weight)
 
 
 def same_conv(x: Tensor, weight: Tensor) -> Tensor:
@@ -120,7 +115,7 @@ def maps(n: int, channels: int, size: int) -> Tensor:
 def filters(count: int, channels: int) -> Tensor:
     """Random 3 x 3 filters in channels_last."""
     w = torch.randn(count, channels, 3, 3) / (3 * channels**0.5)
-    return w.to(memory_format=torch.channels_last)
+    return nn.Parameter(w.to(memory_format=torch.channels_last))
 
 
 def backward(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
@@ -149,9 +144,10 @@ def check_same(name: str, piece: Piece) -> None:
 
 
 def kept(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
-    """Bytes kept for backward."""
-    inputs = tuple(t.detach().clone().requires_grad_() for t in inputs)
-    return kept_bytes(nn.Module(), lambda: form(*inputs))
+    """Bytes kept for backward, the weights aside."""
+    inputs = tuple(t if isinstance(t, nn.Parameter) else t.detach().requires_grad_() for t in inputs)
+    weights = nn.ParameterList(t for t in inputs if isinstance(t, nn.Parameter))
+    return kept_bytes(weights, lambda: form(*inputs))
 
 
 def main(argv: list[str] | None = None) -> None:

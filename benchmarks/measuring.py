@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -26,14 +27,14 @@ class Lap(NamedTuple):
 
     seconds: float
     ratio: float
-    spread: tuple[float, float]  # quartiles of the ratio
+    spread: tuple[float, float]  # lowest and highest ratio
 
     def told(self) -> str:
-        """Ratio and its quartiles as text."""
+        """Ratio and its range as text."""
         return f"{self.ratio:.2f} ({self.spread[0]:.2f}-{self.spread[1]:.2f})"
 
     def speed(self) -> str:
-        """How many times as fast as the first, with quartiles, as text."""
+        """How many times as fast as the first, and the range, as text."""
         low, high = (1 / r for r in reversed(self.spread))
         return f"{1 / self.ratio:.2f} ({low:.2f}-{high:.2f})"
 
@@ -61,10 +62,8 @@ def race(
         ratios = [
             t / first for t, first in zip(times[name][warm_up:], times[names[0]][warm_up:], strict=True)
         ]
-        low, middle, high = (
-            statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
-        )
-        laps[name] = Lap(statistics.median(times[name][warm_up:]), middle, (low, high))
+        spread = min(ratios), max(ratios)
+        laps[name] = Lap(statistics.median(times[name][warm_up:]), statistics.median(ratios), spread)
     return laps
 
 
@@ -85,11 +84,23 @@ def kept_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+class _Count(TorchDispatchMode):
+    """Counts as torch's `FlopCounterMode`, which refuses gradients of leaves by `torch.autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def multiply_adds(call: Callable[[], object]) -> int:
     """Multiply-adds of the convolutions and matrix products in `call`."""
-    with FlopCounterMode(display=False) as counter:
+    with _Count() as counter:
         call()
-    return counter.get_total_flops() // 2
+    return counter.total // 2
 
 
 def add_options(p: argparse.ArgumentParser, rounds: int) -> None:
@@ -106,7 +117,21 @@ def add_machine(p: argparse.ArgumentParser) -> None:
         default=1,
         help="of the CPU; several that wait for each other spoil ratios (default %(default)s)",
     )
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument(
+        "--device",
+        type=device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (default here: %(default)s)",
+    )
+
+
+def device(text: str) -> str:
+    """Type of an option: a device that this machine has."""
+    try:
+        torch.empty(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return text
 
 
 def begin(args: argparse.Namespace) -> None:

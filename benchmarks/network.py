@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from command_line import at_least, plain_errors
 from measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
 from models import ACTIVATIONS, BLOCKS, build
-from plain import PlainSparta, check_same
+from plain import PlainSparta, awake, check_same
 from report import print_table
 from trainer import COMPILERS
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         "--compile",
         choices=("none", *COMPILERS),
         default="default",
-        help="default %(default)s; none: eager only",
+        help="default %(default)s, which needs a C++ compiler; none: eager only",
     )
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
     add_options(p, rounds=3)
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     hold_memory()
     amp = args.amp == "bf16"
     models = {
-        name: build(args.arch, name, SITES, width=args.width).to(
+        name: awake(build(args.arch, name, SITES, width=args.width)).to(
             args.device, memory_format=torch.channels_last
         )
         for name in CONTENDERS
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         add(kind, race(steps, args.rounds, kind))
     if args.compile != "none":
         steps = {}
-        for name in ("relu", "sparta", "sparta-pooled"):  # what the compiler makes of plain is no question
+        for name in ("relu", "sparta", "sparta-pooled"):  # compiling takes long: plain is left out
             eager = training_step(models[name], x, y, amp)
             expected = eager().item()
             steps[name] = training_step(torch.compile(models[name], **COMPILERS[args.compile]), x, y, amp)
@@ -126,9 +126,7 @@ def main(argv: list[str] | None = None) -> None:
         columns[name]["kept / relu"] = f"{kept / first[1]:.2f}"
     title = f"{args.arch} width {args.width}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
     print_table(title, columns)
-    print(
-        "compiled: the training step; multiply-adds of a training step and MB kept for backward: of one image"
-    )
+    print("compiled: the training step, relative to compiled relu; of one image: multiply-adds, kept")
     print(told(args))
 
 

@@ -24,6 +24,15 @@ class PlainSparta(Sparta):
         return F.relu(x) * torch.sigmoid(s * c)
 
 
+@torch.no_grad()
+def awake(model: nn.Module) -> nn.Module:
+    """The network with every conv2 off zero, where it starts and all gates are the same whatever they see."""
+    for module in model.modules():
+        if isinstance(module, Sparta):
+            module.conv2.normal_(std=0.05)
+    return model
+
+
 def check_same(
     fast: nn.Module, plain: nn.Module, x: Tensor, loss_of: Callable[[nn.Module, Tensor], Tensor]
 ) -> float:
@@ -32,11 +41,7 @@ def check_same(
     Raises `ValueError` above 1e-9: then a benchmark would compare the times of two functions.
     """
     fast, plain = (copy.deepcopy(m).cpu().double().train() for m in (fast, plain))
-    with torch.no_grad():
-        for p in fast.parameters():  # conv2 starts at zero, where all gates are the same
-            if not p.any():
-                p.normal_(std=0.05)
-    plain.load_state_dict(fast.state_dict())
+    plain.load_state_dict(awake(fast).state_dict())
     x, found = x.detach().cpu().double().requires_grad_(), []
     for module in (fast, plain):
         loss = loss_of(module, x)

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             for column, figure in work(module, x).items():
                 columns.setdefault(column, {})[name] = figure
         print_table(f"{channels} channels, {size} x {size}, batch {len(x)}, float32, channels_last", columns)
-    print("multiply-adds of the forward pass and kB kept for backward: of one image")
+    print("of one image: multiply-adds of convolutions and matrix products in forward, kB kept for backward")
     print(told(args))
 
 

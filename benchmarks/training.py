@@ -19,9 +19,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from attack import naive
 from command_line import at_least, plain_errors
-from measuring import add_options, begin, race, told
+from measuring import add_options, begin, multiply_adds, race, told
 from models import ACTIVATIONS, build
-from plain import PlainSparta
+from plain import PlainSparta, awake
 from recipes import RECIPES
 from report import print_table
 from trainer import Trainer
@@ -47,7 +47,7 @@ def naive_step(model: nn.Module, trainer: Trainer, x: Tensor, y: Tensor, steps: 
         loss = F.cross_entropy(model(x_adv), y)
         loss.backward()
         optimizer.step()
-        return loss.item() * len(x)
+        return loss.item()
 
     return step
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     for activation, name in {"relu": "ReLU", "sparta": "SPARTA"}.items():
         torch.manual_seed(0)
-        lean_model = build("resnet18", activation, "G*.B-1", width=args.width)
+        lean_model = awake(build("resnet18", activation, "G*.B-1", width=args.width))
         naive_model = build(
             "resnet18", "plain" if activation == "sparta" else "relu", "G*.B-1", width=args.width
         )
@@ -78,22 +78,23 @@ def main(argv: list[str] | None = None) -> None:
         step = naive_step(naive_model.to(args.device).train(), trainer, x, y, args.steps)
         images = x.to(memory_format=torch.channels_last)
         losses = []
-        for call in (step, lambda trainer=trainer: trainer.step(x, y)[0].item()):  # x: the same random start
+        for call in (
+            step,
+            lambda trainer=trainer: trainer.step(x, y)[0].item() / len(x),
+        ):  # x: the same random start
             torch.manual_seed(1)
             losses.append(call())
         print(f"{name}: loss of the first step, naive {losses[0]:.4f}, lean {losses[1]:.4f}")
         if not math.isclose(*losses, rel_tol=1e-2):
             raise ValueError("the naive and the lean step have different losses")
-        laps = race(
-            {"naive": step, "lean": lambda trainer=trainer, images=images: trainer.step(images, y)},
-            args.rounds,
-            f"training, {name}",
-            warm_up=0,
-        )
+        steps = {"naive": step, "lean": lambda trainer=trainer, images=images: trainer.step(images, y)}
+        laps = race(steps, args.rounds, f"training, {name}", warm_up=int(x.is_cuda))
+        counts = [multiply_adds(call) for call in steps.values()]
         columns[name] = {
             "naive, s": f"{laps['naive'].seconds:.2f}",
             "Trainer.step, s": f"{laps['lean'].seconds:.2f}",
             "factor": laps["lean"].speed(),
+            "factor by multiply-adds": f"{counts[0] / counts[1]:.2f}",
         }
     title = f"Adversarial training, PGD-{args.steps}, ResNet-18 width {args.width}, batch {len(x)}"
     print_table(title, columns)

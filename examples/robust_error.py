@@ -26,8 +26,8 @@ def robust_errors(
 
     The same as attacking every image to the last step and asking at each, at a fraction of the work: of a
     weak network little but the first steps. It counts more than `attacks.pgd`, which judges the last images
-    alone. The steps run on a copy with batch norm folded away, which points out the images that may be broken;
-    whether they are is asked of the network itself. `eps`, `step_size`, `targeted`, `random_start` and
+    alone. The steps run on a copy with batch norm folded away; whether an image is broken is asked of the
+    network itself. `eps`, `step_size`, `targeted`, `random_start` and
     `restarts` are those of `attacks.pgd`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.

@@ -18,7 +18,8 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
     A norm is folded if nothing but it reads what one `Conv2d` returns, and both run once, as the autograd
     graph of one run shows. The copy is returned only if it answers x as the network does; where nothing can
     be folded, the network has hooks, is compiled or cannot be copied, it is returned as it is. All other
-    parameters are shared. Convolutions of the copy run in channels_last, the faster layout.
+    parameters are shared. Convolutions of the copy run in channels_last, the faster layout. A network that
+    takes another path for other images is not seen through.
 
     Call it inside `attacking(model)`. Shapes: x (N, C, H, W); two images are enough.
     """
@@ -29,10 +30,10 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
             torch.random.fork_rng([x.device] if x.is_cuda else []),
             torch.autocast(x.device.type, enabled=False),  # its rounding is too coarse to compare
         ):
-            twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+            twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
             if {id(m) for m in twin.modules()} & {id(m) for m in model.modules()}:
                 return model  # some modules copy as themselves
-            pairs, answer = _pairs(twin, x)
+            pairs, answer = _pairs(twin.eval(), x)
             with torch.no_grad():
                 for conv, norm in pairs:
                     _fold(twin, conv, norm)

@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
     p.add_argument("--steps", type=at_least(2), default=10, help="of PGD (default %(default)s)")
-    p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
+    p.add_argument("--batch-size", type=at_least(2), default=48, help="default %(default)s")
     add_options(p, rounds=2)
     args = p.parse_args(argv)
     begin(args)

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         default="sample",
         help="sample (ours), hub, or a folder of parquet files (default %(default)s)",
     )
-    p.add_argument("--epochs", type=at_least(1), default=4, help="of training (default %(default)s)")
+    p.add_argument("--epochs", type=at_least(1), default=3, help="of training (default %(default)s)")
     p.add_argument("--limit", type=at_least(1), default=300, help="test images (default %(default)s)")
     p.add_argument("--steps", type=at_least(1), default=10, help="of PGD (default %(default)s)")
     add_machine(p)

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--batch-size", type=at_least(1), default=32, help="default %(default)s")
-    add_options(p, rounds=3)
+    add_options(p, rounds=2)
     args = p.parse_args(argv)
     begin(args)
     hold_memory()

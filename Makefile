@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`; `make benchmarks` measures. PYTHON= and TORCH= choose others than these.
+# Two commands do everything: `make demo` and `make test`. PYTHON= and TORCH= choose others than these.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet

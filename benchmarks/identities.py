@@ -158,13 +158,14 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     begin(args)
     hold_memory()
-    torch.set_default_device(args.device)
     for title, pieces_of in {"in use": taken, "tried and left": left}.items():
         for channels, size in (SITES[0], SITES[-1]):
             names = ("plain", "ours") if pieces_of is taken else ("in use", "other")
             rows = [f"{what}, {name}" for what in ("ms", "kB kept") for name in names]
             columns: dict[str, dict[str, str]] = {row: {} for row in (*rows, "speed, times")}
-            for name, piece in pieces_of(args.batch_size, channels, size).items():
+            with torch.device(args.device):
+                pieces = pieces_of(args.batch_size, channels, size)
+            for name, piece in pieces.items():
                 check_same(name, piece)
                 forms = dict(zip(names, piece[:2], strict=True))
                 laps = race({n: backward(f, piece.inputs) for n, f in forms.items()}, args.rounds, name)

@@ -78,10 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         step = naive_step(naive_model.to(args.device).train(), trainer, x, y, args.steps)
         images = x.to(memory_format=torch.channels_last)
         losses = []
-        for call in (
-            step,
-            lambda trainer=trainer: trainer.step(x, y)[0].item() / len(x),
-        ):  # x: the same random start
+        # contiguous images in both: another layout would draw another random start
+        for call in (step, lambda trainer=trainer: trainer.step(x, y)[0].item() / len(x)):
             torch.manual_seed(1)
             losses.append(call())
         print(f"{name}: loss of the first step, naive {losses[0]:.4f}, lean {losses[1]:.4f}")

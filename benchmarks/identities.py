@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from command_line import at_least, plain_errors
-from measuring import add_options, begin, hold_memory, kept_bytes, race, told
+from measuring import add_options, begin, check_equal, hold_memory, kept_bytes, race, told
 from report import print_table
 from sites import SITES
 from sparta_act import functional as SF
@@ -138,9 +138,7 @@ def check_same(name: str, piece: Piece) -> None:
     for form in piece[:2]:
         torch.manual_seed(1)  # the same gradient from above
         found.append(backward(form, wide)())
-    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
-    if not worst < 1e-9:
-        raise ValueError(f"{name}: the two forms differ by {worst:.1e}")
+    check_equal(*found, f"{name}: the two forms")
 
 
 def kept(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:

@@ -6,7 +6,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,17 @@ def race(
         spread = min(ratios), max(ratios)
         laps[name] = Lap(statistics.median(times[name][warm_up:]), statistics.median(ratios), spread)
     return laps
+
+
+def check_equal(found: Iterable[Tensor], expected: Iterable[Tensor], what: str) -> float:
+    """Largest relative difference of two lists of float64 tensors. Raises `ValueError` above 1e-9.
+
+    Then a benchmark would compare the times of two functions.
+    """
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
+    if not worst < 1e-9:
+        raise ValueError(f"{what} differ by {worst:.1e}: the times would be of two functions")
+    return worst
 
 
 def kept_bytes(model: nn.Module, call: Callable[[], object]) -> int:

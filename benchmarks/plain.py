@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from measuring import check_equal
 from sparta_act import Sparta
 
 
@@ -36,17 +37,11 @@ def awake(model: nn.Module) -> nn.Module:
 def check_same(
     fast: nn.Module, plain: nn.Module, x: Tensor, loss_of: Callable[[nn.Module, Tensor], Tensor]
 ) -> float:
-    """Largest relative difference of losses and gradients in float64, of images and parameters.
-
-    Raises `ValueError` above 1e-9: then a benchmark would compare the times of two functions.
-    """
+    """Largest relative difference of losses and gradients in float64. Raises `ValueError` above 1e-9."""
     fast, plain = (copy.deepcopy(m).cpu().double().train() for m in (fast, plain))
     plain.load_state_dict(awake(fast).state_dict())
     x, found = x.detach().cpu().double().requires_grad_(), []
     for module in (fast, plain):
         loss = loss_of(module, x)
         found.append([loss, *torch.autograd.grad(loss, [x, *module.parameters()])])
-    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
-    if not worst < 1e-9:
-        raise ValueError(f"plain and fast SPARTA differ by {worst:.1e}: the times would be of two functions")
-    return worst
+    return check_equal(*found, "plain and fast SPARTA")

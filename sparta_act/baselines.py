@@ -43,7 +43,7 @@ class NormedSparta(Sparta):
         return cast(Tensor, self.norm3(super()._conv3(x)))
 
     def _conv4(self, h: Tensor) -> Tensor:
-        m = super()._conv4(h).to(self.norm4.weight.dtype)  # float32 even in a half module, as norm4 refuses
+        m = super()._conv4(h).to(self.norm4.weight.dtype)  # float32 in a half module too: norm4 refuses half
         return cast(Tensor, self.norm4(m))
 
 

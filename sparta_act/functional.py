@@ -208,7 +208,7 @@ def _windows(h: Tensor) -> Tensor:
 
 
 class _Relu(torch.autograd.Function):
-    """ReLU that keeps a byte for each number, where nobody keeps its result; those come along."""
+    """ReLU that keeps a byte for each number, where nobody keeps its result; the bytes come along."""
 
     generate_vmap_rule = True
 

@@ -5,16 +5,7 @@ import pytest
 import torch
 from fixtures import tiny_data  # noqa: F401
 
-try:
-    import torchvision  # noqa: F401
-except ImportError:
-    pass
-except (
-    RuntimeError
-):  # torchvision's own operators are missing beside a CPU build of torch; its models need none
-    OPERATORS = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import peers  # noqa: F401  (torchvision can be imported after it)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """L-infinity PGD (Madry et al. 2018, arXiv:1706.06083), targeted and untargeted, on the input alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +23,23 @@ def pgd(
     targeted: bool = False,
     random_start: bool = True,
     restarts: int = 1,
+    amp: bool = False,
 ) -> Tensor:
     """Adversarial images within eps of x: the first of the restarts that fools the network, or its best.
 
     `eps` and `step_size` are fractions of the range 1 of a pixel, e.g. 8/255. `targeted=True` draws, for each
     restart, a target uniform over the other classes and lowers its loss; else the loss of `y` is raised.
-    The network is attacked in evaluation mode and left as it was, without any `.grad`. The steps run on a
-    copy with batch norm folded away; what fools the network is asked of the network itself.
+    `amp=True` takes the steps in bfloat16. The network is attacked in evaluation mode and left as it was,
+    without any `.grad`. The steps run on a copy with batch norm folded away; what fools the network is asked
+    of the network itself, in its own precision.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
     Raises `ValueError` for other images, and for fewer than one step or restart.
     """
     check(x, steps, restarts)
-    attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
+    attack = {"eps": eps, "step_size": step_size, "targeted": targeted, "random_start": random_start}
+    if restarts == 1:
+        return pgd_at(model, x, y, steps=[steps], amp=amp, **attack)[steps]
     best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):
         fast = folded(model, x[:2]) if len(x) else model
@@ -43,13 +48,37 @@ def pgd(
             if len(i) == 0:
                 break
             goal = random_targets(y[i], classes_of(model, x)) if targeted else y[i]
-            *_, (x_adv, _) = pgd_steps(fast, x[i], goal, random_start=random_start, **attack)
-            if restarts == 1:
-                return x_adv
+            *_, (x_adv, _) = pgd_steps(fast, x[i], goal, steps=steps, amp=amp, **attack)
             m = margin(model, x_adv, y[i]).to(best_margin.dtype)
             nearer = m < best_margin[i]
             best[i[nearer]], best_margin[i[nearer]] = x_adv[nearer], m[nearer]
     return best
+
+
+def pgd_at(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: Collection[int],
+    targeted: bool = False,
+    random_start: bool = True,
+    amp: bool = False,
+) -> dict[int, Tensor]:
+    """Images after each of these numbers of steps, all of one run: the first ten steps of PGD-50 are PGD-10.
+
+    Arguments, shapes and errors as `pgd`.
+    """
+    check(x, min(steps, default=0), 1)
+    if len(x) == 0:
+        return dict.fromkeys(steps, x)
+    with attacking(model):
+        goal = random_targets(y, classes_of(model, x)) if targeted else y
+        attack = {"eps": eps, "step_size": step_size, "steps": max(steps), "targeted": targeted, "amp": amp}
+        run = pgd_steps(folded(model, x[:2]), x, goal, random_start=random_start, **attack)
+        return {k: x_adv for k, (x_adv, _) in enumerate(run, 1) if k in steps}
 
 
 def pgd_steps(
@@ -63,10 +92,12 @@ def pgd_steps(
     targeted: bool = False,
     random_start: bool = True,
     start: Tensor | None = None,
+    amp: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Steps of one PGD run: yields the images after each step and the loss of `goal` before it.
 
     `start`: images within eps of x to begin with, in place of those that `random_start` draws.
+    `amp=True` runs the network in bfloat16, forward and back; images and steps stay as they are.
     Shapes: x, start (N, C, H, W), goal (N,) the targets or the true labels; yields (N, C, H, W) and (N,).
     Call it inside `attacking(model)`. Never waits for the device.
     """
@@ -76,10 +107,17 @@ def pgd_steps(
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         with torch.enable_grad():
-            loss = F.cross_entropy(widen(model(x_adv)), goal, reduction="none")
+            with autocast(x.device, amp):
+                logits = widen(model(x_adv))
+            loss = F.cross_entropy(logits, goal, reduction="none")
             (grad,) = torch.autograd.grad(loss.sum(), x_adv)
         x_adv = x_adv.detach().add(grad.sign(), alpha=sign * step_size).clamp_(*ball)
         yield x_adv, loss.detach()
+
+
+def autocast(device: torch.device | str, wanted: bool) -> AbstractContextManager[Any]:
+    """Inside, if wanted, convolutions and products are in bfloat16."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if wanted else nullcontext()
 
 
 def check(x: Tensor, steps: int, restarts: int) -> None:

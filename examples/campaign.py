@@ -79,9 +79,8 @@ def show(queue: Queue, args: argparse.Namespace) -> None:
     console.print()
     for line in lacking(queue, args.results):
         console.print(line, markup=False, highlight=False)
-    if (best := leader(queue, args.results)) and best != queue.winner:
-        told = f"{best} errs least in the contest's worst case, but the queue says winner = {queue.winner}"
-        console.print(f"[yellow]{told}")
+    if (won := leader(queue, args.results)) and won[0] != queue.winner:
+        console.print(f"[yellow]{won[0]} wins the contest, but the queue says winner = {queue.winner}")
 
 
 def duration(text: str) -> float:

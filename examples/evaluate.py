@@ -1,8 +1,11 @@
 """Errors of a trained network, clean and attacked: `python examples/evaluate.py runs/sparta/checkpoint.pt`.
 
-The paper's targeted PGD at 16/255, untargeted PGD with restarts at 8/255 and, with --autoattack, AutoAttack
-at 8/255; then the worst case, an image being wrong if any of them made it so. Always in float32 without TF32.
-Each attack has its own random numbers, from --seed and its name: its figure does not depend on the others.
+The paper's targeted PGD at 16/255, untargeted PGD with restarts at 8/255 and 16/255 and, with --autoattack,
+AutoAttack at 8/255; then the worst case, an image being wrong if any of them made it so. What the network
+says of an image is always asked in float32 without TF32, with SPARTA's weights rounded to float16, as a set
+stores them.
+Each attack has its own random numbers, from --seed and its name without the number of steps: PGD-10 is the
+beginning of PGD-50, and no figure depends on what else is asked for.
 What is measured is kept beside the checkpoint, in evaluation.npz; a second call does only what is missing.
 evaluation.json is written at the end, of all that the call asked for, and taken away when a call begins.
 
@@ -33,6 +36,7 @@ from measure import (
     worst_cases,
 )
 from report import difference, interval, percent, print_table, stamp, told
+from sets import activations_of, round_to_half
 from train import load_trained, read_checkpoint
 
 
@@ -40,25 +44,29 @@ def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dic
     """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated."""
     began, name = time.perf_counter(), str(path.parent)
     model, settings = load_trained(path)
+    round_to_half(activations_of(model))
     x, y = data.load("test", args.data_dir, settings["dataset"])
     attacks = [dataclasses.replace(a, images=min(a.images, len(x))) for a in attacks]
     whole, store = path.parent / "evaluation.json", path.parent / "evaluation.npz"
     whole.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
-    measured, outcomes = kept.read(store), {}
-    network = kept.sha256(path.read_bytes())
-    for attack in attacks:
-        key = kept.key(attack, network, x, y, args.seed)
-        if key in measured:
-            print(f"{name}: {attack.name} was measured before")
-        else:
-            measured[key] = carry_out(attack, model, x, y, seed=args.seed, device=args.device, title=name)
+    measured, network = kept.read(store), kept.sha256(path.read_bytes())
+    keys = {a.name: kept.key(a, network, x, y, args.seed) for a in attacks}
+    for family in families(attacks):
+        missing = [a for a in family if keys[a.name] not in measured]
+        if missing:
+            found = carry_out(missing, model, x, y, seed=args.seed, device=args.device, title=name)
+            measured |= {keys[a]: outcome for a, outcome in found.items()}
             kept.write(store, measured)
-        outcome = outcomes[attack.name] = measured[key]
-        if outcome.standing:
-            standing = ", ".join(f"{left} after {part}" for part, left in outcome.standing.items())
-            print(f"{name}: {attack.name}, right of {len(outcome.wrong)}: {standing}")
-        for warning in outcome.warnings:
-            print(f"{name}: {attack.name} warns: {warning}")
+        for attack in family:
+            outcome = measured[keys[attack.name]]
+            if attack not in missing:
+                print(f"{name}: {attack.name} was measured before")
+            if outcome.standing:
+                standing = ", ".join(f"{left} after {part}" for part, left in outcome.standing.items())
+                print(f"{name}: {attack.name}, right of {len(outcome.wrong)}: {standing}")
+            for warning in outcome.warnings:
+                print(f"{name}: {attack.name} warns: {warning}")
+    outcomes = {a.name: measured[keys[a.name]] for a in attacks}
     for case, wrong in worst_cases(attacks, outcomes).items():
         outcomes[case] = Outcome(wrong, 0.0, [])
     torch.manual_seed(args.seed)
@@ -67,18 +75,28 @@ def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dic
     images, labels = data.to_float(x[:few], args.device), y[:few].to(args.device)
     curve, _ = loss_curve(model, images, labels, **PAPER, steps=max(args.steps))
     errors = {attack_name: _entry(outcome) for attack_name, outcome in outcomes.items()}
-    record = {"errors": errors, "seed": args.seed, "settings": settings, **stamp()}
+    record = {"errors": errors, "seed": args.seed, "settings": settings, "checkpoint": network, **stamp()}
+    record["steps of PGD in"] = "bfloat16" if args.amp else "float32"
     record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first images
     record["seconds"] = round(time.perf_counter() - began, 1)
     kept.write_record(whole, record)
     return outcomes
 
 
+def families(attacks: list[Attack]) -> list[list[Attack]]:
+    """Attacks that are carried out together: of one family, on the same images."""
+    found: dict[tuple[str, int], list[Attack]] = {}
+    for attack in attacks:
+        found.setdefault((attack.family, attack.images), []).append(attack)
+    return list(found.values())
+
+
 def _entry(outcome: Outcome) -> dict[str, Any]:
     entry: dict[str, Any] = dict(zip(("error", "low", "high"), interval(outcome.wrong), strict=True))
     entry |= {"images": len(outcome.wrong), "seconds": round(outcome.seconds, 1)}
     entry |= {"standing": outcome.standing} if outcome.standing else {}
-    return entry | ({"warnings": outcome.warnings} if outcome.warnings else {})
+    entry |= {"warnings": outcome.warnings} if outcome.warnings else {}
+    return entry | {"wrong": kept.packed(outcome.wrong)}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,11 +115,6 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--limit", type=at_least(1), help="only the first so many test images, for a quick look")
     p.add_argument(
-        "--strong-limit",
-        type=at_least(1),
-        help="the untargeted PGD and AutoAttack, which cost most, on the first so many (default: as --limit)",
-    )
-    p.add_argument(
         "--steps",
         type=at_least(1),
         nargs="+",
@@ -118,10 +131,19 @@ def parser() -> argparse.ArgumentParser:
         help="of the untargeted PGD (default %(default)s); each costs its steps for every image that stands",
     )
     p.add_argument(
+        "--amp",
+        choices=("bf16",),
+        help="take the steps of PGD in bfloat16, several times faster on a GPU; what fools the network is "
+        "asked in float32 all the same (benchmarks/precision.py compares the two)",
+    )
+    p.add_argument(
         "--autoattack",
         action="store_true",
         help='AutoAttack, standard version, at 8/255; needs pip install "sparta-act[autoattack]" and costs '
         "up to 1,900 steps and 5,000 more passes forward for an image that stands",
+    )
+    p.add_argument(
+        "--autoattack-limit", type=at_least(1), help="AutoAttack on the first so many (default: as --limit)"
     )
     p.add_argument(
         "--seed", type=int, default=0, help="of every attack's random numbers (default %(default)s)"
@@ -135,10 +157,11 @@ def parser() -> argparse.ArgumentParser:
 def chosen(args: argparse.Namespace) -> list[Attack]:
     """The attacks that the command line asks for."""
     most = args.limit or 10**9
-    few = min(args.strong_limit or most, most)
+    more = {"amp": True} if args.amp else {}
     attacks = [Attack("clean", {}, most)]
     for name, arguments in menu(args.steps, args.untargeted_steps, args.restarts).items():
-        attacks.append(Attack(name, arguments, most if arguments["targeted"] else few))
+        attacks.append(Attack(name, arguments | more, most))
+    few = min(args.autoattack_limit or most, most)
     return attacks + ([Attack("AutoAttack, 8/255", {"eps": 8 / 255}, few)] if args.autoattack else [])
 
 

@@ -1,85 +1,121 @@
-"""From a training run to a set: `python examples/export.py runs/sparta --twin runs/relu --out my-set`.
+"""From a run to a set: `python examples/export.py runs/sparta --twin runs/relu --out my-set`.
 
-Takes SPARTA out of `RUN/checkpoint.pt`, rounds it to float16 as it will be stored, and measures the network
-with the rounded weights, beside the checkpoint of a ReLU twin if one is given.
+Takes SPARTA out of RUN/checkpoint.pt, stores it in float16, and writes a card with the errors of
+RUN/evaluation.json, beside those of a ReLU twin if one is given. `evaluate.py` made that file, with SPARTA's
+weights rounded as the set stores them; what is written is read back and must be them, number by number.
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import data
-from command_line import at_least, plain_errors
-from measure import find_errors, menu
-from report import difference, percent, stamp, told
+import kept
+from command_line import plain_errors
+from replacing import replacing
+from report import difference, percent, told
+from sets import activations_of, round_to_half
 from sparta_act import Sparta, SpartaSet
+from sparta_act.shipped import SHIPPED
 from train import load_trained
 
-
-def activations_of(model: torch.nn.Module) -> dict[str, Sparta]:
-    """Activations of a network of `models.py` by their label: `layer1.1.act2` is at G1.B2."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Sparta):
-            group, block, _ = name.removeprefix("layer").split(".")
-            found[f"G{group}.B{int(block) + 1}"] = module
-    return found
+PACKAGE = Path(__file__).parents[1] / "sparta_act"
 
 
-def round_to_half(activations: dict[str, Sparta]) -> None:
-    """Round every floating number of the activations, in place, to what float16 holds."""
-    for module in activations.values():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.half().float()
+def measured(run: Path) -> dict[str, Any]:
+    """What evaluate.py wrote for a run. Raises `ValueError` if it did not, or of another checkpoint."""
+    path, checkpoint = run / "evaluation.json", run / "checkpoint.pt"
+    if not checkpoint.exists():
+        raise ValueError(f"there is no {checkpoint}; train.py writes it")
+    if not path.exists():
+        raise ValueError(f"there is no {path}; write it with: python examples/evaluate.py {checkpoint}")
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record.get("checkpoint") != kept.sha256(checkpoint.read_bytes()):
+        raise ValueError(f"{path} is of another {checkpoint.name}; evaluate it again")
+    return record
+
+
+def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, str]]:
+    """The card's table. Raises `ValueError` if the twin was not evaluated alike."""
+    if twin is not None:
+        ours, theirs = (
+            [{k: r[k] for k in ("seed", "steps of PGD in")}]
+            + [(name, entry["images"]) for name, entry in r["errors"].items()]
+            + [r["settings"]["dataset"]]
+            for r in (record, twin)
+        )
+        if ours != theirs:
+            raise ValueError(f"the twin was evaluated otherwise: {theirs}, the run: {ours}")
+    table = []
+    for attack, entry in record["errors"].items():
+        wrong = kept.unpacked(entry["wrong"], entry["images"])
+        row = {"error": attack, "images": str(len(wrong)), "SPARTA": percent(wrong)}
+        if twin is not None:
+            other = kept.unpacked(twin["errors"][attack]["wrong"], entry["images"])
+            row |= {"ReLU twin": percent(other), "difference": told(*difference(wrong, other))}
+        table.append(row)
+    return table
+
+
+def export(run: Path, twin: Path | None, out: Path) -> None:
+    """Write the set and read it back. Raises `ValueError` if a run is not as it must be."""
+    record = measured(run)
+    table = rows(record, measured(twin) if twin else None)
+    model, settings = load_trained(run / "checkpoint.pt")
+    activations = activations_of(model)
+    if not activations:
+        raise ValueError(f"{run}: its network has no SPARTA, its activation is {settings['activation']}")
+    round_to_half(activations)
+    info = {
+        "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
+        "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
+        "recipe": settings,
+        "measured": table,
+        "measured on": f"the first test images of the split; 95% intervals; seed {record['seed']}; "
+        f"steps of PGD in {record['steps of PGD in']}, answers in float32",
+        **{k: record[k] for k in ("machine", "torch", "date")},
+    }
+    SpartaSet(activations, info).save_pretrained(out)
+    for label, activation in Sparta.from_pretrained(out).items():
+        for key, tensor in activation.state_dict().items():
+            if not torch.equal(tensor, activations[label].state_dict()[key]):
+                raise ValueError(f"{out}: {label}.{key} did not come back as it was evaluated")
+
+
+def ship(name: str) -> None:
+    """Write the sha256 of a set's files into `sparta_act/shipped.py`, beside those of the other sets."""
+    files = sorted((PACKAGE / "sets" / name).iterdir())
+    shipped = SHIPPED | {name: {f.name: kept.sha256(f.read_bytes()) for f in files}}
+    path = PACKAGE / "shipped.py"
+    head, _, _ = path.read_text().partition("{  # name")
+    lines = [
+        f'    "{s}": {{\n' + "".join(f'        "{f}": "{h}",\n' for f, h in shipped[s].items())
+        for s in sorted(shipped)
+    ]
+    body = "    },\n".join(lines)
+    with replacing(path) as scratch:
+        scratch.write_text(head + "{  # name of the set -> file -> its sha256\n" + body + "    },\n}\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("run", type=Path, help="folder that train.py wrote, of a network with SPARTA")
-    p.add_argument("--twin", type=Path, help="folder of the run of its ReLU twin, measured beside it")
-    p.add_argument("--out", type=Path, required=True, help="folder of the set, made where need be")
-    p.add_argument(
-        "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
+    p.add_argument("run", type=Path, help="folder of a network with SPARTA, trained and evaluated")
+    p.add_argument("--twin", type=Path, help="folder of its ReLU twin, evaluated with the same attacks")
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="folder of the set, made where need be")
+    where.add_argument(
+        "--ship", metavar="NAME", help="make it a set of the package, and write its sha256 there"
     )
-    p.add_argument("--limit", type=at_least(1), help="attack the first so many test images only")
-    p.add_argument("--seed", type=int, default=0)
     args = p.parse_args(argv)
-    runs = {"SPARTA": args.run} | ({"ReLU twin": args.twin} if args.twin else {})
-    if missing := [str(r / "checkpoint.pt") for r in runs.values() if not (r / "checkpoint.pt").exists()]:
-        raise SystemExit(f"there is no {', '.join(missing)}; train.py writes it")
-    networks = {name: load_trained(run / "checkpoint.pt") for name, run in runs.items()}
-    model, settings = networks["SPARTA"]
-    activations = activations_of(model)
-    if not activations:
-        raise SystemExit(f"{args.run}: its network has no SPARTA, its activation is {settings['activation']}")
-    round_to_half(activations)
-
-    dataset = settings["dataset"]
-    x, y = (t[: args.limit] for t in data.load("test", args.data_dir, dataset))
-    wrong = {}
-    for name, (network, _) in networks.items():
-        torch.manual_seed(args.seed)
-        wrong[name] = find_errors(network, x, y, menu([10, 50], 20, 1), title=name)
-    measured = []
-    for attack, w in wrong["SPARTA"].items():
-        row = {"error": attack, "SPARTA": percent(w)}
-        if args.twin:
-            other = wrong["ReLU twin"][attack]
-            row |= {"ReLU twin": percent(other), "difference": told(*difference(w, other))}
-        measured.append(row)
-    info = {
-        "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
-        "dataset": data.DATASETS[dataset].hub or dataset,
-        "recipe": settings,
-        "measured": measured,
-        "measured on": f"{len(x)} test images, the first of the split; 95% intervals; seed {args.seed}",
-        **stamp(),
-    }
-    SpartaSet(activations, info).save_pretrained(args.out)
-    print((args.out / "README.md").read_text())
+    out = args.out or PACKAGE / "sets" / args.ship
+    export(args.run, args.twin, out)
+    if args.ship:
+        ship(args.ship)
+    print((out / "README.md").read_text())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What evaluate.py measured, beside the checkpoint: evaluation.npz and, when all is done, evaluation.json."""
 
+import base64
 import hashlib
 import json
 import zipfile
@@ -21,12 +22,25 @@ def sha256(*parts: bytes) -> str:
 
 
 def key(attack: Attack, network: str, x: Tensor, y: Tensor, seed: int) -> str:
-    """All that an attack's result depends on; `network` is the sha256 of its checkpoint.
+    """All that an attack's result depends on; `network` is the sha256 of its checkpoint, rounded to float16.
 
     Shapes: x (N, C, H, W) uint8, y (N,), of which the attack sees the first.
     """
     images = sha256(*(t[: attack.images].numpy().tobytes() for t in (x, y)))
-    return json.dumps([network, images, seed, attack.name, dict(attack.arguments)])
+    return json.dumps([f"{network} rounded", images, seed, attack.name, dict(attack.arguments)])
+
+
+def packed(wrong: Tensor) -> str:
+    """Which images are wrong, (N,) of bool, as text: eight to a byte, in base64."""
+    return base64.b64encode(np.packbits(wrong.numpy()).tobytes()).decode()
+
+
+def unpacked(text: str, images: int) -> Tensor:
+    """What `packed` wrote, (images,) of bool. Raises `ValueError` for text of another length."""
+    raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(raw) != -(-images // 8):
+        raise ValueError(f"{len(raw)} bytes for {images} images")
+    return torch.from_numpy(np.unpackbits(raw, count=images).astype(bool))
 
 
 def read(path: Path) -> dict[str, Outcome]:

@@ -1,9 +1,10 @@
 """Which images a network gets wrong: clean, under PGD, under AutoAttack, and under any of them."""
 
 import dataclasses
+import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
-from attacks import attacking, classes_of, pgd, pgd_steps, random_targets
+from attacks import attacking, classes_of, pgd, pgd_at, pgd_steps, random_targets
 from strong import autoattack
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
@@ -34,6 +35,11 @@ class Attack:
         """Bound of the perturbation, as a fraction of 1."""
         return float(self.arguments.get("eps", 0))
 
+    @property
+    def family(self) -> str:
+        """Its name without the number of steps: attacks of one family begin alike."""
+        return re.sub(r"PGD-\d+", "PGD", self.name)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -46,10 +52,11 @@ class Outcome:
 
 
 def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, dict[str, Any]]:
-    """Attacks by name: the paper's targeted PGD at each number of steps, and an untargeted one at 8/255."""
+    """Attacks by name: the paper's targeted PGD at each number of steps, untargeted ones at both bounds."""
     attacks = {f"targeted PGD-{k}, 16/255": {**PAPER, "steps": k} for k in steps}
-    name = f"untargeted PGD-{untargeted_steps}{f' x {restarts}' if restarts > 1 else ''}, 8/255"
-    return attacks | {name: {**MODERN, "steps": untargeted_steps, "restarts": restarts}}
+    name = f"untargeted PGD-{untargeted_steps}{f' x {restarts}' if restarts > 1 else ''}"
+    untargeted = {**MODERN, "steps": untargeted_steps, "restarts": restarts}
+    return attacks | {f"{name}, {k}/255": untargeted | {"eps": k / 255} for k in (8, 16)}
 
 
 def find_errors(
@@ -64,50 +71,82 @@ def find_errors(
 ) -> dict[str, Tensor]:
     """Which images the network gets wrong: clean, and under each PGD.
 
+    Attacks that differ in the number of steps alone are one run, judged on its way.
     Shapes: x (N, C, H, W) uint8, y (N,); each result (N,) of bool.
     """
     wrong: dict[str, list[Tensor]] = {name: [] for name in ("clean", *attacks)}
     model = model.to(device, memory_format=torch.channels_last).eval()
-    passes = 1 + sum(a["steps"] * a.get("restarts", 1) for a in attacks.values())
-    with tqdm(total=passes * len(x), unit="img", unit_scale=True, desc=title) as bar:
+    runs = _runs(attacks)
+    passes = [max(named) * attacks[named[max(named)]].get("restarts", 1) for named in runs]
+    with tqdm(total=(1 + sum(passes)) * len(x), unit="img", unit_scale=True, desc=title) as bar:
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             clean = data.to_float(images, device).contiguous(memory_format=torch.channels_last)
             goal = labels.to(device)
             wrong["clean"].append(_errs(model, clean, goal))
             bar.update(len(clean))
-            for name, arguments in attacks.items():
-                wrong[name].append(_errs(model, pgd(model, clean, goal, **arguments), goal))
-                bar.update(len(clean) * arguments["steps"] * arguments.get("restarts", 1))
+            for named, count in zip(runs, passes, strict=True):
+                for steps, x_adv in _attacked(model, clean, goal, named, attacks).items():
+                    wrong[named[steps]].append(_errs(model, x_adv, goal))
+                bar.update(len(clean) * count)
     return {name: torch.cat(parts) for name, parts in wrong.items()}
 
 
+def _runs(attacks: Mapping[str, Mapping[str, Any]]) -> list[dict[int, str]]:
+    """Names of the attacks that one run serves, by their number of steps; with restarts each has its own."""
+    runs: dict[frozenset[Any], dict[int, str]] = {}
+    for name, arguments in attacks.items():
+        alone = arguments.get("restarts", 1) > 1
+        what = frozenset((k, v) for k, v in arguments.items() if k != "steps" or alone)
+        runs.setdefault(what, {})[arguments["steps"]] = name
+    return list(runs.values())
+
+
+def _attacked(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    named: Mapping[int, str],
+    attacks: Mapping[str, Mapping[str, Any]],
+) -> dict[int, Tensor]:
+    arguments = dict(attacks[next(iter(named.values()))])
+    if arguments.get("restarts", 1) > 1:
+        return {arguments["steps"]: pgd(model, x, y, **arguments)}
+    arguments.pop("restarts", None)
+    return pgd_at(model, x, y, **arguments | {"steps": list(named)})
+
+
 def carry_out(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, *, seed: int, device: str, title: str
-) -> Outcome:
-    """Attack the first images of x (N, C, H, W), uint8, with random numbers of its own."""
-    began = time.perf_counter()
-    x, y = x[: attack.images], y[: attack.images]
-    own = zlib.crc32(f"{seed} {attack.name}".encode())
+    attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, *, seed: int, device: str, title: str
+) -> dict[str, Outcome]:
+    """Attack the first images of x (N, C, H, W), uint8, by the attacks of one family.
+
+    They draw their own random numbers; those that share a run share its seconds.
+    """
+    began, (first, *_) = time.perf_counter(), attacks
+    x, y = x[: first.images], y[: first.images]
+    own = zlib.crc32(f"{seed} {first.family}".encode())
     torch.manual_seed(own)
-    title, warnings, standing = f"{title}: {attack.name}", list[str](), dict[str, int]()
-    if not attack.arguments:
-        wrong = find_errors(model, x, y, {}, device=device, title=title)["clean"]
-    elif "steps" in attack.arguments:
-        name, attacks = attack.name, {attack.name: attack.arguments}
-        wrong = find_errors(model, x, y, attacks, device=device, title=title)[name]
+    title, warnings, standing = f"{title}: {first.family}", list[str](), dict[str, int]()
+    if not first.arguments:
+        wrong = find_errors(model, x, y, {}, device=device, title=title)
+    elif "steps" in first.arguments:
+        pgds = {a.name: a.arguments for a in attacks}
+        wrong = find_errors(model, x, y, pgds, device=device, title=title)
     else:
         # the library takes views of gradients that only this layout allows
         model = model.to(device, memory_format=torch.contiguous_format).eval()
-        wrong, _, standing, warnings = autoattack(
+        found, _, standing, warnings = autoattack(
             model,
             data.to_float(x, device),
             y.to(device),
-            **attack.arguments,
+            **first.arguments,
             seed=own,
             batch_size=BATCH,
             title=title,
         )
-    return Outcome(wrong, time.perf_counter() - began, warnings, standing)
+        wrong = {first.name: found}
+    seconds = time.perf_counter() - began
+    return {a.name: Outcome(wrong[a.name], seconds, warnings, standing) for a in attacks}
 
 
 def worst_cases(attacks: list[Attack], outcomes: Mapping[str, Outcome]) -> dict[str, Tensor]:

@@ -11,14 +11,17 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from filelock import Timeout
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import evaluate
 import train
-from export import activations_of, round_to_half
 from kept import write_record
 from runs import FOLDERS, Queue, Run, lock, read_begun, state
+from sets import activations_of, round_to_half
 from sparta_act import SpartaSet
 
 
@@ -105,9 +108,11 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         "settings": run.settings(),
         "training images": settings["images"],
         "errors": measured["errors"],
+        "steps of PGD in": measured["steps of PGD in"],
         "loss per step": measured["loss per step"],
         "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply-adds": multiply_adds(model),
         "last epoch": {k: float(v) for k, v in log[-1].items() if v != ""},
         "machine": measured["machine"],
         "torch": measured["torch"],
@@ -121,6 +126,14 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     write_record(args.results / f"{run.name}.json", result)
     print(f"filed: {args.results / run.name}.json")
+
+
+def multiply_adds(model: nn.Module) -> int:
+    """Of one image of 32 x 32 on its way forward, as torch counts them."""
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32, device=device))
+    return int(counter.get_total_flops()) // 2
 
 
 def commit() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kept import unpacked
 from models import ACTIVATIONS, BLOCKS
 from recipes import RECIPES
 from train import read_log
@@ -124,7 +125,10 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
         for entry in (result["errors"]["clean"], *result["errors"].values()):
             if not 0 <= entry["low"] <= entry["error"] <= entry["high"] <= 1 or entry["images"] < 1:
                 raise ValueError(f"an error of {entry}")
+            if abs(unpacked(entry["wrong"], entry["images"]).float().mean().item() - entry["error"]) > 1e-6:
+                raise ValueError(f"{entry}, whose images tell another error")
         float(result["seconds per epoch"]), int(result["parameters"]), str(result["machine"])
+        int(result["multiply-adds"]), dict(result["last epoch"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no result of campaign.py ({error!r}); restore it, or delete it and run again"

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from contest import minus, saturated, verdict
+from models import READINGS
+from report import told
 from runs import Queue, Run, result_of
 
 ATTACKS = {
@@ -42,8 +45,11 @@ def render(queue: Queue, results: Path) -> str:
             count = queue.epochs[budget]
             parts.append(f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n")
             parts.append(_beside(queue, table, budget, results))
-            if more := _more(queue, table, budget, results):
-                parts.append(more)
+            for part in (_more, _against):
+                if more := part(queue, table, budget, results):
+                    parts.append(more)
+            if table.get("contest") and (won := leader(queue, results, budget)):
+                parts.append(f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n")
     return "\n".join(parts)
 
 
@@ -67,14 +73,16 @@ def lacking(queue: Queue, results: Path) -> Iterator[str]:
         yield f"{table['number']}: {' | '.join(told)}"
 
 
-def leader(queue: Queue, results: Path) -> str | None:
-    """The reading with the lowest worst-case error, once the whole contest is done."""
-    runs = [r for r in queue.runs.values() if r.name.startswith("contest-") and r.activation != "relu"]
+def leader(queue: Queue, results: Path, budget: str = "contest") -> tuple[str, list[str]] | None:
+    """The reading that wins a contest, and why no other does, once all of it is done."""
+    runs = [
+        r
+        for r in queue.runs.values()
+        if r.name.startswith(f"{budget}-") and r.activation in READINGS and r.seed == 0
+    ]
     found = {r.activation: result_of(r, results) for r in runs}
-    worst = {a: f["errors"].get("worst case, 16/255") for a, f in found.items() if f is not None}
-    if not runs or len(worst) < len(runs) or None in worst.values():
-        return None
-    return min(worst, key=lambda activation: worst[activation]["error"])
+    done = {activation: result for activation, result in found.items() if result is not None}
+    return verdict(done) if runs and len(done) == len(found) else None
 
 
 def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
@@ -111,13 +119,36 @@ def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> st
     attacks = [a for a in attacks if a not in ATTACKS.values()]
     if not rows:
         return None
-    lines = [["", *attacks, "parameters", "seconds per epoch", "machine"]]
+    lines = [["", *attacks, "saturated gates", "parameters", "multiply-adds", "seconds per epoch", "machine"]]
     lines.append(["---"] * len(lines[0]))
     for label, found in rows.items():
         line = [label, *(_cell([f["errors"].get(a) for f in found], images=True) for a in attacks)]
         seconds = " / ".join(f"{f['seconds per epoch']:.1f}" for f in found)
         machines = " / ".join(dict.fromkeys(f["machine"] for f in found))
-        lines.append([*line, f"{found[0]['parameters']:,}", seconds, machines])
+        gates = " / ".join(", ".join(f"{s:.1%}" for s in saturated(f).values()) for f in found)
+        sizes = [f"{found[0]['parameters']:,}", f"{found[0]['multiply-adds'] / 1e6:.1f} M"]
+        lines.append([*line, gates if any(map(saturated, found)) else "", *sizes, seconds, machines])
+    return _markdown(lines)
+
+
+def _against(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
+    """Every row minus the first, on the same images and from the same seed."""
+    first, *others = table["rows"]
+    base = {r["settings"]["seed"]: r for r in _results(queue, first, budget, results)}
+    pairs = {
+        f"{row['label']}, seed {seed}": (result, base[seed])
+        for row in others
+        for result in _results(queue, row, budget, results)
+        if (seed := result["settings"]["seed"]) in base
+    }
+    if not pairs:
+        return None
+    known = [result["errors"].keys() & twin["errors"].keys() for result, twin in pairs.values()]
+    attacks = [a for a in next(iter(base.values()))["errors"] if any(a in k for k in known)]
+    lines = [[f"points, minus {first['label']}", *attacks]]
+    lines.append(["---"] * len(lines[0]))
+    for (label, (result, twin)), both in zip(pairs.items(), known, strict=True):
+        lines.append([label, *(told(*minus(result, twin, a)) if a in both else MISSING for a in attacks)])
     return _markdown(lines)
 
 

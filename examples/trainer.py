@@ -1,7 +1,6 @@
 """One training run: network, optimizer and schedule, the step they take, and the file between epochs."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 import data
 import distributed
-from attacks import attacking, pgd_steps, random_images, random_targets, widen
+from attacks import attacking, autocast, pgd_steps, random_images, random_targets, widen
 from recipes import Recipe
 from replacing import replacing
 from sparta_act import Sparta
@@ -100,7 +99,7 @@ class Trainer:
         x, y, goal, x_adv = (distributed.share(t) for t in (x, y, goal, x_adv))
         attacked, learning = (self.attacked, self.learning) if whole == r.batch_size else self.plain
         attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "targeted": r.targeted}
-        with self._autocast():
+        with autocast(self.device, self.amp):
             with attacking(self.model, batch_statistics=r.attack_norm == "train"):
                 for attempt, _ in pgd_steps(attacked, x, goal, start=x_adv, **attack):
                     x_adv = attempt
@@ -170,9 +169,6 @@ class Trainer:
 
     def _on_cuda(self) -> bool:
         return torch.device(self.device).type == "cuda"
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.amp else nullcontext()
 
 
 def _compiled(model: nn.Module, compiler: dict[str, Any]) -> Forward:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import attacking, pgd, pgd_steps, random_targets
+from attacks import attacking, pgd, pgd_at, pgd_steps, random_targets
 
 
 class Linear(nn.Module):
@@ -152,3 +152,47 @@ def test_a_given_start_is_where_the_attack_begins():
     ((x_adv, loss),) = run
     torch.testing.assert_close((x_adv - start).abs(), torch.full_like(x, 0.01))
     torch.testing.assert_close(loss, nn.functional.cross_entropy(model(start), y, reduction="none"))
+
+
+def test_the_beginning_of_a_run_is_the_attack_of_fewer_steps():
+    model, x, y = small_net(), torch.rand(3, 3, 6, 6), torch.tensor([0, 1, 2])
+    arguments = {"eps": 0.1, "step_size": 0.03, "targeted": True}
+    torch.manual_seed(1)
+    on_the_way = pgd_at(model, x, y, steps=[5, 2], **arguments)
+    assert list(on_the_way) == [2, 5]
+    for steps, images in on_the_way.items():
+        torch.manual_seed(1)
+        assert torch.equal(images, pgd(model, x, y, steps=steps, **arguments))
+    assert not torch.equal(on_the_way[2], on_the_way[5])
+    for none in ([], [0, 3]):
+        with pytest.raises(ValueError, match="at least 1"):
+            pgd_at(model, x, y, steps=none, **arguments)
+
+
+class Watching(nn.Module):
+    """A network that remembers the precision of its answers, with and without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = small_net(), set()
+
+    def forward(self, x):
+        y = self.net(x)
+        self.seen.add((y.dtype, torch.is_grad_enabled()))
+        return y
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_with_amp_the_steps_are_in_bfloat16_and_the_answers_are_not(restarts):
+    x, y = torch.rand(4, 3, 6, 6), torch.tensor([0, 1, 2, 3])
+    attack = {"eps": 0.1, "step_size": 0.03, "steps": 2, "targeted": True, "restarts": restarts}
+    steps_in = {}
+    for amp in (False, True):
+        model = Watching()
+        model.register_forward_hook(lambda *_: None)  # watched networks are attacked themselves, not a copy
+        x_adv = pgd(model, x, y, amp=amp, **attack)
+        assert x_adv.dtype == torch.float32
+        assert (x_adv - x).abs().max() <= 0.1 + 1e-6
+        steps_in[amp] = {dtype for dtype, grad in model.seen if grad}
+        assert {dtype for dtype, grad in model.seen if not grad} == {torch.float32}
+    assert steps_in == {False: {torch.float32}, True: {torch.bfloat16}}

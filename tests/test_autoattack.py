@@ -95,7 +95,7 @@ def test_two_libraries_agree_on_64_images():
         right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:64]
     x, y = x[right], y[right]
     bound = Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 64)
-    outcome = carry_out(bound, model, x, y, seed=0, device="cpu", title="")
+    outcome = carry_out([bound], model, x, y, seed=0, device="cpu", title="")[bound.name]
     ours, left = outcome.wrong, outcome.standing
     assert 64 > left["apgd-ce"] > left["apgd-t"] >= left["fab-t"] >= left["square"] == 64 - ours.sum()
     attack = torchattacks.AutoAttack(

@@ -13,6 +13,7 @@ from fixtures import write_parquet
 
 import campaign
 import train
+from kept import packed
 from runs import read_queue
 from sparta_act import SpartaSet
 from sparta_act.baselines import PooledSparta
@@ -195,8 +196,10 @@ def test_what_is_done_is_not_done_again(place, capsys):
 
 def result(error, **more):
     entry = {"error": error, "low": error - 0.01, "high": error + 0.02, "images": 500}
-    errors = dict.fromkeys(("clean", "targeted PGD-10, 16/255", "worst case, 16/255"), entry)
-    return {"errors": errors, "parameters": 1234, "seconds per epoch": 2.5, "machine": "a GPU", **more}
+    entry["wrong"] = packed(torch.arange(500) < round(500 * error))
+    attacks = ("clean", "targeted PGD-10, 16/255", "worst case, 8/255", "worst case, 16/255")
+    numbers = {"parameters": 1234, "multiply-adds": 5_600_000, "seconds per epoch": 2.5}
+    return {"errors": dict.fromkeys(attacks, entry), **numbers, "last epoch": {}, "machine": "a GPU", **more}
 
 
 def test_the_tables_are_the_papers_beside_ours(place):
@@ -227,9 +230,9 @@ T.
 | --- | --- | --- | --- | --- |
 | SPARTA | 65.81 | missing | 15.48 | 25.00 (20.00 to 30.00, 2 seeds) |
 
-|  | worst case, 16/255 | parameters | seconds per epoch | machine |
-| --- | --- | --- | --- | --- |
-| SPARTA | 25.00 (20.00 to 30.00, 2 seeds; 500 images) | 1,234 | 2.5 / 2.5 | a GPU |
+|  | worst case, 8/255 | worst case, 16/255 | saturated gates | parameters | multiply-adds | seconds per epoch | machine |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| SPARTA | 25.00 (20.00 to 30.00, 2 seeds; 500 images) | 25.00 (20.00 to 30.00, 2 seeds; 500 images) |  | 1,234 | 5.6 M | 2.5 / 2.5 | a GPU |
 
 2 epochs (`paper`):
 
@@ -237,10 +240,10 @@ T.
 | --- | --- | --- | --- | --- |
 | SPARTA | 65.81 | missing | 15.48 | 10.00 (9.0-12.0) |
 
-|  | worst case, 16/255 | parameters | seconds per epoch | machine |
-| --- | --- | --- | --- | --- |
-| SPARTA | 10.00 (9.0-12.0; 500 images) | 1,234 | 2.5 | a GPU |
-"""
+|  | worst case, 8/255 | worst case, 16/255 | saturated gates | parameters | multiply-adds | seconds per epoch | machine |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| SPARTA | 10.00 (9.0-12.0; 500 images) | 10.00 (9.0-12.0; 500 images) |  | 1,234 | 5.6 M | 2.5 | a GPU |
+"""  # noqa: E501
     )
     call(place, "tables", "--check")
     (place / "results.md").write_text(page.replace("10.00", "9.00"))
@@ -248,22 +251,54 @@ T.
         call(place, "tables", "--check")
 
 
-def test_the_status_says_who_leads_the_contest(place, capsys):
-    readings = {"as-read": "sparta", "pooled": "sparta-pooled"}
+def contest(place, results, **more):
+    """A queue with a contest of two readings beside ReLU, and these results of it."""
+    readings = {"relu": "relu", "as-read": "sparta", "pooled": "sparta-pooled"}
     entries = "".join(f'contest-{n} = {{ activation = "{a}" }}\n' for n, a in readings.items())
-    (place / "queue.toml").write_text(SMALL.replace("[[tables]]", entries + "[[tables]]"))
+    rows = "".join(f'{{ label = "{n}", run = "{n}" }}, ' for n in readings)
+    text = SMALL.replace("[[tables]]", entries + "[[tables]]", 1)
+    text += '[[tables]]\nnumber = "contest"\ntitle = "C"\ncolumns = ["clean"]\nbudgets = ["contest"]\n'
+    (place / "queue.toml").write_text(text + f"contest = true\nrows = [ {rows} ]\n")
     queue = read_queue(place / "queue.toml")
-    (place / "results").mkdir()
-    for name, error in (("contest-as-read", 0.2), ("contest-pooled", 0.3)):
-        call(place)
-        assert "errs least" not in capsys.readouterr().out
-        filed = result(error, settings=queue.runs[name].settings())
+    (place / "results").mkdir(exist_ok=True)
+    for name, error in results.items():
+        filed = result(error, settings=queue.runs[name].settings(), **more.get(name, {}))
         (place / f"results/{name}.json").write_text(json.dumps(filed))
+
+
+def test_the_status_says_who_wins_the_contest(place, capsys):
+    contest(place, {"contest-as-read": 0.2})
     call(place)
+    assert "wins the contest" not in capsys.readouterr().out  # it is not over
+    contest(place, {"contest-pooled": 0.3})
+    call(place)
+    assert "sparta wins the contest, but the queue says winner = sparta-pooled" in capsys.readouterr().out
+    contest(place, {"contest-pooled": 0.2}, **{"contest-pooled": {"multiply-adds": 4_000_000}})
+    call(place)
+    assert "wins the contest" not in capsys.readouterr().out  # the queue's own does: alike, and cheaper
+
+
+def test_the_page_tells_differences_on_the_same_images_and_who_wins_why(place):
+    contest(place, {"contest-relu": 0.4, "contest-as-read": 0.2, "contest-pooled": 0.3})
+    call(place, "tables")
+    page = (place / "results.md").read_text().split("## Contest")[1]
+    half = 100 * 1.959964 * (0.2 * 0.8 / 500) ** 0.5  # of 500 images 100 are right here and wrong there
+    cells = " | ".join([f"-20.0 ± {half:.1f}"] * 4)
+    assert f"| as-read, seed 0 | {cells} |" in page
     assert (
-        "sparta errs least in the contest's worst case, but the queue says winner = sparta-pooled"
-        in capsys.readouterr().out
+        "By [the rule](readings.md#the-rule) wins `sparta`. `sparta-pooled` is out: worst case, 8/255, "
+        "it errs by +10.0 ± 2.6 points more than `sparta`." in page
     )
+
+
+def test_a_result_whose_images_tell_another_error_is_refused(place):
+    contest(place, {"contest-relu": 0.4})
+    path = place / "results/contest-relu.json"
+    filed = json.loads(path.read_text())
+    filed["errors"]["clean"]["error"] = 0.395
+    path.write_text(json.dumps(filed))
+    with pytest.raises(ValueError, match="whose images tell another error"):
+        call(place)
 
 
 @pytest.mark.slow

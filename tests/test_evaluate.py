@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import kept
 import train
 from evaluate import main
 from measure import (
@@ -44,11 +45,12 @@ def test_errors_are_those_of_a_model_we_know():
 
 def test_the_menu_is_the_papers_and_the_modern_attack():
     paper = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
+    modern = {"targeted": False, "step_size": 2 / 255, "steps": 20, "restarts": 1}
     assert menu([10, 50], 20, 1) == {
         "targeted PGD-10, 16/255": {**paper, "steps": 10},
         "targeted PGD-50, 16/255": {**paper, "steps": 50},
-        "untargeted PGD-20, 8/255": {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255, "steps": 20}
-        | {"restarts": 1},
+        "untargeted PGD-20, 8/255": {**modern, "eps": 8 / 255},
+        "untargeted PGD-20, 16/255": {**modern, "eps": 16 / 255},
     }
 
 
@@ -112,25 +114,55 @@ def test_an_attack_draws_its_own_numbers():
     outcomes = []
     for other in (3, 4):
         torch.manual_seed(other)
-        outcomes.append(carry_out(attack, model, x, y, seed=0, device="cpu", title=""))
+        outcomes.append(carry_out([attack], model, x, y, seed=0, device="cpu", title="")["one step"])
     assert len(outcomes[0].wrong) == 30
     assert torch.equal(outcomes[0].wrong, outcomes[1].wrong)
 
 
+class Counting(Brightness):
+    """Counts the images whose gradient is asked for."""
+
+    attacked = 0
+
+    def forward(self, x):
+        self.attacked += len(x) if x.requires_grad else 0
+        return super().forward(x)
+
+
 def test_a_restart_attacks_only_what_still_stands():
-    class Counting(Brightness):
-        attacked = 0
-
-        def forward(self, x):
-            self.attacked += len(x) if x.requires_grad else 0
-            return super().forward(x)
-
     levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the last is wrong from the start
     x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
     attacks = {"restarts": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10, "restarts": 5}}
     model = Counting()
     assert find_errors(model, x, y, attacks)["restarts"].tolist() == [False, True, True, True]
     assert model.attacked == 10 * (4 + 4 * 1)
+
+
+def test_attacks_that_differ_in_their_steps_are_one_run_and_what_each_would_be_alone():
+    torch.manual_seed(1)
+    x, y = torch.randint(100, 156, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 2
+    weak = {"eps": 0.05, "step_size": 0.002, "targeted": True}
+    attacks = [Attack(f"targeted PGD-{k}, ours", {**weak, "steps": k}, 40) for k in (3, 9)]
+    together, model = {}, Counting()
+    together = carry_out(attacks, model, x, y, seed=0, device="cpu", title="")
+    assert model.attacked == 9 * 40
+    for attack in attacks:
+        alone = carry_out([attack], Brightness(), x, y, seed=0, device="cpu", title="")
+        assert torch.equal(alone[attack.name].wrong, together[attack.name].wrong)
+    few, many = (together[a.name].wrong.sum() for a in attacks)
+    assert 0 < few < many
+    other_bound = {f"PGD-{k}": {**weak, "eps": k / 100, "steps": k} for k in (3, 9)}
+    model = Counting()
+    find_errors(model, x, y, other_bound)
+    assert model.attacked == (3 + 9) * 40
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 13])
+def test_which_images_are_wrong_comes_back_from_text(count):
+    wrong = torch.rand(count) < 0.5
+    assert torch.equal(kept.unpacked(kept.packed(wrong), count), wrong)
+    with pytest.raises(ValueError, match="bytes for"):
+        kept.unpacked(kept.packed(wrong), count + 8)
 
 
 def test_exact_arithmetic_is_lent_and_given_back():
@@ -177,18 +209,23 @@ def evaluated(path, tiny_data, *more):
 
 
 def test_limits_are_kept_and_the_record_says_them(checkpoint, tiny_data):
-    record = evaluated(checkpoint, tiny_data, "--limit", 12, "--strong-limit", 5, "--restarts", 2)
+    record = evaluated(checkpoint, tiny_data, "--limit", 12, "--restarts", 2)
     images = {name: e["images"] for name, e in record["errors"].items()}
     assert images == {
         "clean": 12,
         "targeted PGD-2, 16/255": 12,
-        "untargeted PGD-2 x 2, 8/255": 5,
-        "worst case, 8/255": 5,
-        "worst case, 16/255": 5,
+        "untargeted PGD-2 x 2, 8/255": 12,
+        "untargeted PGD-2 x 2, 16/255": 12,
+        "worst case, 8/255": 12,
+        "worst case, 16/255": 12,
     }
     for entry in record["errors"].values():
         assert entry["low"] <= entry["error"] <= entry["high"]
         assert entry["seconds"] >= 0
+        wrong = kept.unpacked(entry["wrong"], entry["images"])
+        assert wrong.float().mean().item() == entry["error"]
+    assert record["checkpoint"] == kept.sha256(checkpoint.read_bytes())
+    assert record["steps of PGD in"] == "float32"
 
 
 def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
@@ -204,23 +241,59 @@ def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
     assert "was measured before" not in capsys.readouterr().out
 
 
-def test_more_images_for_the_others_do_not_repeat_the_strong_attacks(checkpoint, tiny_data, capsys):
-    few = evaluated(checkpoint, tiny_data, "--limit", 7, "--strong-limit", 4)
+def test_more_images_for_the_others_do_not_repeat_autoattack(checkpoint, tiny_data, capsys):
+    strong = ("--restarts", 1, "--autoattack", "--autoattack-limit", 3)
+    few = evaluated(checkpoint, tiny_data, "--limit", 7, *strong)
     capsys.readouterr()
-    more = evaluated(checkpoint, tiny_data, "--limit", 9, "--strong-limit", 4)
-    name = "untargeted PGD-2 x 10, 8/255"
+    more = evaluated(checkpoint, tiny_data, "--limit", 9, *strong)
     assert capsys.readouterr().out.count("was measured before") == 1
-    assert more["errors"][name] == few["errors"][name]
-    assert more["errors"]["clean"]["images"] == 9
+    assert more["errors"]["AutoAttack, 8/255"] == few["errors"]["AutoAttack, 8/255"]
+    images = {name: e["images"] for name, e in more["errors"].items()}
+    assert [n for n in images if images[n] == 3] == [
+        "AutoAttack, 8/255",
+        "worst case, 8/255",
+        "worst case, 16/255",
+    ]
+    assert images["clean"] == images["untargeted PGD-2, 8/255"] == 9
+
+
+def test_steps_in_bfloat16_are_another_measurement_and_said(checkpoint, tiny_data, capsys):
+    evaluated(checkpoint, tiny_data, "--limit", 6)
+    capsys.readouterr()
+    record = evaluated(checkpoint, tiny_data, "--limit", 6, "--amp", "bf16")
+    assert capsys.readouterr().out.count("was measured before") == 1  # the clean images
+    assert record["steps of PGD in"] == "bfloat16"
+
+
+def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkeypatch):
+    import evaluate
+
+    run = ["--out", tmp_path, "--activation", "sparta", "--recipe", "fast", "--epochs", 1, "--limit", 20]
+    train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+    attacked = []
+
+    def watched(attacks, model, *arguments, **more):
+        attacked.append({k: v.clone() for k, v in model.state_dict().items()})
+        return carry_out(attacks, model, *arguments, **more)
+
+    monkeypatch.setattr(evaluate, "carry_out", watched)
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 4, "--restarts", 1)
+    trained = train.load_trained(tmp_path / "checkpoint.pt")[0].state_dict()
+    assert attacked
+    for state in attacked:
+        for key, value in state.items():
+            gate = ".act2." in key
+            assert torch.equal(value, trained[key].half().float() if gate else trained[key]), key
+    assert any(".act2." in k and not torch.equal(v, v.half().float()) for k, v in trained.items())
 
 
 def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, capsys, monkeypatch):
     import evaluate
 
-    def killed(attack, *arguments, **more):
-        if attack.name.startswith("untargeted"):
+    def killed(attacks, *arguments, **more):
+        if attacks[0].name.startswith("untargeted"):
             raise KeyboardInterrupt
-        return carry_out(attack, *arguments, **more)
+        return carry_out(attacks, *arguments, **more)
 
     evaluated(checkpoint, tiny_data, "--limit", 10)
     (checkpoint.parent / "evaluation.npz").unlink()
@@ -311,6 +384,7 @@ def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
         "clean",
         "targeted PGD-2, 16/255",
         "untargeted PGD-2 x 10, 8/255",
+        "untargeted PGD-2 x 10, 16/255",
         "worst case, 8/255",
         "worst case, 16/255",
     }

@@ -1,0 +1,97 @@
+"""Sets made from runs by examples/export.py, from real runs on a few images."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import evaluate
+import export
+import kept
+import train
+from report import difference, told
+from sparta_act import Sparta
+from sparta_act.shipped import SHIPPED
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_data):
+    """SPARTA and its ReLU twin, trained and evaluated."""
+    folder = tmp_path_factory.mktemp("runs")
+    for activation in ("relu", "sparta-pooled"):
+        run = ["--out", folder / activation, "--activation", activation, "--recipe", "fast", "--epochs", 1]
+        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+        _evaluate(folder / activation, tiny_data)
+    return folder
+
+
+def _evaluate(run, tiny_data, *more):
+    words = [run / "checkpoint.pt", "--data-dir", tiny_data, "--steps", 2, "--untargeted-steps", 2, *more]
+    evaluate.main([str(a) for a in (*words, "--restarts", 1, "--device", "cpu")])
+
+
+def _export(*words):
+    export.main([str(a) for a in words])
+
+
+def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
+    _export(runs / "sparta-pooled", "--twin", runs / "relu", "--out", tmp_path / "set")
+    taken = Sparta.from_pretrained(tmp_path / "set")
+    model, _ = train.load_trained(runs / "sparta-pooled" / "checkpoint.pt")
+    for i in range(4):
+        stored, trained = taken[f"G{i + 1}.B2"], model.get_submodule(f"layer{i + 1}.1.act2")
+        for key, value in trained.state_dict().items():
+            assert torch.equal(stored.state_dict()[key], value.half().float())
+    errors = [
+        json.loads((runs / r / "evaluation.json").read_text())["errors"] for r in ("sparta-pooled", "relu")
+    ]
+    rows = {row["error"]: row for row in taken.info["measured"]}
+    assert list(rows) == list(errors[0])
+    for attack, row in rows.items():
+        ours, twin = (kept.unpacked(e[attack]["wrong"], e[attack]["images"]) for e in errors)
+        assert row["SPARTA"].startswith(f"{ours.float().mean().item():.1%} (")
+        assert row["ReLU twin"].startswith(f"{twin.float().mean().item():.1%} (")
+        assert row["difference"] == told(*difference(ours, twin))
+    assert "steps of PGD in float32" in (tmp_path / "set/README.md").read_text()
+
+
+def test_a_set_without_a_twin_has_its_own_column_alone(runs, tmp_path):
+    _export(runs / "sparta-pooled", "--out", tmp_path / "set")
+    assert {tuple(row) for row in Sparta.from_pretrained(tmp_path / "set").info["measured"]} == {
+        ("error", "images", "SPARTA")
+    }
+
+
+def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_data):
+    run, out = tmp_path / "run", tmp_path / "set"
+    with pytest.raises(ValueError, match=r"train\.py writes it"):
+        _export(run, "--out", out)
+    shutil.copytree(runs / "sparta-pooled", run)
+    (run / "evaluation.json").unlink()
+    with pytest.raises(ValueError, match=r"write it with: python examples/evaluate\.py"):
+        _export(run, "--out", out)
+    _evaluate(run, tiny_data, "--limit", 10)
+    with pytest.raises(ValueError, match="the twin was evaluated otherwise"):
+        _export(run, "--twin", runs / "relu", "--out", out)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"epoch": 7}, run / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is of another checkpoint"):
+        _export(run, "--out", out)
+    with pytest.raises(ValueError, match="its network has no SPARTA, its activation is relu"):
+        _export(runs / "relu", "--out", out)
+    assert not out.exists()
+
+
+def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_path, monkeypatch):
+    (tmp_path / "sets").mkdir()
+    head = '"""Sets."""\n\nSHIPPED: dict[str, dict[str, str]] = {'
+    (tmp_path / "shipped.py").write_text(head + "  # name of the set -> file -> its sha256\n}\n")
+    monkeypatch.setattr(export, "PACKAGE", tmp_path)
+    _export(runs / "sparta-pooled", "--ship", "a-new-set")
+    scope = {}
+    exec((tmp_path / "shipped.py").read_text(), scope)
+    files = {f.name: kept.sha256(f.read_bytes()) for f in (tmp_path / "sets/a-new-set").iterdir()}
+    assert set(files) == {"README.md", "config.json", "model.safetensors"}
+    assert scope["SHIPPED"] == SHIPPED | {"a-new-set": files}
+    assert (tmp_path / "shipped.py").read_text().startswith(head)

@@ -81,7 +81,7 @@ def conv_to_one(x: Tensor, weight: Tensor) -> Tensor:
         y = F.linear(x.permute(0, 2, 3, 1), taps).permute(0, 3, 1, 2)
     else:
         y = F.conv2d(x, taps[:, :, None, None])
-    return F.fold(_widen(y).flatten(2), x.shape[2:], kernel_size=3, padding=1)
+    return _fold(_widen(y))
 
 
 def predict_kernel(x: Tensor, weight: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def kernel_conv(m: Tensor, kernel: Tensor) -> Tensor:
     """
     m, kernel = _widen(m), _widen(kernel)
     with _exactly(m):
-        y = kernel.flatten(1)[:, None] @ F.unfold(m, 3, padding=1)  # (N, 1, H * W)
+        y = kernel.flatten(1)[:, None] @ _unfold(m)  # (N, 1, H * W)
     return y.view(m.shape)
 
 
@@ -170,6 +170,22 @@ def _gate_as(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
 def _widen(x: Tensor) -> Tensor:
     """Half precision becomes float32; all else stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# torch folds and unfolds sample by sample, forward or back, on a GPU with a launch for each of them, but all
+# channels of a sample at once: so the samples go in as channels of one. Of none it would make an error
+
+
+def _unfold(m: Tensor) -> Tensor:
+    """What each tap of a padded 3 x 3 kernel sees: (N, 1, H, W) -> (N, 9, H * W)."""
+    columns = F.unfold(m.transpose(0, 1) if m.shape[0] else m, 3, padding=1)
+    return columns.view(m.shape[0], 9, m.shape[2] * m.shape[3])
+
+
+def _fold(y: Tensor) -> Tensor:
+    """Sum of what nine taps add to each pixel, the adjoint of `_unfold`: (N, 9, H, W) -> (N, 1, H, W)."""
+    columns = y.reshape(1, -1, y.shape[2] * y.shape[3]) if y.shape[0] else y.flatten(2)
+    return F.fold(columns, y.shape[2:], kernel_size=3, padding=1).view(y.shape[0], 1, *y.shape[2:])
 
 
 def _products(x: Tensor, maps: Tensor) -> Tensor:

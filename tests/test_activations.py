@@ -342,6 +342,19 @@ def test_samples_do_not_see_each_other(reading, dynamic):
     assert module(x[:0]).shape == (0, 3, 5, 6)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_larger_batch_is_no_more_operations(reading):
+    """Some of torch's functions go sample by sample: on a GPU that is a launch for each."""
+
+    def operations(n):
+        module, x = reference.scatter(reading(3)), normal(n, 3, 5, 6).requires_grad_()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            module(x).sum().backward()
+        return {e.key: e.count for e in profiler.key_averages() if e.key.startswith("aten::")}
+
+    assert operations(3) == operations(7)
+
+
 # ---- what PyTorch does to modules
 
 

@@ -1,4 +1,4 @@
-"""Do steps in bfloat16 fool as many images as steps in float32? `python benchmarks/precision.py CHECKPOINT ...`
+"""Do steps in bfloat16 fool as many images as steps in float32? `benchmarks/precision.py CHECKPOINT ...`
 
 Attacks each network by PGD twice from the same random start, with the steps in float32 and in bfloat16, and
 asks the network in float32 what it makes of the images. Beside it stands what another random start changes.

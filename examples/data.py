@@ -1,6 +1,7 @@
 """CIFAR-10 and its like as tensors: from a folder, from the Hub, or our small sample in this folder."""
 
 import dataclasses
+import functools
 import io
 from pathlib import Path
 
@@ -73,11 +74,9 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
     if source == "sample":
         if dataset != "cifar10":
             raise ValueError(f"our sample is of cifar10, not of {dataset}; give a folder of parquet files")
-        table = pq.read_table(SAMPLE, filters=[("split", "==", split)])
-    else:
-        files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
-        table = pa.concat_tables([pq.read_table(f) for f in files])
-    return _decode(table)
+        return _decode(pq.read_table(SAMPLE, filters=[("split", "==", split)]))
+    files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
+    return _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
 
 
 def check_whole(source: str, dataset: str) -> None:
@@ -132,6 +131,12 @@ def _from_hub(split: str, dataset: str) -> list[Path]:
     pattern = f"{known.folder}/{split}-*.parquet"
     folder = snapshot_download(known.hub, repo_type="dataset", allow_patterns=pattern)
     return _from_folder(split, Path(folder), dataset)
+
+
+@functools.lru_cache(maxsize=2)  # both splits of one data set: a process that trains many networks reads once
+def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Images and labels of files as they were at that time, of that size; nobody writes into them."""
+    return _decode(pa.concat_tables([pq.read_table(f) for f, _, _ in files]))
 
 
 def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:

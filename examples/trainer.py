@@ -99,10 +99,10 @@ class Trainer:
         x, y, goal, x_adv = (distributed.share(t) for t in (x, y, goal, x_adv))
         attacked, learning = (self.attacked, self.learning) if whole == r.batch_size else self.plain
         attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "targeted": r.targeted}
+        with attacking(self.model, batch_statistics=r.attack_norm == "train"):
+            for attempt, _ in pgd_steps(attacked, x, goal, start=x_adv, amp=self.amp, **attack):
+                x_adv = attempt
         with autocast(self.device, self.amp):
-            with attacking(self.model, batch_statistics=r.attack_norm == "train"):
-                for attempt, _ in pgd_steps(attacked, x, goal, start=x_adv, **attack):
-                    x_adv = attempt
             logits = widen(learning(x_adv))
         loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=r.label_smoothing)
         self.optimizer.zero_grad()

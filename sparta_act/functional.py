@@ -4,6 +4,7 @@ Source: "Sparta: Spatially Attentive and Adversarially Robust Activation", 2021.
 cheapest exact form we know; `tests/reference.py` holds the literal ones they must equal.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -55,7 +56,7 @@ def relu_mean_conv(h: Tensor, weight: Tensor) -> Tensor:
     Source: SPARTA, Figure 2: conv2 and the average that makes phi_c 1 x 1 x C.
     """
     h = _widen(_relu(h))
-    taps = _products(h, _windows(h)) / (h.shape[2] * h.shape[3])
+    taps = _products(h, _both_ways(_windows, h)) / (h.shape[2] * h.shape[3])
     with _exactly(h):
         return full_conv(taps, weight.to(taps.dtype))
 
@@ -118,7 +119,7 @@ def pool(x: Tensor) -> Tensor:
     Shapes: x (N, C, H, W), result (N, C, 3, 3), float32 or wider.
     """
     x = _widen(x)
-    return _products(x, _outer(_bins(x.shape[2], x), _bins(x.shape[3], x)))
+    return _products(x, _both_ways(_bins, x))
 
 
 def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
@@ -198,29 +199,27 @@ def _products(x: Tensor, maps: Tensor) -> Tensor:
     return y.reshape(n, channels, 3, 3)
 
 
-def _outer(rows: Tensor, columns: Tensor) -> Tensor:
-    """Maps of all pairs of a row weight and a column weight: (3, H), (3, W) -> (9, H * W)."""
+def _both_ways(side: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
+    """Maps (9, H * W): each of three weights along H times each of three along W."""
+    rows = side(x.shape[2], x)
+    columns = rows if x.shape[2] == x.shape[3] else side(x.shape[3], x)
     return (rows[:, None, :, None] * columns[:, None]).flatten(2).flatten(0, 1)
 
 
 def _bins(size: int, like: Tensor) -> Tensor:
     """Weights (3, size) of the adaptive average pool to three bins."""
-    i = torch.arange(3, device=like.device)[:, None]
-    p = torch.arange(size, device=like.device)
-    inside = ((p >= i * size // 3) & (p < -(-(i + 1) * size // 3))).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+    weights = torch.zeros(3, size, dtype=like.dtype, device=like.device)
+    for i in range(3):
+        first, last = i * size // 3, -(-(i + 1) * size // 3)
+        weights[i, first:last] = 1 / (last - first)
+    return weights
 
 
-def _windows(h: Tensor) -> Tensor:
-    """Maps (9, H * W) of what each tap of a padded 3 x 3 kernel sees.
-
-    The tap above the centre never sees the last row, the tap below never the first; columns likewise.
-    """
-    sides = []
-    for size in h.shape[2:]:
-        p = torch.arange(size, device=h.device)
-        sides.append(torch.stack([p < size - 1, p >= 0, p > 0]).to(h.dtype))
-    return _outer(*sides)
+def _windows(size: int, like: Tensor) -> Tensor:
+    """What the taps of a padded kernel of three see, (3, size): the first never the last place."""
+    seen = torch.ones(3, size, dtype=like.dtype, device=like.device)
+    seen[0, -1] = seen[2, 0] = 0
+    return seen
 
 
 class _Relu(torch.autograd.Function):

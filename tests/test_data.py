@@ -31,6 +31,16 @@ def test_a_folder_in_the_hubs_layout_is_read_in_order(tmp_path, column):
     assert labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_files_are_decoded_once_and_again_when_they_change(tmp_path):
+    path = tmp_path / "train-0.parquet"
+    write_parquet(path, np.full((2, 4, 4, 3), 7, np.uint8), [0, 1])
+    first, again = data.load("train", str(tmp_path)), data.load("train", str(tmp_path))
+    assert first[0] is again[0]
+    write_parquet(path, np.full((3, 4, 4, 3), 9, np.uint8), [0, 1, 2])
+    assert data.load("train", str(tmp_path))[0].unique().tolist() == [9]
+    assert first[0].unique().tolist() == [7]
+
+
 def test_bad_sources_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"wanted one folder with train-\*\.parquet, found none"):
         data.load("train", str(tmp_path))

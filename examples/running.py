@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import evaluate
+import strong
 import train
 from kept import write_record
 from runs import FOLDERS, Queue, Run, lock, read_begun, state
@@ -52,6 +53,8 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
     now = state(queue, run, args.runs, args.results)
     if now.word in ("waiting", "changed"):
         raise ValueError(f"{run.name}: {now.word} {now.detail}")
+    if "--autoattack" in run.evaluation.split():
+        strong.load()  # before hours of training, not after them
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder):

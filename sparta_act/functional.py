@@ -40,7 +40,7 @@ def sparta(x: Tensor, s: Tensor, c: Tensor) -> Tensor:
     Source: SPARTA, Eq. 3 and 8.
     """
     if _left_to_compiler():
-        return (F.relu(x) * attention(s, c)).to(x.dtype)
+        return (F.relu(x) * _gate_as(x, s, c)).to(x.dtype)
     return cast(Tensor, _Gate.apply(x, s, c))  # type: ignore[no-untyped-call]
 
 
@@ -211,14 +211,15 @@ def _bins(size: int, like: Tensor) -> Tensor:
     weights = torch.zeros(3, size, dtype=like.dtype, device=like.device)
     for i in range(3):
         first, last = i * size // 3, -(-(i + 1) * size // 3)
-        weights[i, first:last] = 1 / (last - first)
+        weights[i, first:last].fill_(1 / (last - first))  # assigned, the number would be a tensor of the CPU
     return weights
 
 
 def _windows(size: int, like: Tensor) -> Tensor:
     """What the taps of a padded kernel of three see, (3, size): the first never the last place."""
     seen = torch.ones(3, size, dtype=like.dtype, device=like.device)
-    seen[0, -1] = seen[2, 0] = 0
+    seen[0, -1:].zero_()
+    seen[2, :1].zero_()
     return seen
 
 

@@ -8,6 +8,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -353,6 +354,22 @@ def test_a_larger_batch_is_no_more_operations(reading):
         return {e.key: e.count for e in profiler.key_averages() if e.key.startswith("aten::")}
 
     assert operations(3) == operations(7)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_no_number_is_a_tensor_of_the_cpu(reading):
+    """On a GPU such a tensor is waited for, and keeps a compiled network from being recorded."""
+    module, x = reference.scatter(reading(3)).eval(), normal(2, 3, 5, 6)
+    constants = []
+
+    def look(graph, inputs):
+        constants.extend(n.target for n in graph.graph.nodes if n.op == "get_attr" or "lift" in str(n.target))
+        return graph
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=look, inference_compiler=look)
+    torch.testing.assert_close(torch.compile(module, backend=backend)(x), module(x))
+    assert not constants
 
 
 # ---- what PyTorch does to modules

@@ -185,6 +185,14 @@ def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place)
     assert result["parameters"] == sum(p.numel() for p in model.parameters())
 
 
+def test_a_missing_autoattack_is_told_before_the_training(place, monkeypatch):
+    (place / "queue.toml").write_text(SMALL.replace("--restarts 1", "--restarts 1 --autoattack"))
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match="AutoAttack is not installed"):
+        run(place, "short-relu")
+    assert not list(place.rglob("checkpoint.pt"))
+
+
 def test_what_is_done_is_not_done_again(place, capsys):
     run(place, "short-relu")
     path = place / "runs/short-relu/checkpoint.pt"

@@ -166,19 +166,21 @@ def test_which_images_are_wrong_comes_back_from_text(count):
 
 
 def test_exact_arithmetic_is_lent_and_given_back():
-    with exact_arithmetic():
-        before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = True
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    tuned = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     try:
         with exact_arithmetic():
             assert torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.cuda.matmul.allow_tf32
             assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.allow_tf32
         assert torch.get_float32_matmul_precision() == "high"
     finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[0], tuned
         torch.set_float32_matmul_precision(before[1])
 
 

@@ -30,8 +30,8 @@ def saturated(result: Mapping[str, Any]) -> dict[str, float]:
 def minus(result: Mapping[str, Any], other: Mapping[str, Any], attack: str) -> tuple[float, float]:
     """Error minus the other's on the same images, and half its interval. Raises `ValueError` for others."""
     a, b = (r["errors"][attack] for r in (result, other))
-    if a["images"] != b["images"]:
-        raise ValueError(f"{attack}: {a['images']} images against {b['images']}")
+    if (a["images"], result["test images"]) != (b["images"], other["test images"]):
+        raise ValueError(f"{attack}: {a['images']} images against {b['images']}, or of another test split")
     return difference(unpacked(a["wrong"], a["images"]), unpacked(b["wrong"], b["images"]))
 
 

@@ -76,6 +76,7 @@ def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dic
     curve, _ = loss_curve(model, images, labels, **PAPER, steps=max(args.steps))
     errors = {attack_name: _entry(outcome) for attack_name, outcome in outcomes.items()}
     record = {"errors": errors, "seed": args.seed, "settings": settings, "checkpoint": network, **stamp()}
+    record["test images"] = kept.sha256(x.numpy().tobytes(), y.numpy().tobytes())  # all that were there
     record["steps of PGD in"] = "bfloat16" if args.amp else "float32"
     record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first images
     record["seconds"] = round(time.perf_counter() - began, 1)

@@ -7,6 +7,7 @@ weights rounded as the set stores them; what is written is read back and must be
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +24,47 @@ from sparta_act.shipped import SHIPPED
 from train import load_trained
 
 PACKAGE = Path(__file__).parents[1] / "sparta_act"
+FILES = ("README.md", "config.json", "model.safetensors")  # of a set
+ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
 
 
 def measured(run: Path) -> dict[str, Any]:
     """What evaluate.py wrote for a run. Raises `ValueError` if it did not, or of another checkpoint."""
     path, checkpoint = run / "evaluation.json", run / "checkpoint.pt"
     if not checkpoint.exists():
-        raise ValueError(f"there is no {checkpoint}; train.py writes it")
+        raise ValueError(f"there is no {checkpoint}; train.py writes it, and RUN is its folder")
     if not path.exists():
         raise ValueError(f"there is no {path}; write it with: python examples/evaluate.py {checkpoint}")
-    record: dict[str, Any] = json.loads(path.read_text())
-    if record.get("checkpoint") != kept.sha256(checkpoint.read_bytes()):
-        raise ValueError(f"{path} is of another {checkpoint.name}; evaluate it again")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["checkpoint"] != kept.sha256(checkpoint.read_bytes()):
+            raise ValueError(f"it is of another {checkpoint.name}")
+        kept.check_errors(record["errors"])
+        if lacking := {*ALIKE, "machine", "torch", "date", "settings"} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of use: {error}; evaluate {checkpoint} again") from None
     return record
 
 
+def check_twin(record: dict[str, Any], twin: dict[str, Any]) -> None:
+    """Raise `ValueError` if the twin is no ReLU network that was trained and evaluated like the run."""
+    ours, theirs = (
+        {k: r[k] for k in ALIKE}
+        | {f"images of {attack}": entry["images"] for attack, entry in r["errors"].items()}
+        | {k: v for k, v in r["settings"].items() if k not in ("activation", "sites", "pretrained")}
+        for r in (record, twin)
+    )
+    unlike = {k: (theirs.get(k), ours.get(k)) for k in ours | theirs if theirs.get(k) != ours.get(k)}
+    if twin["settings"]["activation"] != "relu":
+        unlike["activation"] = (twin["settings"]["activation"], "relu")
+    if unlike:
+        told = ", ".join(f"{k} is {found!r}, wanted {wanted!r}" for k, (found, wanted) in unlike.items())
+        raise ValueError(f"the twin is none: {told}")
+
+
 def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, str]]:
-    """The card's table. Raises `ValueError` if the twin was not evaluated alike."""
-    if twin is not None:
-        ours, theirs = (
-            [{k: r[k] for k in ("seed", "steps of PGD in")}]
-            + [(name, entry["images"]) for name, entry in r["errors"].items()]
-            + [r["settings"]["dataset"]]
-            for r in (record, twin)
-        )
-        if ours != theirs:
-            raise ValueError(f"the twin was evaluated otherwise: {theirs}, the run: {ours}")
+    """The card's table."""
     table = []
     for attack, entry in record["errors"].items():
         wrong = kept.unpacked(entry["wrong"], entry["images"])
@@ -61,9 +77,13 @@ def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, 
 
 
 def export(run: Path, twin: Path | None, out: Path) -> None:
-    """Write the set and read it back. Raises `ValueError` if a run is not as it must be."""
-    record = measured(run)
-    table = rows(record, measured(twin) if twin else None)
+    """Write the set and read it back. Raises `ValueError` if a run, or the folder, is not as it must be."""
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise ValueError(f"{out} is a folder of something else than a set; name another")
+    record, other = measured(run), measured(twin) if twin else None
+    if other:
+        check_twin(record, other)
+    table = rows(record, other)
     model, settings = load_trained(run / "checkpoint.pt")
     activations = activations_of(model)
     if not activations:
@@ -74,8 +94,9 @@ def export(run: Path, twin: Path | None, out: Path) -> None:
         "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
         "recipe": settings,
         "measured": table,
-        "measured on": f"the first test images of the split; 95% intervals; seed {record['seed']}; "
-        f"steps of PGD in {record['steps of PGD in']}, answers in float32",
+        "measured on": "the first test images; 95% intervals over images; one training each; attacks of seed "
+        f"{record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, weights of "
+        "SPARTA in float16 as they are stored",
         **{k: record[k] for k in ("machine", "torch", "date")},
     }
     SpartaSet(activations, info).save_pretrained(out)
@@ -87,8 +108,8 @@ def export(run: Path, twin: Path | None, out: Path) -> None:
 
 def ship(name: str) -> None:
     """Write the sha256 of a set's files into `sparta_act/shipped.py`, beside those of the other sets."""
-    files = sorted((PACKAGE / "sets" / name).iterdir())
-    shipped = SHIPPED | {name: {f.name: kept.sha256(f.read_bytes()) for f in files}}
+    folder = PACKAGE / "sets" / name
+    shipped = SHIPPED | {name: {f: kept.sha256((folder / f).read_bytes()) for f in FILES}}
     path = PACKAGE / "shipped.py"
     head, _, _ = path.read_text().partition("{  # name")
     lines = [
@@ -100,6 +121,13 @@ def ship(name: str) -> None:
         scratch.write_text(head + "{  # name of the set -> file -> its sha256\n" + body + "    },\n}\n")
 
 
+def set_name(text: str) -> str:
+    """Type of an option: what a set of the package may be called."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", text):
+        raise argparse.ArgumentTypeError(f"wants small letters, digits, dots and dashes, not {text!r}")
+    return text
+
+
 def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,10 +136,13 @@ def main(argv: list[str] | None = None) -> None:
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="folder of the set, made where need be")
     where.add_argument(
-        "--ship", metavar="NAME", help="make it a set of the package, and write its sha256 there"
+        "--ship",
+        type=set_name,
+        metavar="NAME",
+        help="make it a set of the package, and write its sha256 there",
     )
     args = p.parse_args(argv)
-    out = args.out or PACKAGE / "sets" / args.ship
+    out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
     export(args.run, args.twin, out)
     if args.ship:
         ship(args.ship)

@@ -43,6 +43,19 @@ def unpacked(text: str, images: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(raw, count=images).astype(bool))
 
 
+def check_errors(errors: Any) -> None:
+    """Raise `ValueError` for what no `errors` of evaluation.json is, or where an error is not its images'."""
+    try:
+        for name, entry in (("clean", errors["clean"]), *errors.items()):
+            wrong = unpacked(entry["wrong"], entry["images"])
+            if len(wrong) < 1 or abs(wrong.float().mean().item() - entry["error"]) > 1e-6:
+                raise ValueError(f"{name}: an error of {entry['error']}, and its images tell another one")
+            if not 0 <= entry["low"] <= entry["error"] <= entry["high"] <= 1:
+                raise ValueError(f"{name}: {entry['error']} in [{entry['low']}, {entry['high']}]")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{error!r}, where errors were wanted") from None
+
+
 def read(path: Path) -> dict[str, Outcome]:
     """Outcomes of earlier calls by key; none if there is no such file, or it is of no use."""
     try:

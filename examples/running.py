@@ -111,6 +111,7 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         "settings": run.settings(),
         "training images": settings["images"],
         "errors": measured["errors"],
+        "test images": measured["test images"],
         "steps of PGD in": measured["steps of PGD in"],
         "loss per step": measured["loss per step"],
         "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),

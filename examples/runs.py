@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kept import unpacked
+from kept import check_errors
 from models import ACTIVATIONS, BLOCKS
 from recipes import RECIPES
 from train import read_log
@@ -121,19 +122,20 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}; restore it, or delete it and run again") from None
     try:
-        dict(result["settings"])
-        for entry in (result["errors"]["clean"], *result["errors"].values()):
-            if not 0 <= entry["low"] <= entry["error"] <= entry["high"] <= 1 or entry["images"] < 1:
-                raise ValueError(f"an error of {entry}")
-            if abs(unpacked(entry["wrong"], entry["images"]).float().mean().item() - entry["error"]) > 1e-6:
-                raise ValueError(f"{entry}, whose images tell another error")
-        float(result["seconds per epoch"]), int(result["parameters"]), str(result["machine"])
-        int(result["multiply-adds"]), dict(result["last epoch"])
+        dict(result["settings"]), str(result["machine"]), str(result["test images"])
+        check_errors(result["errors"])
+        numbers = [result[k] for k in ("seconds per epoch", "parameters", "multiply-adds")]
+        if wrong := [n for n in (*numbers, *result["last epoch"].values()) if not _is_number(n)]:
+            raise ValueError(f"no number: {wrong}")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no result of campaign.py ({error!r}); restore it, or delete it and run again"
         ) from None
     return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def result_of(run: Run, results: Path) -> dict[str, Any] | None:

@@ -207,7 +207,14 @@ def result(error, **more):
     entry["wrong"] = packed(torch.arange(500) < round(500 * error))
     attacks = ("clean", "targeted PGD-10, 16/255", "worst case, 8/255", "worst case, 16/255")
     numbers = {"parameters": 1234, "multiply-adds": 5_600_000, "seconds per epoch": 2.5}
-    return {"errors": dict.fromkeys(attacks, entry), **numbers, "last epoch": {}, "machine": "a GPU", **more}
+    return {
+        "errors": dict.fromkeys(attacks, entry),
+        **numbers,
+        "last epoch": {},
+        "machine": "a GPU",
+        "test images": "all",
+        **more,
+    }
 
 
 def test_the_tables_are_the_papers_beside_ours(place):
@@ -299,14 +306,28 @@ def test_the_page_tells_differences_on_the_same_images_and_who_wins_why(place):
     )
 
 
-def test_a_result_whose_images_tell_another_error_is_refused(place):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: r["errors"]["clean"].update(error=0.395), "its images tell another one"),
+        (lambda r: r["errors"]["clean"].update(wrong=5), "where errors were wanted"),
+        (lambda r: r["errors"]["clean"].update(low=0.5), r"0\.4 in \[0\.5, "),
+        (lambda r: r.update({"errors": []}), "where errors were wanted"),
+        (lambda r: r.update({"multiply-adds": "12"}), r"no number: \['12'\]"),
+        (lambda r: r.update({"parameters": float("inf")}), r"no number: \[inf\]"),
+        (lambda r: r.update({"last epoch": {"layer1.1.act2 < 0.01": "x"}}), r"no number: \['x'\]"),
+        (lambda r: r.pop("test images"), "test images"),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused(place, change, told):
     contest(place, {"contest-relu": 0.4})
     path = place / "results/contest-relu.json"
     filed = json.loads(path.read_text())
-    filed["errors"]["clean"]["error"] = 0.395
+    change(filed)
     path.write_text(json.dumps(filed))
-    with pytest.raises(ValueError, match="whose images tell another error"):
-        call(place)
+    for action in ((), ("tables",)):
+        with pytest.raises(ValueError, match=rf"contest-relu\.json is no result of campaign\.py.*{told}"):
+            call(place, *action)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def result(small, large, gates=(0.0, 0.0), work=100, images=1000):
     }
     below, above = gates
     last = {"epoch": 3.0, "layer1.1.act2 < 0.01": below, "layer1.1.act2 > 0.99": above}
-    return {"errors": errors, "last epoch": last, "multiply-adds": work}
+    return {"errors": errors, "last epoch": last, "multiply-adds": work, "test images": "all"}
 
 
 @pytest.mark.parametrize("bound", [0, 1])
@@ -57,3 +57,5 @@ def test_saturation_adds_both_ends_of_each_site():
 def test_results_on_other_images_are_not_compared():
     with pytest.raises(ValueError, match="1000 images against 500"):
         minus(result(0.5, 0.5), result(0.5, 0.5, images=500), CASES[0])
+    with pytest.raises(ValueError, match="of another test split"):
+        minus(result(0.5, 0.5), result(0.5, 0.5) | {"test images": "others"}, CASES[0])

@@ -1,6 +1,7 @@
 """Sets made from runs by examples/export.py, from real runs on a few images."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -13,6 +14,8 @@ import train
 from report import difference, told
 from sparta_act import Sparta
 from sparta_act.shipped import SHIPPED
+
+SETS = export.PACKAGE / "sets/cifar10-resnet18-w16"
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +75,59 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
     with pytest.raises(ValueError, match=r"write it with: python examples/evaluate\.py"):
         _export(run, "--out", out)
     _evaluate(run, tiny_data, "--limit", 10)
-    with pytest.raises(ValueError, match="the twin was evaluated otherwise"):
+    with pytest.raises(ValueError, match="the twin is none: images of clean is 20, wanted 10, images of"):
         _export(run, "--twin", runs / "relu", "--out", out)
+    with pytest.raises(ValueError, match="the twin is none: activation is 'sparta-pooled', wanted 'relu'"):
+        _export(run, "--twin", run, "--out", out)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     torch.save(state | {"epoch": 7}, run / "checkpoint.pt")
-    with pytest.raises(ValueError, match="is of another checkpoint"):
+    with pytest.raises(ValueError, match="it is of another checkpoint"):
         _export(run, "--out", out)
     with pytest.raises(ValueError, match="its network has no SPARTA, its activation is relu"):
         _export(runs / "relu", "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: r["errors"]["clean"].pop("wrong"), "where errors were wanted"),
+        (lambda r: r["errors"]["clean"].update(images=104), "its images tell another one|bytes for 104"),
+        (lambda r: r.update(errors={}), "where errors were wanted"),
+        (lambda r: r.pop("machine"), "it lacks machine"),
+        (lambda r: r.pop("checkpoint"), "'checkpoint'"),
+    ],
+)
+def test_a_damaged_evaluation_makes_no_set(runs, tmp_path, change, told):
+    run, out = tmp_path / "run", tmp_path / "set"
+    shutil.copytree(runs / "sparta-pooled", run)
+    record = json.loads((run / "evaluation.json").read_text())
+    change(record)
+    for text in (json.dumps(record), "[]", "{half"):
+        (run / "evaluation.json").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"evaluation\.json is not of use: .*evaluate .* again"
+        ) as raised:
+            _export(run, "--out", out)
+        assert re.search(told, str(raised.value)) or text in ("[]", "{half")
+    assert not out.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(runs, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="is a folder of something else than a set"):
+        _export(runs / "sparta-pooled", "--out", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", 'q"uote', ".hid", "/abs"])
+def test_a_set_of_the_package_has_a_plain_name(runs, tmp_path, name, monkeypatch, capsys):
+    monkeypatch.setattr(export, "PACKAGE", tmp_path)
+    with pytest.raises(SystemExit):
+        _export(runs / "sparta-pooled", "--ship", name)
+    assert "wants small letters, digits, dots and dashes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_path, monkeypatch):
@@ -88,10 +135,16 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     head = '"""Sets."""\n\nSHIPPED: dict[str, dict[str, str]] = {'
     (tmp_path / "shipped.py").write_text(head + "  # name of the set -> file -> its sha256\n}\n")
     monkeypatch.setattr(export, "PACKAGE", tmp_path)
+    (tmp_path / "sets/a-new-set/.saving-killed").mkdir(parents=True)
+    shutil.copy(SETS / "config.json", tmp_path / "sets/a-new-set")  # as a killed call would leave it
     _export(runs / "sparta-pooled", "--ship", "a-new-set")
     scope = {}
     exec((tmp_path / "shipped.py").read_text(), scope)
-    files = {f.name: kept.sha256(f.read_bytes()) for f in (tmp_path / "sets/a-new-set").iterdir()}
+    files = {
+        f.name: kept.sha256(f.read_bytes())
+        for f in (tmp_path / "sets/a-new-set").glob("*.*[a-z]")
+        if f.is_file()
+    }
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
     assert scope["SHIPPED"] == SHIPPED | {"a-new-set": files}
     assert (tmp_path / "shipped.py").read_text().startswith(head)

@@ -89,16 +89,18 @@ def export(run: Path, twin: Path | None, out: Path) -> None:
     if not activations:
         raise ValueError(f"{run}: its network has no SPARTA, its activation is {settings['activation']}")
     round_to_half(activations)
+    pixels = {k: f"{255 * settings[k]:g}/255" for k in ("eps", "step_size")}
     info = {
         "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
         "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
-        "recipe": settings,
+        "recipe": settings | pixels,
         "measured": table,
-        "measured on": "the first test images; 95% intervals over images; one training each; attacks of seed "
-        f"{record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, weights of "
-        "SPARTA in float16 as they are stored",
-        **{k: record[k] for k in ("machine", "torch", "date")},
+        "measured on": "the first test images; 95% intervals over images, of one training each; attacks of "
+        f"seed {record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, SPARTA's "
+        f"weights in float16 as stored; {record['machine']}, torch {record['torch']}, {record['date']}",
     }
+    if other:
+        info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
     for label, activation in Sparta.from_pretrained(out).items():
         for key, tensor in activation.state_dict().items():

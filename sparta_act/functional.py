@@ -179,13 +179,13 @@ def _widen(x: Tensor) -> Tensor:
 
 def _unfold(m: Tensor) -> Tensor:
     """What each tap of a padded 3 x 3 kernel sees: (N, 1, H, W) -> (N, 9, H * W)."""
-    columns = F.unfold(m.transpose(0, 1) if m.shape[0] else m, 3, padding=1)
+    columns = F.unfold(m.transpose(0, 1) if m.shape[0] > 0 else m, 3, padding=1)
     return columns.view(m.shape[0], 9, m.shape[2] * m.shape[3])
 
 
 def _fold(y: Tensor) -> Tensor:
     """Sum of what nine taps add to each pixel, the adjoint of `_unfold`: (N, 9, H, W) -> (N, 1, H, W)."""
-    columns = y.reshape(1, -1, y.shape[2] * y.shape[3]) if y.shape[0] else y.flatten(2)
+    columns = y.reshape(1, -1, y.shape[2] * y.shape[3]) if y.shape[0] > 0 else y.flatten(2)
     return F.fold(columns, y.shape[2:], kernel_size=3, padding=1).view(y.shape[0], 1, *y.shape[2:])
 
 

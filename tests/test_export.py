@@ -56,7 +56,9 @@ def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
         assert row["SPARTA"].startswith(f"{ours.float().mean().item():.1%} (")
         assert row["ReLU twin"].startswith(f"{twin.float().mean().item():.1%} (")
         assert row["difference"] == told(*difference(ours, twin))
-    assert "steps of PGD in float32" in (tmp_path / "set/README.md").read_text()
+    card = (tmp_path / "set/README.md").read_text()
+    for line in ("steps of PGD in float32", "| recipe, eps | 16/255 |", "| recipe, step_size | 10/255 |"):
+        assert line in card
 
 
 def test_a_set_without_a_twin_has_its_own_column_alone(runs, tmp_path):

@@ -2,8 +2,8 @@
 
 SHIPPED: dict[str, dict[str, str]] = {  # name of the set -> file -> its sha256
     "cifar10-resnet18-w16": {
-        "README.md": "6b42c2ce059548776e87f89d4e996fb614825a35410930e64b0480f12307da04",
-        "config.json": "c4cca7bda82ed97de1a0a80026858120b79ba60688f27749c4b81729f71c622a",
-        "model.safetensors": "2a6846c51b7e95bd2373b3b29b4e54b1e63ddbb691a8ad76be468572597ce17d",
+        "README.md": "ad509de26d54f41c44dd850e90813d9f38e733ae02dc8265b1a5064139293cc0",
+        "config.json": "5ad390e262c423afbac857dd507f23370c887b2bff84eec7ec9e4955cca38dea",
+        "model.safetensors": "733d809720d24ac978667b3cb4d4c8bc672faecca85f8fa12a8d80b599e1a1a1",
     },
 }

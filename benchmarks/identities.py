@@ -96,7 +96,7 @@ def shifted_sums(x: Tensor, weight: Tensor) -> Tensor:
 def relu_then_sums(h: Tensor, weight: Tensor) -> Tensor:
     """`relu_mean_conv` with PyTorch's own ReLU, whose result is kept whole."""
     h = F.relu(h)
-    taps = SF._products(h, SF._windows(h)) / (h.shape[2] * h.shape[3])
+    taps = SF._products(h, SF._both_ways(SF._windows, h)) / (h.shape[2] * h.shape[3])
     return SF.full_conv(taps, weight)
 
 

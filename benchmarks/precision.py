@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import data
 from command_line import at_least, plain_errors
 from measure import MODERN, PAPER, exact_arithmetic, find_errors
-from measuring import add_machine, begin
-from report import print_table, stamp
+from measuring import add_machine, begin, told
+from report import print_table
 from train import load_trained
 
 STARTS = {"float32": (0, False), "bfloat16": (0, True), "other start": (1, False)}  # its seed, and amp
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
                 columns[title][f"{how}: more, fewer"] = f"{more}, {fewer}"
             columns[title]["times as fast"] = f"{seconds['float32'] / seconds['bfloat16']:.2f}"
         print_table(f"{path.parent.name}: PGD-{args.steps} on {len(x)} test images", columns)
-    print("; ".join(f"{what} {value}" for what, value in stamp().items()))
+    print(told(args))
 
 
 if __name__ == "__main__":

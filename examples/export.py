@@ -16,15 +16,16 @@ import torch
 import data
 import kept
 from command_line import plain_errors
+from contest import minus
 from replacing import replacing
-from report import difference, percent, told
+from report import percent, told
 from sets import activations_of, round_to_half
 from sparta_act import Sparta, SpartaSet
+from sparta_act.files import CARD, CONFIG, WEIGHTS
 from sparta_act.shipped import SHIPPED
 from train import load_trained
 
 PACKAGE = Path(__file__).parents[1] / "sparta_act"
-FILES = ("README.md", "config.json", "model.safetensors")  # of a set
 ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
 
 
@@ -71,14 +72,14 @@ def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, 
         row = {"error": attack, "images": str(len(wrong)), "SPARTA": percent(wrong)}
         if twin is not None:
             other = kept.unpacked(twin["errors"][attack]["wrong"], entry["images"])
-            row |= {"ReLU twin": percent(other), "difference": told(*difference(wrong, other))}
+            row |= {"ReLU twin": percent(other), "difference": told(*minus(record, twin, attack))}
         table.append(row)
     return table
 
 
 def export(run: Path, twin: Path | None, out: Path) -> None:
     """Write the set and read it back. Raises `ValueError` if a run, or the folder, is not as it must be."""
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+    if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
         raise ValueError(f"{out} is a folder of something else than a set; name another")
     record, other = measured(run), measured(twin) if twin else None
     if other:
@@ -111,7 +112,7 @@ def export(run: Path, twin: Path | None, out: Path) -> None:
 def ship(name: str) -> None:
     """Write the sha256 of a set's files into `sparta_act/shipped.py`, beside those of the other sets."""
     folder = PACKAGE / "sets" / name
-    shipped = SHIPPED | {name: {f: kept.sha256((folder / f).read_bytes()) for f in FILES}}
+    shipped = SHIPPED | {name: {f: kept.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)}}
     path = PACKAGE / "shipped.py"
     head, _, _ = path.read_text().partition("{  # name")
     lines = [
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     export(args.run, args.twin, out)
     if args.ship:
         ship(args.ship)
-    print((out / "README.md").read_text())
+    print((out / CARD).read_text())
 
 
 if __name__ == "__main__":

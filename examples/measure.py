@@ -185,9 +185,7 @@ def exact_arithmetic() -> Iterator[None]:
     try:
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False
-        cudnn.benchmark = (
-            False  # it pays for one size of batch; a restart attacks as many images as still stand
-        )
+        cudnn.benchmark = False  # pays for one size of batch; a restart attacks as many images as still stand
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])

@@ -10,6 +10,7 @@ from torch import nn
 
 import identities
 import plain
+import train
 from attack import attacks_on, check_attacks
 from measuring import kept_bytes, multiply_adds, race
 from plain import PlainSparta
@@ -40,6 +41,18 @@ def test_the_epoch_benchmark_times_each_network(tables):
     assert list(rows) == ["relu, none", "sparta-pooled, none"]
     assert all(float(r[0]) > 0 for r in rows.values())
     assert float(rows["relu, none"][1]) == 1.0
+
+
+@pytest.mark.slow
+def test_the_precision_benchmark_counts_who_changes_sides(tables, tmp_path):
+    run = f"--out {tmp_path} --activation relu --recipe fast --epochs 1 --width 8 --limit 40 --device cpu"
+    train.main(run.split())
+    rows, _ = tables("precision.py", f"{tmp_path}/checkpoint.pt --limit 20 --steps 2 --device cpu")
+    for how in ("bfloat16", "other start"):
+        changed = [cell.split(", ") for cell in rows[f"{how}: more, fewer"]]
+        for i, (more, fewer) in enumerate(changed):
+            assert int(rows[f"wrong, {how}"][i]) - int(rows["wrong, float32"][i]) == int(more) - int(fewer)
+    assert all(float(cell) > 0 for cell in rows["times as fast"])
 
 
 @pytest.mark.slow

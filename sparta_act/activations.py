@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_act import functional as SF
-from sparta_act.errors import ShapeError
+from sparta_act.errors import ShapeError, SpartaError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,6 +104,19 @@ class Sparta(nn.Module):
     def train(self, mode: bool = True) -> "Self":
         """Set the training mode; a frozen module stays in evaluation mode."""
         return super().train(mode and not self.frozen)
+
+    @property
+    def qconfig(self) -> None:
+        """What `prepare` of torch.ao.quantization sets. Raises `SpartaError` when it is set."""
+        raise AttributeError("qconfig")  # none is set
+
+    @qconfig.setter
+    def qconfig(self, value: object) -> None:
+        if value is not None:
+            raise SpartaError(
+                f"{type(self).__name__} has no quantized form: set qconfig = None on the module that "
+                "holds it, and dequantize before it."
+            )
 
     def extra_repr(self) -> str:
         """Arguments as they were given."""

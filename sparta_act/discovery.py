@@ -1,27 +1,30 @@
-"""Finds the residual blocks and the ReLU calls of a network, and how each call could be edited."""
+"""Finds the blocks and the ReLU calls of a network, and how each call could be edited."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sparta_act.errors import SiteError
+from sparta_act.grouping import Slot, groups_of_blocks
+from sparta_act.naming import hint, told
 from sparta_act.recording import Event, Pass, record
 from sparta_act.rewriting import MARK, NAME, Span, locate, original_class
-from sparta_act.sites import Cut, Site
+from sparta_act.sites import Cut, Site, SiteList
 from sparta_act.trial import Example
 
 SWAPPED = "_sparta_swapped"  # attribute of a module: the ReLUs that were its children, by their key
-CLOSED = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "ScriptModule"}
+CLOSED = {  # classes that nothing can be replaced in, and what to call them
+    "DistributedDataParallel": "DistributedDataParallel",
+    "FullyShardedDataParallel": "FullyShardedDataParallel",
+    "FSDPModule": "FSDPModule",
+    "ScriptModule": "ScriptModule",
+    "ObserverBase": "module prepared for quantization",
+    "FakeQuantizeBase": "module prepared for quantization",
+    "WeightedQuantizedModule": "quantized module",
+}
 
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
-
-
-class _Slot(NamedTuple):
-    name: str
-    module: nn.Module
-    parent: nn.Module | None
 
 
 def check(model: nn.Module) -> None:
@@ -29,11 +32,11 @@ def check(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise SiteError(f"the model must be an nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        closed = CLOSED.intersection(c.__name__ for c in type(module).__mro__)
+        closed = [CLOSED[c.__name__] for c in type(module).__mro__ if c.__name__ in CLOSED]
         if closed:
             raise SiteError(
-                f"{name or 'the model'} is a {closed.pop()}: replace the ReLUs first, then make the "
-                "optimizer, then script, compile or wrap the model."
+                f"{name or 'the model'} is a {closed[0]}: replace the ReLUs first, then make the "
+                "optimizer, then script, compile, quantize or wrap the model."
             )
     check_values(model)
 
@@ -66,98 +69,84 @@ def replaced(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def find_sites(model: nn.Module, example: Example | None) -> tuple[list[Site], Example]:
-    """The residual blocks, then all other ReLU calls on feature maps; and the example they were seen on."""
+def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str]) -> tuple[SiteList, Example]:
+    """The blocks, then all other calls of these kinds on feature maps; and the example they were seen on."""
     passes, example = record(model, replaced(model), example)
     slots = {id(s.module): s for s in reversed([*_walk(model)])}  # a module has its first name
     sites = [
-        _block_site(slot, slots, passes, g, b)
-        for g, group in enumerate(_groups(slots, passes[0].events), 1)
+        _block_site(slot, slots, passes, kinds, g, b)
+        for g, group in enumerate(groups_of_blocks(slots, passes[0]), 1)
         for b, slot in enumerate(group, 1)
     ]
     taken = {s.cut.place for s in sites if s.how}
-    others = [s for s in _other_sites(slots, passes) if not s.how or s.cut.place not in taken]
-    return sites + others, example
+    others = [s for s in _other_sites(slots, passes, kinds) if not s.how or s.cut.place not in taken]
+    return SiteList([*sites, *others], _why_none(others, passes, kinds)), example
 
 
-def _walk(module: nn.Module, name: str = "", parent: nn.Module | None = None) -> Iterator[_Slot]:
+def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
+    """What to tell a user whose network has no site."""
+    there = _kinds_on_maps(passes[0].events, lambda e: True)
+    if problems := sorted({f"{s.name}: {s.problem}" for s in others if s.problem}):
+        return "\n".join([f"nothing: no call of {told(kinds)} can be replaced.", *problems])
+    if there & kinds:
+        return (
+            f"nothing: {told(kinds)} is called in the forward of the network itself, which has no name; "
+            "make the call a module, such as nn.ReLU, of its own."
+        )
+    has = f", but {', '.join(sorted(there))}{hint(there)}" if there else ""
+    return f"nothing: no {told(kinds)} runs on feature maps{has}."
+
+
+def _walk(module: nn.Module, name: str = "", parent: nn.Module | None = None) -> Iterator[Slot]:
     module = inner(module)
-    yield _Slot(name, module, parent)
+    yield Slot(name, module, parent)
     for key, child in module._modules.items():
         if child is not None:
             yield from _walk(child, f"{name}.{key}" if name else key, module)
 
 
-def _groups(slots: dict[int, _Slot], events: list[Event]) -> list[list[_Slot]]:
-    """The residual blocks that run, by the container that holds them, in the order in which they run.
-
-    A block has convolutions and activations, its class adds two maps of one shape, and it holds no block.
-    """
-    order, convolving, active = dict[int, int](), set[int](), set[int]()
-    for i, event in enumerate(events):
-        for module in event.modules:
-            order.setdefault(id(module), i)
-            if event.kind != "add":
-                (convolving if event.kind == "conv" else active).add(id(module))
-
-    def is_unit(module: nn.Module) -> bool:
-        plain = not module._modules or type(module).forward is nn.Sequential.forward
-        return id(module) in convolving and not plain
-
-    additions = [e for e in events if e.kind == "add" and len(e.shape) == 4]
-    adding = [next(filter(is_unit, reversed(e.modules)), None) for e in additions]
-    residual = {original_class(m) for m in adding if m}
-    blocks = {
-        i: s
-        for i, s in slots.items()
-        if i in active and is_unit(s.module) and original_class(s.module) in residual
-    }
-    groups: dict[int, list[_Slot]] = {}
-    for slot in sorted(blocks.values(), key=lambda s: order[id(s.module)]):
-        if not any(id(m) in blocks for m in slot.module.modules() if m is not slot.module):
-            groups.setdefault(id(slot.parent), []).append(slot)
-    return [g for g in groups.values() if _holds_only_blocks(g)]
-
-
-def _holds_only_blocks(group: list[_Slot]) -> bool:
-    parent = group[0].parent
-    if isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return True
-    return parent is not None and len(group) == len(list(parent.children()))
-
-
-def _block_site(slot: _Slot, slots: dict[int, _Slot], passes: list[Pass], group: int, block: int) -> Site:
+def _block_site(
+    slot: Slot,
+    slots: dict[int, Slot],
+    passes: list[Pass],
+    kinds: frozenset[str],
+    group: int,
+    block: int,
+) -> Site:
     def inside(event: Event) -> bool:
         return any(m is slot.module for m in event.modules)
 
-    seen = _last(passes, lambda e: e.kind in ("relu", "replaced") and e.on_map and inside(e))
+    seen = _last(passes, lambda e: (e.kind in kinds or e.kind == "replaced") and e.on_map and inside(e))
     problem = ""
     if any(e.kind == "replaced" for _, e in seen):
         problem = "it is replaced already; to replace it anew, call restore_relus first"
     elif not seen:
-        kinds = {e.kind for e in passes[0].events if e.on_map and inside(e)} - {"add", "conv"}
-        problem = (
-            f"the block has no ReLU on a feature map, but {', '.join(sorted(kinds)) or 'on single pixels'}"
-        )
+        there = _kinds_on_maps(passes[0].events, inside)
+        has = ", ".join(sorted(there)) or "on single pixels"
+        problem = f"the block has no {told(kinds)} on a feature map, but {has}{hint(there)}"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
     return _site(seen, slots, passes, slot.module, group, block)
 
 
-def _other_sites(slots: dict[int, _Slot], passes: list[Pass]) -> Iterator[Site]:
-    """The ReLU modules, and for each other module the last ReLU call in its own forward."""
-    relus = [(p, e) for p in passes for e in p.events if e.kind == "relu" and e.on_map]
+def _kinds_on_maps(events: list[Event], accepted: Callable[[Event], bool]) -> set[str]:
+    return {e.kind for e in events if e.on_map and accepted(e)} - {"add", "conv", "replaced"}
+
+
+def _other_sites(slots: dict[int, Slot], passes: list[Pass], kinds: frozenset[str]) -> Iterator[Site]:
+    """The activation modules, and for each other module the last such call in its own forward."""
+    calls = [(p, e) for p in passes for e in p.events if e.kind in kinds and e.on_map]
     found: dict[tuple[int, str], dict[int, tuple[Pass, Event]]] = {}
-    for p, event in relus:
+    for p, event in calls:
         owner = event.modules[-1]
         parent, key = _child(event, passes) or (owner, "")
         if key or slots[id(owner)].name:  # the forward of the whole network has no name
             found.setdefault((id(parent), key), {})[id(p)] = p, event
-    for calls in found.values():
-        seen = list(calls.values())
+    for of_one in found.values():
+        seen = list(of_one.values())
         yield _site(seen, slots, passes, seen[0][1].modules[-1])
     for slot in slots.values():
-        often = max(sum(e.relu is slot.module for _, e in relus if _ is p) for p in passes)
+        often = max(sum(e.act is slot.module for _, e in calls if _ is p) for p in passes)
         if often > 1:
             problem = f"it is called {often} times in one pass; name the module that calls it"
             yield Site(slot.name, calls=often, problem=problem)
@@ -169,15 +158,15 @@ def _last(passes: list[Pass], accepted: Callable[[Event], bool]) -> Seen:
 
 
 def _child(event: Event, passes: list[Pass]) -> tuple[nn.Module, str] | None:
-    """Where the ReLU module of the event is registered: one place below its caller, who calls it once."""
+    """Where the module of the event is registered: one place below its caller, who calls it once."""
     owner = event.modules[-1]
-    places = [(m, key) for m in owner.modules() for key, child in m._modules.items() if child is event.relu]
-    calls = max(sum(e.relu is event.relu and e.modules[-1] is owner for e in p.events) for p in passes)
-    return places[0] if event.relu and len(places) == 1 and calls == 1 else None
+    places = [(m, key) for m in owner.modules() for key, child in m._modules.items() if child is event.act]
+    calls = max(sum(e.act is event.act and e.modules[-1] is owner for e in p.events) for p in passes)
+    return places[0] if event.act and len(places) == 1 and calls == 1 else None
 
 
 def _site(
-    seen: Seen, slots: dict[int, _Slot], passes: list[Pass], within: nn.Module, group: int = 0, block: int = 0
+    seen: Seen, slots: dict[int, Slot], passes: list[Pass], within: nn.Module, group: int = 0, block: int = 0
 ) -> Site:
     """The site of a call, with its edit; or with the problem that leaves none."""
     event = seen[0][1]
@@ -193,7 +182,8 @@ def _site(
     name = ".".join(filter(None, (slots[id(target)].name, "" if spans else key)))
     modes = frozenset(p.training for p, _ in seen)
     assert event.like is not None
-    cut = Cut(target, key, spans, within, event.like, modes)
+    assert event.original is not None
+    cut = Cut(target, key, spans, within, event.like, event.original, modes)
     return Site(name, event.shape[1], calls, "rewrite" if spans else "swap", "", group, block, cut)
 
 

@@ -1,5 +1,6 @@
-"""Notes the ReLU calls, and a few others, that a network makes on a small example."""
+"""Notes the activations, and a few other calls, that a network makes on a small example."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,45 +11,41 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from sparta_act.errors import SiteError
-from sparta_act.trial import TRIES, Example, run, untouched
+from sparta_act.naming import KINDS, spelled
+from sparta_act.trial import TRIES, Example, run, tensors_in, untouched
 
-SIZES = (32, 64, 224, 299, 28)  # of the example, when the user gives none
-RELUS = {F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
-OTHERS = {"celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu"}
-OTHERS |= {"relu6", "rrelu", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh"}
+SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-# What stands on the stack between a call in a forward and the ReLU: nn.Module's __call__, nn.ReLU, F.relu.
-PLUMBING = {
-    m.__code__.co_filename
-    for m in (nn.Module.register_buffer, nn.ReLU.forward, F.relu, torch.overrides.handle_torch_function)
+CONVOLUTIONS = {f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)}
+# What stands on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
+ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
+PLUMBING = {ACTIVATIONS} | {
+    m.__code__.co_filename for m in (nn.Module.register_buffer, F.relu, torch.overrides.handle_torch_function)
 }
 
 
 @dataclass(frozen=True)
 class Event:
-    """One call in a pass: a ReLU, another activation, an addition, a convolution or one of our modules."""
+    """One call in a pass: an activation, an addition, a convolution or one of our modules."""
 
-    kind: str
-    modules: tuple[nn.Module, ...]  # running at that moment, outermost first; a ReLU module is left out
+    kind: str  # "add", "conv", "replaced", or the name of the activation
+    modules: tuple[nn.Module, ...]  # running at that moment, outermost first; the activation is left out
     shape: tuple[int, ...] = ()
+    on_map: bool = False  # whether the input is a feature map: (N, C, ...), of more than one pixel
     like: Tensor | None = None  # empty, with the device and dtype of the input
-    relu: nn.Module | None = None  # the nn.ReLU that made the call
+    original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
+    act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
     offset: int = -1  # of the call in the bytecode of the forward of `modules[-1]`; -1: it is not there
     via: str = ""  # where it is instead
 
     @property
-    def on_map(self) -> bool:
-        """Whether the input is a feature map: four dimensions and more than one pixel."""
-        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
-
-    @property
     def place(self) -> tuple[object, ...]:
         """What tells this call from others of the same pass."""
-        return self.kind, self.relu, self.modules[-1], self.offset
+        return self.kind, self.act, self.modules[-1], self.offset
 
 
 @dataclass
@@ -56,6 +53,8 @@ class Pass:
     """What happened in one forward pass."""
 
     training: bool
+    # For each ndim of the convolutions: was the last layer of that ndim one? nn.Linear has channels last.
+    channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
     pinched: bool = False  # a large kernel or a residual sum on a 1 x 1 map: the example is too small
 
@@ -63,7 +62,8 @@ class Pass:
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, replaced: list[nn.Module], training: bool) -> None:
         super().__init__()
-        self.seen = Pass(training)
+        convolutions = {m.weight.ndim: True for m in model.modules() if isinstance(m, _ConvNd)}
+        self.seen = Pass(training, convolutions or {4: True})
         self._known = {id(m) for m in model.modules()}
         self._replaced = {id(m) for m in replaced}
 
@@ -74,32 +74,39 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         x = args[0] if args else kwargs.get("input")
         shape = tuple(x.shape) if isinstance(x, Tensor) else ()
-        if func in RELUS:
-            self.note("relu", shape, x)
-        elif name.rstrip("_") in OTHERS:
-            self.note(name.rstrip("_"), shape)
+        if (kind := spelled(name)) and isinstance(x, Tensor):
+            more, named = args[1:], {k: v for k, v in kwargs.items() if k != "input"}
+            self.note(kind, shape, x, lambda x: func(x.clone(), *more, **named))
         elif name in ADDITIONS and len(args) > 1 and shape == getattr(args[1], "shape", None):
             self.note("add", shape)
-            self.seen.pinched |= shape[2:] == (1, 1)
+            self.seen.pinched |= len(shape) in self.seen.channels_second and math.prod(shape[2:]) == 1
         result = func(*args, **kwargs)
-        if func is torch.conv2d:
+        if name in CONVOLUTIONS:
+            self.seen.channels_second[result.ndim] = True
             self.note("conv", tuple(result.shape))
             kernel = args[1] if len(args) > 1 else kwargs["weight"]
             self.seen.pinched |= result.shape[2:].numel() == 1 and kernel.shape[2:].numel() > 1
+        elif func is F.linear and result.ndim in self.seen.channels_second:
+            self.seen.channels_second[result.ndim] = False
         return result
 
-    def note(self, kind: str, shape: tuple[int, ...], x: Tensor | None = None) -> None:
+    def note(
+        self,
+        kind: str,
+        shape: tuple[int, ...],
+        x: Tensor | None = None,
+        original: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """Append an event, unless it happens inside one of our own modules."""
         frame: FrameType | None = sys._getframe(2)
-        relu = None
+        act = None
         while frame and frame.f_code.co_filename in PLUMBING:
-            if frame.f_code is nn.ReLU.forward.__code__:
-                relu = frame.f_locals["self"]
-            elif frame.f_code.co_name == "forward":  # of torch.nn.modules.activation
-                kind = type(frame.f_locals["self"]).__name__
+            if frame.f_code.co_filename == ACTIVATIONS and frame.f_code.co_name == "forward":
+                act = frame.f_locals["self"]
+                kind = next(filter(None, (spelled(c.__name__) for c in type(act).__mro__)), kind)
             frame = frame.f_back
         modules = [m for m in _running(frame) if id(m) in self._known][::-1]
-        if not modules or any(id(m) in self._replaced for m in (*modules, relu)):
+        if not modules or any(id(m) in self._replaced for m in (*modules, act)):
             return
         offset, via = -1, ""
         if frame:
@@ -107,8 +114,9 @@ class _Recorder(TorchFunctionMode):
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+        on_map = self.seen.channels_second.get(len(shape), False) and math.prod(shape[2:]) > 1
         like = x.new_empty(0) if x is not None else None
-        self.seen.events.append(Event(kind, tuple(modules), shape, like, relu, offset, via))
+        self.seen.events.append(Event(kind, tuple(modules), shape, on_map, like, original, act, offset, via))
 
 
 def code_of(cls: type[nn.Module]) -> Any:
@@ -136,7 +144,7 @@ def record(
             example, passes = _deduced(model, replaced)
         else:
             passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
-        seen = [{e.place for e in p.events if e.kind == "relu"} for p in passes]
+        seen = [{e.place for e in p.events if e.kind in KINDS} for p in passes]
         if seen[0] - seen[1]:  # something may be skipped at random: learn all the ways through the network
             passes += [_one_pass(model, replaced, example, True) for _ in range(TRIES)]
     return passes, example
@@ -151,7 +159,7 @@ def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, tra
         with recorder:
             run(model, example, training)
     except Exception as error:
-        shapes = [tuple(t.shape) for t in tree_leaves(example) if isinstance(t, Tensor)]
+        shapes = [tuple(t.shape) for t in tensors_in(example)]
         mode = "training" if training else "evaluation"
         raise SiteError(
             f"the network does not run in {mode} mode on an example of shape {shapes}: {error}\n"
@@ -165,13 +173,14 @@ def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, tra
 
 def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[Pass]]:
     """The first size on which no map is reduced to one pixel too early; otherwise the largest that runs."""
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     if conv is None:
-        raise SiteError("this network has no nn.Conv2d to deduce an input from. Pass example=.")
+        raise SiteError("this network has no convolution to deduce an input from. Pass example=.")
+    ndim = conv.weight.ndim
     found, problems = None, []
-    for size in SIZES:
-        noise = torch.rand(2, conv.in_channels, size, size, generator=torch.Generator().manual_seed(0))
-        example = noise.to(conv.weight)
+    for size in SIZES[ndim]:
+        shape = (2, conv.in_channels, *[size] * (ndim - 2))
+        example = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight)
         try:
             passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
         except SiteError as error:

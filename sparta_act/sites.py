@@ -1,17 +1,14 @@
-"""Names ReLU calls: what a site is, and the little language that chooses sites."""
+"""What a site is, and the table of all sites of a network."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 from torch import Tensor, nn
 
-from sparta_act.errors import SiteError
-
-NUMBERS = r"(\*|-?\d+|\{\s*-?\d+(?:\s*,\s*-?\d+)*\s*\})"
-LABEL = re.compile(rf"G{NUMBERS}\.B{NUMBERS}")
-COMMA = re.compile(r",(?![^{}]*\})")  # not those in braces
+FEW = 3  # rows of one kind that the table prints in full
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,7 @@ class Cut:
     spans: tuple[tuple[int, int, int, int], ...]  # empty for a swap
     within: nn.Module  # its output must depend on the new module
     like: Tensor  # with the device and dtype of the input
+    original: Callable[[Tensor], Tensor]  # what the call computes
     modes: frozenset[bool]  # of training, in which the call was seen
 
     @property
@@ -33,7 +31,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Site:
-    """One ReLU call: where it is, and how `replace_relus` would edit it."""
+    """One call of a ReLU (or of another kind, if asked for): where it is, and how it would be edited."""
 
     name: str  # dotted, of the module that would be changed
     channels: int = 0
@@ -60,73 +58,58 @@ class Site:
 
 
 class SiteList(list[Site]):
-    """The sites of a network; prints as a table."""
+    """The sites of a network; prints as a table that shows many alike as a few rows."""
+
+    def __init__(self, sites: Iterable[Site], otherwise: str) -> None:
+        super().__init__(sites)
+        self.otherwise = otherwise  # what to say when there are none
 
     def __repr__(self) -> str:
-        rows = [("site", "name", "channels", "calls", "edit")]
-        for s in self:
-            edit = s.edit or f"none: {s.problem}"
-            rows.append((s.label, s.name, str(s.channels or ""), str(s.calls or ""), edit))
+        if not self:
+            return self.otherwise
+        rows: list[tuple[str, ...]] = [("site", "name", "channels", "calls", "edit")]
+        for _, alike in groupby((s for s in self if s.label), _kind):
+            rows += _shortened([*alike])
+        others: dict[tuple[object, ...], list[Site]] = {}
+        for site in (s for s in self if not s.label):
+            others.setdefault((_pattern(site), site.edit, site.calls), []).append(site)
+        for several in others.values():
+            pattern = _pattern(several[0])
+            fits_no_other = len(several) == sum(fnmatchcase(s.name, pattern) for s in self)
+            rows += [_summary(several)] if len(several) > FEW and fits_no_other else _shortened(several)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join(lines)
 
 
-def shown(sites: list[Site]) -> SiteList:
-    """The sites worth a look: every residual block, and whatever else can be replaced."""
-    return SiteList(s for s in sites if s.label or not s.problem)
+def _kind(site: Site) -> tuple[object, ...]:
+    """What the blocks of one group have in common when the table shows the first and the last of them."""
+    return _pattern(site), site.group, site.channels, site.calls, site.edit, site.problem
 
 
-def select(sites: list[Site], asked: str) -> list[Site]:
-    """The sites that `asked` names, in the order of `sites`; every name must fit."""
-    if not isinstance(asked, str) or not asked.strip():
-        raise SiteError(f'sites must be a text such as "G4.B2", "G*.B-1" or "features.*", got {asked!r}')
-    chosen, problems = set[int](), list[str]()
-    for term in map(str.strip, COMMA.split(asked)):
-        for found in _labelled(sites, term) if LABEL.fullmatch(term) else _named(sites, term):
-            if isinstance(found, str):
-                problems.append(f"{term or 'empty name'}: {found}")
-            elif found.problem:
-                problems.append(f"{term}: {found} ({found.name}) cannot be replaced: {found.problem}")
-            else:
-                chosen.add(id(found))
-    if problems:
-        listing = shown(sites)
-        what = f"This network has:\n{listing}" if listing else "No ReLU call of this network can be named."
-        raise SiteError(
-            "\n".join([f"cannot replace the ReLUs at {asked!r}; nothing was changed.", *problems, what])
-        )
-    return [s for s in sites if id(s) in chosen]
+def _pattern(site: Site) -> str:
+    return re.sub(r"\d+", "*", site.name)
 
 
-def _labelled(sites: list[Site], term: str) -> Iterator[Site | str]:
-    match = LABEL.fullmatch(term)
-    assert match
-    last = max((s.group for s in sites), default=0)
-    for g in _numbers(match[1], last):
-        group = [s for s in sites if s.group == g > 0]
-        if not group:
-            yield f"there is no group {g}, the network has {last} groups of residual blocks"
-        for b in _numbers(match[2], len(group)) if group else ():
-            if 1 <= b <= len(group):
-                yield group[b - 1]
-            else:
-                yield f"there is no block {b} in group {g}, which has {len(group)}"
-    if not last and match[1] == "*":
-        yield "the network has no container (Sequential, ModuleList) of residual blocks, only dotted names"
+def _row(site: Site) -> tuple[str, ...]:
+    edit = site.edit or f"none: {site.problem}"
+    return site.label, site.name, str(site.channels or ""), str(site.calls or ""), edit
 
 
-def _numbers(text: str, last: int) -> list[int]:
-    if text == "*":
-        return list(range(1, last + 1))
-    return [n + last + 1 if n < 0 and n + last >= 0 else n for n in map(int, text.strip("{}").split(","))]
+def _shortened(sites: list[Site]) -> list[tuple[str, ...]]:
+    rows = [*map(_row, sites)]
+    if len(rows) > FEW:
+        rows[1:-1] = [("...", f"({len(rows) - 2} more)", "", "", "")]
+    return rows
 
 
-def _named(sites: list[Site], term: str) -> Iterator[Site | str]:
-    found = [s for s in sites if fnmatchcase(s.name, term)]
-    if any(c in term for c in "*?["):
-        found = [s for s in found if not s.problem] or found
-    yield from found
-    if not found:
-        hint = "; labels look like G4.B2, G*.B-1 or G{1,2}.B*" if term[:1] in "Gg" else ""
-        yield f"no ReLU that runs on feature maps has this name{hint}"
+def _summary(sites: list[Site]) -> tuple[str, ...]:
+    """Sites of any channels as one row, by the pattern that names them."""
+    channels = sorted({s.channels for s in sites})
+    span = "-".join(map(str, sorted({channels[0], channels[-1]})))
+    return f"{len(sites)} sites", _pattern(sites[0]), span, *_row(sites[0])[3:]
+
+
+def shown(sites: SiteList) -> SiteList:
+    """The sites worth a look: every labelled block, and whatever else can be replaced."""
+    return SiteList((s for s in sites if s.label or not s.problem), sites.otherwise)

@@ -11,19 +11,23 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparta_act.activations import Sparta
 from sparta_act.discovery import SWAPPED, check, check_values, find_sites, inner
 from sparta_act.errors import SiteError
+from sparta_act.naming import parse_kinds
 from sparta_act.rewriting import MARK, NAME, digest_of, original_class, rewritten
-from sparta_act.sites import Cut, Site, SiteList, select, shown
+from sparta_act.selection import select
+from sparta_act.sites import Cut, Site, SiteList, shown
 from sparta_act.trial import Example, Snapshot
 from sparta_act.verifying import answer, compare, verify
 
 Activation = Callable[[int], nn.Module] | nn.ModuleDict
 
 
-def relu_sites(model: nn.Module, *, example: Example | None = None) -> SiteList:
+def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None = None) -> SiteList:
     """List the ReLU calls of `model` that `replace_relus` can replace; the model is left as it was.
 
-    Residual blocks come first and have a label such as "G4.B2"; all other sites go by their dotted name.
-    `example` is an input of the network, a tensor or a tuple of arguments; by default a small image is tried.
+    Blocks come first and have a label such as "G4.B2"; all other sites go by their dotted name.
+    `kinds`: which activations count, "relu6" or several with commas, "relu, hardswish".
+    `example` is an input of the network, a tensor, a tuple of arguments or a dict of named ones; by default
+    small noise is tried. Raises `SiteError` for what cannot be run or operated on.
 
     >>> relu_sites(torchvision.models.resnet18())
     site   name             channels  calls  edit
@@ -32,20 +36,26 @@ def relu_sites(model: nn.Module, *, example: Example | None = None) -> SiteList:
            relu             64        1      swap
     """
     check(model)
-    sites, _ = find_sites(inner(model), example)
-    return shown(sites)
+    return shown(find_sites(inner(model), example, parse_kinds(kinds))[0])
 
 
 def replace_relus(
-    model: nn.Module, sites: str, activation: Activation = Sparta, *, example: Example | None = None
+    model: nn.Module,
+    sites: str,
+    activation: Activation = Sparta,
+    *,
+    kinds: str = "relu",
+    example: Example | None = None,
 ) -> nn.Module:
     """Replace the ReLU calls at `sites`, in place and all or nothing; return the same model.
 
-    `sites`: the last ReLU of residual blocks by group and block, "G4.B2", "G*.B-1", "G{1,2}.B*", or dotted
-    names with shell wildcards, "features.*"; several with commas. `relu_sites` lists what there is.
+    `sites`: the last ReLU of blocks by group and block, "G4.B2", "G*.B-1", "G{1,2}.B*", or dotted names with
+    shell wildcards, "features.*"; several with commas. `relu_sites` lists what there is.
     `activation`: a class or function from channel count to module, or a set of labelled activations with
     `in_channels`, of which copies are put where the channels fit (labels break ties).
-    `example`: an input of the network, a tensor or a tuple of arguments; by default a small image is tried.
+    `kinds`: which activations are replaced, "relu6" or several with commas, "relu, hardswish".
+    `example`: an input of the network, a tensor, a tuple of arguments or a dict of named ones; by default
+    small noise is tried.
 
     Raises `SiteError` when anything does not fit; the model is then as it was.
 
@@ -59,8 +69,9 @@ def replace_relus(
         raise SiteError(
             f"activation must be a function from channel count to module, or a set, got {activation!r}"
         )
-    found, example = find_sites(network, example)
-    chosen = select(found, sites)
+    wanted = parse_kinds(kinds)
+    found, example = find_sites(network, example, wanted)
+    chosen = select(found, sites, wanted)
     new = (
         _matched(chosen, activation) if isinstance(activation, nn.ModuleDict) else _built(chosen, activation)
     )
@@ -71,7 +82,7 @@ def replace_relus(
         for site, module, cls in zip(chosen, new, classes, strict=True):
             _put(site.cut, module, cls)
         verify(network, chosen, new, example)
-        compare(network, new, example, expected)
+        compare(network, chosen, new, example, expected)
     except BaseException:
         before.restore()
         raise

@@ -1,18 +1,19 @@
 """Runs a network for a look, and leaves it as it was."""
 
 import copy
+import dataclasses
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
-Example = Tensor | tuple[Any, ...]
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 TRIES = 10  # passes in training mode, for blocks that are skipped at random
 
@@ -74,7 +75,21 @@ def _lay_open(module: nn.Module) -> None:
 
 def run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
     """All tensors that one forward pass on a copy of the example returns."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    copies = tuple(i.detach().clone() if isinstance(i, Tensor) else i for i in inputs)
+    copied = tree_map(lambda i: i.detach().clone() if isinstance(i, Tensor) else i, example)
     model.train(training)
-    return [t for t in tree_leaves(model(*copies)) if isinstance(t, Tensor)]
+    if isinstance(copied, dict):
+        return [*tensors_in(model(**copied))]
+    return [*tensors_in(model(*copied) if isinstance(copied, tuple) else model(copied))]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples, dicts and dataclasses, and in those within them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in([*value.values()])
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value):
+        yield from tensors_in([getattr(value, f.name) for f in dataclasses.fields(value)])

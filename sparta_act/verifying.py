@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from sparta_act.errors import SiteError
 from sparta_act.sites import Site
-from sparta_act.trial import TRIES, Example, run, untouched
+from sparta_act.trial import TRIES, Example, run, tensors_in, untouched
 
 
 def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: Example) -> None:
@@ -49,15 +47,18 @@ def answer(model: nn.Module, example: Example) -> list[Tensor] | None:
     return first if _alike(first, second) else None
 
 
-def compare(model: nn.Module, new: list[nn.Module], example: Example, expected: list[Tensor] | None) -> None:
-    """With ReLU itself in the new places, the changed network must return what the original one did."""
+def compare(
+    model: nn.Module, sites: list[Site], new: list[nn.Module], example: Example, expected: list[Tensor] | None
+) -> None:
+    """With the original functions in the new places, the network must return what the original one did."""
     if expected is None:
         return
-    rectified: dict[nn.Module, Tensor] = {}
+    stack: list[Tensor] = []
     with untouched(model), torch.no_grad():
-        for module in new:
-            module.register_forward_pre_hook(lambda m, inputs: rectified.update({m: F.relu(inputs[0])}))
-            module.register_forward_hook(lambda m, inputs, output: rectified.pop(m))
+        for site, module in zip(sites, new, strict=True):
+            original = site.cut.original
+            module.register_forward_pre_hook(lambda m, inputs, f=original: stack.append(f(inputs[0])))
+            module.register_forward_hook(lambda m, inputs, output: stack.pop())
         actual = run(model, example, False)
     if not _alike(expected, actual):
         raise SiteError(
@@ -98,7 +99,7 @@ class _Probe:
         return traced
 
     def after_block(self, block: nn.Module, inputs: Any, output: Any) -> None:
-        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        tensors = [*tensors_in(output)]
         marker, self.marker = self.marker, None
         if marker is not None and tensors and not _depends(tensors, marker):
             raise SiteError(

@@ -14,7 +14,19 @@ import sparta_act
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["errors", "functional", "activations", "baselines", "surgery", "pretrained", "__init__"]
-PARTS = {"surgery": {"sites", "trial", "recording", "rewriting", "discovery", "verifying"}}
+PARTS = {
+    "surgery": {
+        "grouping",
+        "naming",
+        "selection",
+        "sites",
+        "trial",
+        "recording",
+        "rewriting",
+        "discovery",
+        "verifying",
+    }
+}
 PARTS |= {"pretrained": {"shipped", "card", "files", "sources"}}
 
 

@@ -118,7 +118,7 @@ def sourceless():
         ),
         (Super, r"called in forward \(.*nets.py:\d+\), not in one expression of Super.forward"),
         (Starred, "hides the input of the ReLU"),
-        (Gelu, "no ReLU on a feature map, but ReLU6, gelu"),
+        (Gelu, 'no ReLU on a feature map, but gelu, relu6; to replace that, ask for kinds="relu6, gelu"'),
         (Named, "has an attribute 'sparta' already"),
         (IsSequential, "must run once in evaluation mode, but ran: G1.B1: 2 times"),
         (Decorated, "a decorator of Decorated.forward hides it"),
@@ -201,7 +201,7 @@ def test_an_error_of_the_activation_is_passed_on():
 @pytest.mark.parametrize(
     ("sites", "problem"),
     [
-        ("G3.B1", "there is no group 3, the network has 2 groups of residual blocks"),
+        ("G3.B1", "there is no group 3, the network has 2 groups of blocks"),
         ("G0.B1", "there is no group 0"),
         ("G-3.B1", "there is no group -3"),
         ("G*.B3", "there is no block 3 in group 1, which has 2"),
@@ -209,7 +209,7 @@ def test_an_error_of_the_activation_is_passed_on():
         ("layer1.9", "layer1.9: no ReLU that runs on feature maps has this name"),
         ("layer3.*", r"layer3.\*: no ReLU"),
         ("head", "head: no ReLU"),
-        ("G1.B1,,G1.B2", "empty name: no ReLU"),
+        ("G1.B1,,G1.B2", "empty name: there is a comma too many"),
         ("unused", "unused: no ReLU"),
         ("", "sites must be a text such as"),
         (["G1.B1"], r"got \['G1.B1'\]"),
@@ -227,15 +227,13 @@ def test_all_bad_names_are_listed_at_once_beside_what_there_is():
     with pytest.raises(SiteError) as error:
         replace_relus(nets.Net(nets.Functional), "G1.B1, G7.B1, nothing.*", Probe)
     assert str(error.value).splitlines() == [
-        "cannot replace the ReLUs at 'G1.B1, G7.B1, nothing.*'; nothing was changed.",
-        "G7.B1: there is no group 7, the network has 2 groups of residual blocks",
+        "cannot replace ReLU at 'G1.B1, G7.B1, nothing.*'; nothing was changed.",
+        "G7.B1: there is no group 7, the network has 2 groups of blocks",
         "nothing.*: no ReLU that runs on feature maps has this name",
         "This network has:",
         *str(relu_sites(nets.Net(nets.Functional))).splitlines(),
     ]
-    with pytest.raises(
-        SiteError, match=r"the network has no container .* of residual blocks, only dotted names"
-    ):
+    with pytest.raises(SiteError, match=r"the network has no container .* of blocks, only dotted names"):
         replace_relus(nets.Plain(), "G*.B1", Probe, example=IMAGES)
 
 
@@ -275,7 +273,7 @@ def test_the_language_of_sites(sites, labels):
         (lambda: nets.Net, "the model must be an nn.Module, got type"),
         (
             lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()),
-            "no nn.Conv2d to deduce an input from. Pass example=",
+            "no convolution to deduce an input from. Pass example=",
         ),
         (
             lambda: nets.Plain(),

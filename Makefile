@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet
 
-.PHONY: demo test benchmarks clean
+.PHONY: demo test benchmarks zoo clean
 
 demo: .venv/examples
 	.venv/bin/python examples/quickstart.py
@@ -22,6 +22,10 @@ benchmarks: .venv/benchmarks
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/attack.py --threads 2
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/errors.py --threads 2
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/training.py --threads 2
+
+# the table of docs/zoo.md: the surgery on the networks of public libraries
+zoo: .venv/zoo
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/zoo.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -47,6 +51,11 @@ benchmarks: .venv/benchmarks
 .venv/benchmarks: .venv/test
 	$(PIP) eagerpy gitpython requests scikit-learn six
 	$(PIP) --no-deps foolbox==3.3.4 adversarial-robustness-toolbox==1.20.1
+	@touch $@
+
+.venv/zoo: .venv/test
+	$(PIP) transformers==5.24.0
+	$(PIP) --no-deps monai==1.6.1 segmentation-models-pytorch==0.6.0
 	@touch $@
 
 clean:

@@ -7,7 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from sparta_act.errors import SiteError
 from sparta_act.grouping import Slot, groups_of_blocks
-from sparta_act.naming import hint, told
+from sparta_act.naming import KINDS, hint, told
 from sparta_act.recording import Event, Pass, record
 from sparta_act.rewriting import MARK, NAME, Span, locate, original_class
 from sparta_act.sites import Cut, Site, SiteList
@@ -85,16 +85,14 @@ def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str])
 
 def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
     """What to tell a user whose network has no site."""
-    there = _kinds_on_maps(passes[0].events, lambda e: True)
     if problems := sorted({f"{s.name}: {s.problem}" for s in others if s.problem}):
         return "\n".join([f"nothing: no call of {told(kinds)} can be replaced.", *problems])
-    if there & kinds:
+    if any(e.kind in kinds and e.on_map for e in passes[0].events):
         return (
             f"nothing: {told(kinds)} is called in the forward of the network itself, which has no name; "
             "make the call a module, such as nn.ReLU, of its own."
         )
-    has = f", but {', '.join(sorted(there))}{hint(there)}" if there else ""
-    return f"nothing: no {told(kinds)} runs on feature maps{has}."
+    return f"nothing: no {told(kinds)} on a feature map{_instead(passes[0].events, lambda e: True)}."
 
 
 def _walk(module: nn.Module, name: str = "", parent: nn.Module | None = None) -> Iterator[Slot]:
@@ -121,16 +119,19 @@ def _block_site(
     if any(e.kind == "replaced" for _, e in seen):
         problem = "it is replaced already; to replace it anew, call restore_relus first"
     elif not seen:
-        there = _kinds_on_maps(passes[0].events, inside)
-        has = ", ".join(sorted(there)) or "on single pixels"
-        problem = f"the block has no {told(kinds)} on a feature map, but {has}{hint(there)}"
+        problem = f"the block has no {told(kinds)} on a feature map{_instead(passes[0].events, inside)}"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
     return _site(seen, slots, passes, slot.module, group, block)
 
 
-def _kinds_on_maps(events: list[Event], accepted: Callable[[Event], bool]) -> set[str]:
-    return {e.kind for e in events if e.on_map and accepted(e)} - {"add", "conv", "replaced"}
+def _instead(events: list[Event], accepted: Callable[[Event], bool]) -> str:
+    """What there is in place of the activation that was asked for."""
+    calls = [e for e in events if accepted(e) and e.kind not in ("add", "conv", "replaced")]
+    on_maps = {e.kind for e in calls if e.on_map}
+    elsewhere = {f"{e.kind} {e.no_map}" for e in calls if e.kind in KINDS}
+    has = ", ".join(sorted(on_maps or elsewhere))
+    return f", but {has}{hint(on_maps)}" if has else ""
 
 
 def _other_sites(slots: dict[int, Slot], passes: list[Pass], kinds: frozenset[str]) -> Iterator[Site]:

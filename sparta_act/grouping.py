@@ -37,11 +37,9 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
 
     def is_unit(module: nn.Module) -> bool:
         plain = not module._modules or type(module).forward is nn.Sequential.forward
-        return id(module) in convolving and not plain
+        return id(module) in convolving and id(module) in active and not plain
 
-    units = sorted(
-        (s for i, s in slots.items() if i in active and is_unit(s.module)), key=lambda s: order[id(s.module)]
-    )
+    units = sorted((s for s in slots.values() if is_unit(s.module)), key=lambda s: order[id(s.module)])
     additions = [e for e in seen.events if e.kind == "add" and len(e.shape) in seen.channels_second]
     adding = [next(filter(is_unit, reversed(e.modules)), None) for e in additions]
     residual = {original_class(m) for m in adding if m}
@@ -54,12 +52,14 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
 
 
 def _held(blocks: list[Slot]) -> list[Slot]:
-    """Those in a Sequential, ModuleList or ModuleDict, or in a module that has no other children."""
+    """Those in a Sequential, ModuleList or ModuleDict, or in another module that has no other children."""
     found = {id(s.module) for s in blocks}
 
     def is_held(parent: nn.Module | None) -> bool:
         container = isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        return container or (parent is not None and all(id(c) in found for c in parent.children()))
+        if parent is None or id(parent) in found:
+            return False
+        return container or all(id(c) in found for c in parent.children())
 
     return [s for s in blocks if is_held(s.parent)]
 

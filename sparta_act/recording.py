@@ -35,12 +35,17 @@ class Event:
     kind: str  # "add", "conv", "replaced", or the name of the activation
     modules: tuple[nn.Module, ...]  # running at that moment, outermost first; the activation is left out
     shape: tuple[int, ...] = ()
-    on_map: bool = False  # whether the input is a feature map: (N, C, ...), of more than one pixel
+    no_map: str = ""  # why the input is no feature map, (N, C, ...) of more than one pixel; empty if it is
     like: Tensor | None = None  # empty, with the device and dtype of the input
     original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
     act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
     offset: int = -1  # of the call in the bytecode of the forward of `modules[-1]`; -1: it is not there
     via: str = ""  # where it is instead
+
+    @property
+    def on_map(self) -> bool:
+        """Whether the input is a feature map."""
+        return not self.no_map
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -114,9 +119,11 @@ class _Recorder(TorchFunctionMode):
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
-        on_map = self.seen.channels_second.get(len(shape), False) and math.prod(shape[2:]) > 1
+        no_map = "" if math.prod(shape[2:]) > 1 else "on single pixels"
+        if not self.seen.channels_second.get(len(shape), False):
+            no_map = "on maps with channels last" if len(shape) in self.seen.channels_second else "on no maps"
         like = x.new_empty(0) if x is not None else None
-        self.seen.events.append(Event(kind, tuple(modules), shape, on_map, like, original, act, offset, via))
+        self.seen.events.append(Event(kind, tuple(modules), shape, no_map, like, original, act, offset, via))
 
 
 def code_of(cls: type[nn.Module]) -> Any:

@@ -93,11 +93,13 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
     body = {
         "forward": forward,
         "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
         "__reduce_ex__": reduce_ex,
         MARK: (digest, spans),
     }
+    # The same name: some networks, and tools that wrap them, choose by it.
     subclass: type[nn.Module] = types.new_class(
-        f"Sparta{cls.__name__}", (cls,), exec_body=lambda space: space.update(body)
+        cls.__name__, (cls,), exec_body=lambda space: space.update(body)
     )
     return subclass
 

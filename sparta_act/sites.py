@@ -8,6 +8,7 @@ from itertools import groupby
 
 from torch import Tensor, nn
 
+NUMBER = re.compile(r"(\d+)")
 FEW = 3  # rows of one kind that the table prints in full
 
 
@@ -72,9 +73,9 @@ class SiteList(list[Site]):
             rows += _shortened([*alike])
         others: dict[tuple[object, ...], list[Site]] = {}
         for site in (s for s in self if not s.label):
-            others.setdefault((_pattern(site), site.edit, site.calls), []).append(site)
+            others.setdefault((_skeleton(site), site.edit, site.calls), []).append(site)
         for several in others.values():
-            pattern = _pattern(several[0])
+            pattern = _pattern(several)
             fits_no_other = len(several) == sum(fnmatchcase(s.name, pattern) for s in self)
             rows += [_summary(several)] if len(several) > FEW and fits_no_other else _shortened(several)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -84,11 +85,17 @@ class SiteList(list[Site]):
 
 def _kind(site: Site) -> tuple[object, ...]:
     """What the blocks of one group have in common when the table shows the first and the last of them."""
-    return _pattern(site), site.group, site.channels, site.calls, site.edit, site.problem
+    return _skeleton(site), site.group, site.channels, site.calls, site.edit, site.problem
 
 
-def _pattern(site: Site) -> str:
-    return re.sub(r"\d+", "*", site.name)
+def _skeleton(site: Site) -> str:
+    return NUMBER.sub("0", site.name)
+
+
+def _pattern(sites: list[Site]) -> str:
+    """The name that sites of one skeleton have in common, with a wildcard for each number that differs."""
+    parts = zip(*(NUMBER.split(s.name) for s in sites), strict=True)
+    return "".join(part[0] if len({*part}) == 1 else "*" for part in parts)
 
 
 def _row(site: Site) -> tuple[str, ...]:
@@ -107,7 +114,7 @@ def _summary(sites: list[Site]) -> tuple[str, ...]:
     """Sites of any channels as one row, by the pattern that names them."""
     channels = sorted({s.channels for s in sites})
     span = "-".join(map(str, sorted({channels[0], channels[-1]})))
-    return f"{len(sites)} sites", _pattern(sites[0]), span, *_row(sites[0])[3:]
+    return f"{len(sites)} sites", _pattern(sites), span, *_row(sites[0])[3:]
 
 
 def shown(sites: SiteList) -> SiteList:

@@ -16,7 +16,7 @@ from sparta_act.rewriting import MARK, NAME, digest_of, original_class, rewritte
 from sparta_act.selection import select
 from sparta_act.sites import Cut, Site, SiteList, shown
 from sparta_act.trial import Example, Snapshot
-from sparta_act.verifying import answer, compare, verify
+from sparta_act.verifying import answers, compare, verify
 
 Activation = Callable[[int], nn.Module] | nn.ModuleDict
 
@@ -76,7 +76,7 @@ def replace_relus(
         _matched(chosen, activation) if isinstance(activation, nn.ModuleDict) else _built(chosen, activation)
     )
     classes = [_class_for(site) for site in chosen]
-    expected = answer(network, example)
+    expected = answers(network, example)
     before = Snapshot(network)
     try:
         for site, module, cls in zip(chosen, new, classes, strict=True):

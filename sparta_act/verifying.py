@@ -40,32 +40,38 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
                 )
 
 
-def answer(model: nn.Module, example: Example) -> list[Tensor] | None:
-    """What the network returns in evaluation mode; None if that differs from one pass to the next."""
-    with untouched(model), torch.no_grad():
-        first, second = (run(model, example, False) for _ in range(2))
-    return first if _alike(first, second) else None
+def answers(model: nn.Module, example: Example) -> dict[bool, list[Tensor]]:
+    """What the network returns, by training mode; without a mode in which no pass is like another."""
+    twice = {t: [_answer(model, example, t) for _ in range(2)] for t in (False, True)}
+    return {training: first for training, (first, second) in twice.items() if _alike(first, second)}
 
 
 def compare(
-    model: nn.Module, sites: list[Site], new: list[nn.Module], example: Example, expected: list[Tensor] | None
+    model: nn.Module,
+    sites: list[Site],
+    new: list[nn.Module],
+    example: Example,
+    expected: dict[bool, list[Tensor]],
 ) -> None:
     """With the original functions in the new places, the network must return what the original one did."""
-    if expected is None:
-        return
     stack: list[Tensor] = []
-    with untouched(model), torch.no_grad():
+    with untouched(model):
         for site, module in zip(sites, new, strict=True):
             original = site.cut.original
             module.register_forward_pre_hook(lambda m, inputs, f=original: stack.append(f(inputs[0])))
             module.register_forward_hook(lambda m, inputs, output: stack.pop())
-        actual = run(model, example, False)
-    if not _alike(expected, actual):
+        same = [_alike(_answer(model, example, training), wanted) for training, wanted in expected.items()]
+    if not all(same):
         raise SiteError(
-            "with ReLU itself at the sites, the changed network would not return what it did: a forward uses "
-            "what an in-place ReLU has changed, or asks for its own class. Nothing was changed; rewrite that "
-            "forward or choose other sites."
+            "with the original activations at the sites, the changed network would not return what it did: a "
+            "forward uses what an in-place activation has changed, or asks for its own class. Nothing was "
+            "changed; rewrite that forward or choose other sites."
         )
+
+
+def _answer(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
+    with untouched(model), torch.no_grad():  # from the same random numbers each time
+        return run(model, example, training)
 
 
 def _alike(left: list[Tensor], right: list[Tensor]) -> bool:

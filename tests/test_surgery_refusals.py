@@ -351,7 +351,7 @@ def test_a_network_that_would_change_even_with_relu_is_refused(block):
     net, x = net_of(block), torch.rand(2, 3, 8, 8)
     before = net(x)
     with pytest.raises(
-        SiteError, match="with ReLU itself at the sites, the changed network would not return"
+        SiteError, match="with the original activations at the sites, the changed network would not return"
     ):
         replace_relus(net, "G1.B1", lambda channels: nn.Hardtanh(0, 0.5))
     assert torch.equal(net(x), before)

@@ -11,6 +11,7 @@ on two cores.
 import argparse
 import gc
 import multiprocessing
+import re
 import sys
 import warnings
 from collections import Counter
@@ -130,7 +131,7 @@ def _told(verdict: Verdict) -> str:
     result = "**wrong**" if verdict.result == "wrong" else verdict.result
     if verdict.result == "right" and verdict.replaced < blocks:
         result += f" on {verdict.replaced} of {blocks} blocks, the rest refused"
-    why = " ".join(verdict.why.split())
+    why = re.sub(r"/\S*/site-packages/", "", " ".join(verdict.why.split()))
     return f"{result}: {why}" if why else result
 
 

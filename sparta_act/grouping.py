@@ -56,10 +56,11 @@ def _held(blocks: list[Slot]) -> list[Slot]:
     found = {id(s.module) for s in blocks}
 
     def is_held(parent: nn.Module | None) -> bool:
-        container = isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        if parent is None or id(parent) in found:
+        if isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return True
+        if parent is None or id(parent) in found:  # a block holds no blocks
             return False
-        return container or all(id(c) in found for c in parent.children())
+        return all(id(c) in found for c in parent.children())
 
     return [s for s in blocks if is_held(s.parent)]
 

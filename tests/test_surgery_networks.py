@@ -43,7 +43,8 @@ def swapped_by_hand(net, places, new):
     """A copy in which the named modules are new ones: the oracle for swaps."""
     net = copy.deepcopy(net)
     for place in places:
-        net.set_submodule(place, new())
+        parent, _, key = place.rpartition(".")
+        setattr(net.get_submodule(parent), key, new())
     return net
 
 
@@ -160,15 +161,19 @@ class Dense(nn.Module):
         return torch.cat([x, self.conv2(self.relu2(self.conv1(self.relu1(x))))], 1)
 
 
+class DenseBlock(nn.ModuleDict):
+    def forward(self, x):
+        for layer in self.values():
+            x = layer(x)
+        return x
+
+
 def test_without_a_sum_blocks_are_what_stands_among_its_like():
-    stages = [
-        nn.Sequential(Dense(4), Dense(8)),
-        nn.Sequential(conv(12, 4), nn.ReLU()),
-        nn.Sequential(Dense(4)),
-    ]
+    between = nn.Sequential(conv(12, 4), nn.ReLU())
+    stages = [DenseBlock({"a": Dense(4), "b": Dense(8)}), between, DenseBlock({"a": Dense(4)})]
     net = nn.Sequential(conv(3, 4), *stages)
-    assert labelled(net) == [("G1.B1", "1.0.relu2"), ("G1.B2", "1.1.relu2"), ("G2.B1", "3.0.relu2")]
-    expected = swapped_by_hand(net, ["1.1.relu2", "3.0.relu2"], lambda: Probe(4))
+    assert labelled(net) == [("G1.B1", "1.a.relu2"), ("G1.B2", "1.b.relu2"), ("G2.B1", "3.a.relu2")]
+    expected = swapped_by_hand(net, ["1.b.relu2", "3.a.relu2"], lambda: Probe(4))
     assert_same(replace_relus(net, "G*.B-1", Probe)(IMAGES), expected(IMAGES))
 
 

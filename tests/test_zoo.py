@@ -76,7 +76,7 @@ def test_the_table(tmp_path, capsys):
     assert "| resnet18 | relu | 2+2+2+2 | 1 | rewrite | right |" in text
     assert "| resnet18 | relu | 2+2+2+2 | 9 | swap | right |" in text
     refused = next(line for line in text.splitlines() if line.startswith("| quantized_resnet18 |"))
-    assert "| 2+2+2+2 | 1 | swap | refused: its ReLU is called in add_relu" in refused
+    assert "| 2+2+2+2 | 9 | swap | refused: its ReLU is called in add_relu (torch/ao/nn/quantized/" in refused
     assert "**wrong**" not in text
     assert "0 wrong" not in capsys.readouterr().out
 

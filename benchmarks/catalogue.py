@@ -32,56 +32,24 @@ TRANSFORMERS = {
     "convnext": ("ConvNextConfig", "ConvNextForImageClassification"),
     "encodec": ("EncodecConfig", "EncodecModel"),
 }
-# name: function, arguments, input
-MONAI: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "resnet10, 3-D": ("resnet10", {"spatial_dims": 3, "n_input_channels": 1}, (1, 32, 32, 32)),
-    "resnet50, 3-D": ("resnet50", {"spatial_dims": 3, "n_input_channels": 1}, (1, 32, 32, 32)),
-    "resnet18, 1-D": ("resnet18", {"spatial_dims": 1, "n_input_channels": 2}, (2, 256)),
-    "SEResNet50, 3-D": ("SEResNet50", {"spatial_dims": 3, "in_channels": 1}, (1, 64, 64, 64)),
-    "DenseNet121, 3-D": (
-        "DenseNet121",
-        {"spatial_dims": 3, "in_channels": 1, "out_channels": 2},
-        (1, 64, 64, 64),
-    ),
-    "DenseNet121, 1-D": (
-        "DenseNet121",
-        {"spatial_dims": 1, "in_channels": 1, "out_channels": 2},
-        (1, 256),
-    ),
-    "SegResNet, 3-D": ("SegResNet", {"spatial_dims": 3}, (1, 32, 32, 32)),
-    "SegResNet, 2-D": ("SegResNet", {"spatial_dims": 2}, (1, 64, 64)),
-    "BasicUNet, 3-D": ("BasicUNet", {"spatial_dims": 3}, (1, 32, 32, 32)),
-    "UNet, 3-D": (
-        "UNet",
-        {
-            "spatial_dims": 3,
-            "in_channels": 1,
-            "out_channels": 2,
-            "channels": (8, 16, 32),
-            "strides": (2, 2),
-            "num_res_units": 2,
-        },
-        (1, 32, 32, 32),
-    ),
-    "UNet with ReLU, 1-D": (
-        "UNet",
-        {
-            "spatial_dims": 1,
-            "in_channels": 1,
-            "out_channels": 2,
-            "channels": (8, 16, 32),
-            "strides": (2, 2),
-            "act": "relu",
-        },
-        (1, 64),
-    ),
-    "AttentionUnet, 2-D": (
-        "AttentionUnet",
-        {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2)},
-        (1, 64, 64),
-    ),
-    "VNet, 3-D": ("VNet", {"spatial_dims": 3}, (1, 32, 32, 32)),
-    "HighResNet, 3-D": ("HighResNet", {"spatial_dims": 3}, (1, 32, 32, 32)),
+CLASSES = {"in_channels": 1, "out_channels": 2}
+UNET = {**CLASSES, "channels": (8, 16, 32), "strides": (2, 2)}
+# name: function, dimensions, further arguments, size of the input of one channel
+MONAI: dict[str, tuple[str, int, dict[str, Any], int]] = {
+    "resnet10, 3-D": ("resnet10", 3, {"n_input_channels": 1}, 32),
+    "resnet18, 1-D": ("resnet18", 1, {"n_input_channels": 1}, 256),
+    "resnet50, 3-D": ("resnet50", 3, {"n_input_channels": 1}, 32),
+    "SEResNet50, 3-D": ("SEResNet50", 3, {"in_channels": 1}, 64),
+    "DenseNet121, 1-D": ("DenseNet121", 1, CLASSES, 256),
+    "DenseNet121, 3-D": ("DenseNet121", 3, CLASSES, 64),
+    "SegResNet, 2-D": ("SegResNet", 2, {}, 64),
+    "SegResNet, 3-D": ("SegResNet", 3, {}, 32),
+    "BasicUNet, 3-D": ("BasicUNet", 3, {}, 32),
+    "UNet, 3-D": ("UNet", 3, {**UNET, "num_res_units": 2}, 32),
+    "UNet with ReLU, 1-D": ("UNet", 1, {**UNET, "act": "relu"}, 64),
+    "AttentionUnet, 2-D": ("AttentionUnet", 2, UNET, 64),
+    "VNet, 3-D": ("VNet", 3, {}, 32),
+    "HighResNet, 3-D": ("HighResNet", 3, {}, 32),
 }
 
 
@@ -154,8 +122,9 @@ def _smp(name: str) -> tuple[nn.Module, Example]:
 def _monai(name: str) -> tuple[nn.Module, Example]:
     from monai.networks import nets
 
-    function, arguments, shape = MONAI[name]
-    return getattr(nets, function)(**arguments), (torch.rand(2, *shape),)
+    function, dimensions, arguments, size = MONAI[name]
+    model = getattr(nets, function)(spatial_dims=dimensions, **arguments)
+    return model, (torch.rand(2, 1, *[size] * dimensions),)
 
 
 BUILDERS: dict[str, Callable[[str], tuple[nn.Module, Example]]] = {

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sparta_act.activations import Sparta
-from sparta_act.discovery import SWAPPED, check, check_values, find_sites, inner
+from sparta_act.checking import check, check_values
+from sparta_act.discovery import SWAPPED, find_sites, inner
 from sparta_act.errors import SiteError
 from sparta_act.naming import parse_kinds
 from sparta_act.rewriting import MARK, NAME, digest_of, original_class, rewritten

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = ["errors", "functional", "activations", "baselines", "surgery", "pretrained", "__init__"]
 PARTS = {
     "surgery": {
+        "checking",
         "grouping",
         "naming",
         "selection",

@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.grouping import Slot, groups_of_blocks
+from sparta_act.grouping import Slot, Slots, groups_of_blocks
 from sparta_act.naming import KINDS, hint, told
 from sparta_act.recording import Event, Pass, record
 from sparta_act.rewriting import MARK, NAME, Span, locate, original_class
 from sparta_act.sites import Cut, Site, SiteList
 from sparta_act.trial import Example
+from sparta_act.unseen import check_all_seen
 
 SWAPPED = "_sparta_swapped"  # attribute of a module: the ReLUs that were its children, by their key
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
 
 
@@ -70,7 +73,7 @@ def _walk(module: nn.Module, name: str = "", parent: nn.Module | None = None) ->
 
 def _block_site(
     slot: Slot,
-    slots: dict[int, Slot],
+    slots: Slots,
     passes: list[Pass],
     kinds: frozenset[str],
     group: int,
@@ -87,7 +90,7 @@ def _block_site(
         problem = f"the block has no {told(kinds)} on a feature map{_instead(passes[0].events, inside)}"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
-    return _site(seen, slots, passes, slot.module, group, block)
+    return _site(seen, slots, passes, kinds, slot.module, group, block)
 
 
 def _instead(events: list[Event], accepted: Callable[[Event], bool]) -> str:
@@ -99,7 +102,7 @@ def _instead(events: list[Event], accepted: Callable[[Event], bool]) -> str:
     return f", but {has}{hint(on_maps)}" if has else ""
 
 
-def _other_sites(slots: dict[int, Slot], passes: list[Pass], kinds: frozenset[str]) -> Iterator[Site]:
+def _other_sites(slots: Slots, passes: list[Pass], kinds: frozenset[str]) -> Iterator[Site]:
     """The activation modules, and for each other module the last such call in its own forward."""
     calls = [(p, e) for p in passes for e in p.events if e.kind in kinds and e.on_map]
     found: dict[tuple[int, str], dict[int, tuple[Pass, Event]]] = {}
@@ -110,7 +113,7 @@ def _other_sites(slots: dict[int, Slot], passes: list[Pass], kinds: frozenset[st
             found.setdefault((id(parent), key), {})[id(p)] = p, event
     for of_one in found.values():
         seen = list(of_one.values())
-        yield _site(seen, slots, passes, seen[0][1].modules[-1])
+        yield _site(seen, slots, passes, kinds, seen[0][1].modules[-1])
     for slot in slots.values():
         often = max(sum(e.act is slot.module for _, e in calls if _ is p) for p in passes)
         if often > 1:
@@ -132,16 +135,22 @@ def _child(event: Event, passes: list[Pass]) -> tuple[nn.Module, str] | None:
 
 
 def _site(
-    seen: Seen, slots: dict[int, Slot], passes: list[Pass], within: nn.Module, group: int = 0, block: int = 0
+    seen: Seen,
+    slots: Slots,
+    passes: list[Pass],
+    kinds: frozenset[str],
+    within: nn.Module,
+    group: int = 0,
+    block: int = 0,
 ) -> Site:
     """The site of a call, with its edit; or with the problem that leaves none."""
     event = seen[0][1]
     owner = event.modules[-1]
     calls = max(sum(e.place == event.place for e in p.events) for p in passes)
     try:
-        target, key, spans = _edit(seen, passes)
+        target, key, spans = _edit(seen, passes, kinds)
         if calls > 1:
-            raise SiteError(f"it runs {calls} times in one pass")
+            raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
     except SiteError as error:
         name = slots[id(owner)].name
         return Site(name, event.shape[1], calls, problem=str(error), group=group, block=block)
@@ -153,18 +162,25 @@ def _site(
     return Site(name, event.shape[1], calls, "rewrite" if spans else "swap", "", group, block, cut)
 
 
-def _edit(seen: Seen, passes: list[Pass]) -> tuple[nn.Module, str, tuple[Span, ...]]:
+def _edit(seen: Seen, passes: list[Pass], kinds: frozenset[str]) -> tuple[nn.Module, str, tuple[Span, ...]]:
     """What to change: a child of a module (no spans), or calls in the forward of a module."""
     events = [event for _, event in seen]
     child, owner = _child(events[0], passes), events[0].modules[-1]
     if any(_child(e, passes) != child or e.modules[-1] is not owner for e in events):
-        raise SiteError("its last ReLU is made by another module in some passes than in others")
+        raise SiteError("its last ReLU is called by another module in some passes than in others")
+    last = {e.offset for e in events if e.offset >= 0}
+    ran = {e.offset for p in passes for e in p.events if e.modules[-1] is owner and e.offset >= 0}
     if child:
+        assert events[0].act
+        if any(getattr(events[0].act, hooks) for hooks in HOOKS):
+            raise SiteError("its ReLU has hooks, which would go with it; remove them first")
+        check_all_seen(owner, last, ran, child[1], kinds)
         return *child, ()
     for event in events:
         if event.offset < 0:
             forward = f"{original_class(owner).__qualname__}.forward"
             raise SiteError(f"its ReLU is called in {event.via}, not in one expression of {forward}")
+    check_all_seen(owner, last, ran, "", kinds)
     if hasattr(owner, NAME):
         raise SiteError(f"the module has an attribute {NAME!r} already")
     return owner, NAME, tuple(sorted({locate(type(owner), e.offset) for e in events}))

@@ -48,7 +48,7 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
         return _gathered(_innermost(_held(blocks)), _holder) or _stages(_innermost(blocks))
     blocks = [s for s in units if min(convolving[id(s.module)], active[id(s.module)]) > 1]
     groups = _gathered(_innermost(_held(blocks)), _holder)
-    return [g for g in groups if len({original_class(s.module) for s in g}) == 1]
+    return [g for g in groups if len({original_class(s.module) for s in g}) == 1 and _among_its_like(g)]
 
 
 def _held(blocks: list[Slot]) -> list[Slot]:
@@ -63,6 +63,11 @@ def _held(blocks: list[Slot]) -> list[Slot]:
         return all(id(c) in found for c in parent.children())
 
     return [s for s in blocks if is_held(s.parent)]
+
+
+def _among_its_like(group: list[Slot]) -> bool:
+    parent = group[0].parent
+    return len(group) > 1 or (parent is not None and len(parent._modules) == 1)
 
 
 def _innermost(blocks: list[Slot]) -> list[Slot]:

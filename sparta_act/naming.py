@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from torch import nn
+
 from sparta_act.errors import SiteError
 
 _RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu", "hardtanh", "elu", "celu", "selu", "softplus")
@@ -21,6 +23,11 @@ Numbers = tuple[int, ...] | None  # None for `*`
 def spelled(name: str) -> str | None:
     """The activation that a function or class of torch is: "leaky_relu" for LeakyReLU and leaky_relu_."""
     return SPELLED.get(name.lower().replace("_", ""))
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The activation that a module of torch.nn, or of a class derived from one, is."""
+    return next(filter(None, (spelled(c.__name__) for c in type(module).__mro__)), None)
 
 
 def parse_kinds(asked: str) -> frozenset[str]:
@@ -69,7 +76,9 @@ class Name:
 def parse(asked: str) -> list[Label | Name]:
     """The terms of `asked`. Raises `SiteError`, which names every term that cannot be read."""
     if not isinstance(asked, str) or not asked.strip():
-        raise SiteError(f'sites must be a text such as "G4.B2", "G*.B-1" or "features.*", got {asked!r}')
+        raise SiteError(
+            f'sites must be a text such as "G4.B2", "G*.B-1, relu" or "features.*", got {asked!r}'
+        )
     terms, problems = list[Label | Name](), list[str]()
     for text in map(str.strip, COMMA.split(asked)):
         match = LABEL.fullmatch(text)

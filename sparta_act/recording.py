@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from sparta_act.errors import SiteError
-from sparta_act.naming import KINDS, spelled
+from sparta_act.naming import KINDS, kind_of, spelled
 from sparta_act.trial import TRIES, Example, run, tensors_in, untouched
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
@@ -108,7 +108,7 @@ class _Recorder(TorchFunctionMode):
         while frame and frame.f_code.co_filename in PLUMBING:
             if frame.f_code.co_filename == ACTIVATIONS and frame.f_code.co_name == "forward":
                 act = frame.f_locals["self"]
-                kind = next(filter(None, (spelled(c.__name__) for c in type(act).__mro__)), kind)
+                kind = kind_of(act) or kind
             frame = frame.f_back
         modules = [m for m in _running(frame) if id(m) in self._known][::-1]
         if not modules or any(id(m) in self._replaced for m in (*modules, act)):
@@ -119,9 +119,11 @@ class _Recorder(TorchFunctionMode):
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
-        no_map = "" if math.prod(shape[2:]) > 1 else "on single pixels"
+        no_map = "" if math.prod(shape[2:]) > 1 else "on single pixels of this example"
         if not self.seen.channels_second.get(len(shape), False):
-            no_map = "on maps with channels last" if len(shape) in self.seen.channels_second else "on no maps"
+            no_map = (
+                "on maps with channels last" if len(shape) in self.seen.channels_second else "outside maps"
+            )
         like = x.new_empty(0) if x is not None else None
         self.seen.events.append(Event(kind, tuple(modules), shape, no_map, like, original, act, offset, via))
 
@@ -169,8 +171,10 @@ def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, tra
         shapes = [tuple(t.shape) for t in tensors_in(example)]
         mode = "training" if training else "evaluation"
         raise SiteError(
-            f"the network does not run in {mode} mode on an example of shape {shapes}: {error}\n"
-            "Pass an input it takes, for instance example=torch.rand(2, 3, 32, 32)."
+            f"the network does not run in {mode} mode on an example of shape {shapes}: "
+            f"{type(error).__name__}: {error}\n"
+            "Pass an input that it takes in both modes as example=, a tensor, a tuple of several arguments "
+            "or a dict of named ones; or operate on a part of it, such as model.backbone of a detector."
         ) from error
     finally:
         for hook in hooks:
@@ -180,7 +184,7 @@ def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, tra
 
 def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[Pass]]:
     """The first size on which no map is reduced to one pixel too early; otherwise the largest that runs."""
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    conv = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
     if conv is None:
         raise SiteError("this network has no convolution to deduce an input from. Pass example=.")
     ndim = conv.weight.ndim
@@ -189,7 +193,8 @@ def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[
         shape = (2, conv.in_channels, *[size] * (ndim - 2))
         example = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight)
         try:
-            passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
+            # training first: a network that wants more, such as targets, may be slow in evaluation
+            passes = [_one_pass(model, replaced, example, training) for training in (True, False)][::-1]
         except SiteError as error:
             problems.append(error)
             continue

@@ -37,7 +37,7 @@ def _labelled(sites: list[Site], term: Label) -> Iterator[Site | str]:
             else:
                 yield f"there is no block {b} in group {g}, which has {len(group)}"
     if not last and term.groups is None:
-        yield "the network has no container (Sequential, ModuleList) of blocks, only dotted names"
+        yield "the network has no groups of blocks, only dotted names"
 
 
 def _counted(numbers: Numbers, last: int) -> list[int]:
@@ -53,4 +53,6 @@ def _named(sites: list[Site], term: Name, kinds: frozenset[str]) -> Iterator[Sit
     yield from found
     if not found:
         hint = "; labels look like G4.B2, G*.B-1 or G{1,2}.B*" if term.pattern[:1] in "Gg" else ""
+        if any(s.name.startswith(f"{term}.") for s in sites):
+            hint = f"; to take all within it, write {term}.*"
         yield f"no {told(kinds)} that runs on feature maps has this name{hint}"

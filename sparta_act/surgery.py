@@ -64,12 +64,7 @@ def replace_relus(
     """
     check(model)
     network = inner(model)
-    if not isinstance(activation, nn.ModuleDict) and (
-        isinstance(activation, nn.Module) or not callable(activation)
-    ):
-        raise SiteError(
-            f"activation must be a function from channel count to module, or a set, got {activation!r}"
-        )
+    _check_activation(activation)
     wanted = parse_kinds(kinds)
     found, example = find_sites(network, example, wanted)
     chosen = select(found, sites, wanted)
@@ -117,6 +112,22 @@ def restore_relus(model: nn.Module) -> nn.Module:
         raise SiteError("asked to restore the ReLUs, but none of this model is replaced.")
     _forget_compiled()
     return model
+
+
+def _check_activation(activation: object) -> None:
+    if isinstance(activation, nn.ModuleDict):
+        return
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise SiteError(
+            "activation must be a function from channel count to module, such as lambda channels: nn.GELU(), "
+            f"or a set, such as Sparta.from_pretrained(...) returns; got {activation!r}"
+        )
+    if getattr(activation, "__module__", "") == "torch.nn.modules.activation" and activation is not nn.PReLU:
+        name = getattr(activation, "__name__", "")
+        raise SiteError(
+            f"activation is called with the channel count, which is no argument of nn.{name}; give "
+            f"lambda channels: nn.{name}()"
+        )
 
 
 def _forget_compiled() -> None:

@@ -24,7 +24,8 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [(m, type(m), dict(vars(m)), _shallow(vars(m))) for m in model.modules()]
         self._parameters = [(p, p._version, p.detach().clone()) for p in model.parameters()]
-        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        plain = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
+        self._buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *plain)]
 
     def restore(self) -> None:
         """Put everything back, in place."""

@@ -25,7 +25,8 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
                     raise
                 except Exception as error:
                     raise SiteError(
-                        f"with the new activations the network fails: {error}. Nothing was changed."
+                        f"with the new activations the network fails: {type(error).__name__}: {error}. "
+                        "Nothing was changed."
                     ) from error
                 wrong = [f"{p.site}: {p.calls} times" for p in probes if p.calls > 1]
                 waiting = [p for p in waiting if p.calls == 0]

@@ -101,12 +101,15 @@ class Inline(Block):
 
 
 class Conditional(Block):
+    """A call that never runs, before the last one."""
+
     inplace = True
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x))) if self.inplace else None
+        out = self.bn1(self.conv1(x))
+        out = F.relu(out) if self.inplace else torch.relu(out)
         out = self.bn2(self.conv2(out)) + self.shortcut(x)
-        return F.relu(out, inplace=True) if self.inplace else torch.relu(out)
+        return F.relu(out, inplace=self.inplace)
 
 
 class ByMode(Block):

@@ -263,7 +263,9 @@ class Returns(nn.Module):
 
 def test_named_arguments_and_any_container_of_results():
     net, example = Returns(), {"image": IMAGES, "flip": True}
-    with pytest.raises(SiteError, match=r"does not run in evaluation mode .*\nPass an input it takes"):
+    with pytest.raises(
+        SiteError, match=r"does not run in training mode .*\nPass an input that it takes in both modes"
+    ):
         replace_relus(net, "G1.B1", Probe)
     expected = swapped_by_hand(net, ["body.2.0.act2"], lambda: Probe(4))(**example)
     assert_same(replace_relus(net, "G1.B1", Probe, example=example)(**example), expected)
@@ -293,6 +295,98 @@ class Own(nn.Module):
 
     def forward(self, x):
         return F.relu(self.conv(x))
+
+
+class Early(nn.Module):
+    """Leaves early, by another ReLU, if a flag is set or by chance."""
+
+    def __init__(self, chance=0.0):
+        super().__init__()
+        self.conv1, self.conv2, self.relu, self.act = conv(4, 4), conv(4, 4), nn.ReLU(), nn.ReLU()
+        self.flag, self.chance = False, chance
+
+    def forward(self, x):
+        if self.flag or (self.training and torch.rand(()) < self.chance):
+            return self.leave(x) if self.chance else F.relu(x)
+        x = self.conv2(F.relu(self.conv1(x))) + x
+        return F.relu(x)
+
+    def leave(self, x):
+        return F.relu(x)
+
+
+class EarlyBySwap(Early):
+    def forward(self, x):
+        if self.flag:
+            return self.relu(x)
+        return self.act(self.conv2(self.conv1(x)) + x)
+
+
+@pytest.mark.parametrize("block", [Early, EarlyBySwap])
+def test_a_call_that_no_pass_has_run_but_may_come_last_is_refused(block):
+    net = nn.Sequential(conv(3, 4), nn.Sequential(block(), block()))
+    before = state(net)
+    with pytest.raises(SiteError, match=r"line \d+ \(Early.*forward\) calls ReLU too, which may be the last"):
+        replace_relus(net, "G1.B1", Probe)
+    assert_untouched(net, before)
+
+
+def test_hooks_on_a_relu_are_not_lost():
+    net = network(nn.ReLU)
+    hook = net[2][0].act2.register_forward_hook(lambda *_: None)
+    with pytest.raises(SiteError, match="its ReLU has hooks, which would go with it; remove them first"):
+        replace_relus(net, "G1.B1", Probe)
+    hook.remove()
+    replace_relus(net, "G1.B1", Probe)
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Hardtanh, nn.GELU, nn.SiLU, nn.RReLU, nn.Softplus])
+def test_classes_that_take_something_else_than_channels_are_refused(activation):
+    net = network(nn.ReLU)
+    before = state(net)
+    name = activation.__name__
+    with pytest.raises(SiteError, match=rf"no argument of nn.{name}; give lambda channels: nn.{name}\(\)"):
+        replace_relus(net, "G1.B1", activation)
+    assert_untouched(net, before)
+    replace_relus(net, "G1.B1", nn.PReLU)
+    assert net[2][0].act2.weight.shape == (4,)
+
+
+class Down(nn.Module):
+    """Two convolutions, as a U-Net has them."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.conv1, self.conv2 = conv(inputs, 4), conv(4, 4)
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+def test_one_block_beside_other_modules_is_no_group():
+    net = nn.Sequential(
+        Down(3), nn.Sequential(nn.MaxPool2d(2), Down(4)), nn.Sequential(nn.MaxPool2d(2), Down(4))
+    )
+    assert [(s.label, s.name) for s in relu_sites(net)] == [("", "0"), ("", "1.1"), ("", "2.1")]
+
+
+class Counting(Residual):
+    """Keeps numbers in a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__(4, nn.ReLU)
+        self.passes = torch.zeros(3)
+
+    def forward(self, x):
+        self.passes += 1
+        return super().forward(x)
+
+
+def test_tensors_that_are_no_buffers_are_as_before():
+    net = nn.Sequential(conv(3, 4), nn.Sequential(Counting()))
+    relu_sites(net)
+    replace_relus(net, "1.0.act2", Probe)
+    assert torch.equal(net[1][0].passes, torch.zeros(3))
 
 
 @pytest.mark.parametrize(

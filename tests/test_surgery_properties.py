@@ -141,6 +141,10 @@ x = F.relu(x.flatten(2)).view_as(x)
 x = F.relu6(x)
 x = F.relu(x) if type(self).__name__ == "Block" else F.relu(x) * 2
 x = self.inner(x)
+if self.rare: x = F.relu(x)
+if self.rare: return F.relu(x)
+if self.rare: return self.act2(x)
+x = x - 1 if self.rare or F.relu(x) is None else x
 """.strip().splitlines()
 
 BLOCK = """
@@ -156,6 +160,8 @@ class Inner(nn.Module):
 
 
 class Block(nn.Module):
+    rare = False
+
     def __init__(self):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
@@ -264,8 +270,11 @@ def test_each_step_by_itself(tmp_path, step):
         "x = x * torch.sigmoid(F.relu(x.mean((2, 3), keepdim=True)))": "ReLU",
         "x = F.relu(x.flatten(2)).view_as(x)": "ReLU",
         "x = F.relu6(x)": 'ask for kinds="relu6"',
+        'x = F.relu(x) if type(self).__name__ == "Block" else F.relu(x) * 2': "calls ReLU too",
+        "if self.rare: return F.relu(x)": "calls ReLU too",
+        "if self.rare: return self.act2(x)": "calls ReLU too",
     }
-    net = written(tmp_path, [step], [])
+    net = written(tmp_path, [step, "x = F.relu(x)"] if "self.rare" in step else [step], [])
     if step in refused:
         with pytest.raises(SiteError, match=refused[step]):
             replace_relus(net, "G1.B*", Probe)

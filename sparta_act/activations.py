@@ -114,8 +114,8 @@ class Sparta(nn.Module):
     def qconfig(self, value: object) -> None:
         if value is not None:
             raise SpartaError(
-                f"{type(self).__name__} has no quantized form: set qconfig = None on the module that "
-                "holds it, and dequantize before it."
+                f"{type(self).__name__} has no quantized form: on a fresh copy of the network, set "
+                "qconfig = None on the module that holds it, and dequantize before it."
             )
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from sparta_act.sites import Cut, Site, SiteList
 from sparta_act.trial import Example
 from sparta_act.unseen import check_all_seen
 
-SWAPPED = "_sparta_swapped"  # attribute of a module: the ReLUs that were its children, by their key
+SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
@@ -41,6 +41,9 @@ def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str])
     """The blocks, then all other calls of these kinds on feature maps; and the example they were seen on."""
     passes, example = record(model, replaced(model), example)
     slots = {id(s.module): s for s in reversed([*_walk(model)])}  # a module has its first name
+    known = {*map(id, model.modules())}
+    if any(id(m) not in known for p in passes for e in p.events for m in e.modules):
+        raise SiteError("the network makes modules in its first pass; run it once on an input before.")
     sites = [
         _block_site(slot, slots, passes, kinds, g, b)
         for g, group in enumerate(groups_of_blocks(slots, passes[0]), 1)
@@ -155,10 +158,9 @@ def _site(
         name = slots[id(owner)].name
         return Site(name, event.shape[1], calls, problem=str(error), group=group, block=block)
     name = ".".join(filter(None, (slots[id(target)].name, "" if spans else key)))
-    modes = frozenset(p.training for p, _ in seen)
     assert event.like is not None
-    assert event.original is not None
-    cut = Cut(target, key, spans, within, event.like, event.original, modes)
+    original = {p.training: e.original for p, e in seen if e.original}
+    cut = Cut(target, key, spans, within, event.like, original)
     return Site(name, event.shape[1], calls, "rewrite" if spans else "swap", "", group, block, cut)
 
 

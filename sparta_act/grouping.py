@@ -42,7 +42,7 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
     units = sorted((s for s in slots.values() if is_unit(s.module)), key=lambda s: order[id(s.module)])
     additions = [e for e in seen.events if e.kind == "add" and len(e.shape) in seen.channels_second]
     adding = [next(filter(is_unit, reversed(e.modules)), None) for e in additions]
-    residual = {original_class(m) for m in adding if m}
+    residual = {original_class(m) for m in adding if m is not None}
     if residual:
         blocks = [s for s in units if original_class(s.module) in residual]
         return _gathered(_innermost(_held(blocks)), _holder) or _stages(_innermost(blocks))

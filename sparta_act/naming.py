@@ -12,7 +12,7 @@ KINDS = (*_RECTIFIERS, "gelu", "silu", "mish", "hardswish")
 OTHERS = ("glu", "hardsigmoid", "rrelu", "sigmoid", "softshrink", "softsign", "tanh")  # never replaced
 SPELLED = {name.replace("_", ""): name for name in (*KINDS, *OTHERS)}
 
-NUMBER = r"-?\d+"
+NUMBER = r"-?\d{1,9}"
 NUMBERS = rf"(\*|{NUMBER}|\{{\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*\}})"
 LABEL = re.compile(rf"G{NUMBERS}\.B{NUMBERS}", re.ASCII)
 COMMA = re.compile(r",(?![^{}]*\})")  # not those in braces

@@ -1,6 +1,7 @@
 """Notes the activations, and a few other calls, that a network makes on a small example."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from sparta_act.errors import SiteError
-from sparta_act.naming import KINDS, kind_of, spelled
-from sparta_act.trial import TRIES, Example, run, tensors_in, untouched
+from sparta_act.naming import kind_of, spelled
+from sparta_act.trial import TRIES, Example, random_numbers, run, tensors_in, untouched
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 CONVOLUTIONS = {f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)}
+POOLS = re.compile(r"_?(max|avg|lp)_pool[123]d(_with_indices)?")
 # What stands on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
 ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
 PLUMBING = {ACTIVATIONS} | {
@@ -61,13 +63,15 @@ class Pass:
     # For each ndim of the convolutions: was the last layer of that ndim one? nn.Linear has channels last.
     channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
-    pinched: bool = False  # a large kernel or a residual sum on a 1 x 1 map: the example is too small
+    pinched: bool = (
+        False  # a map has been reduced to one pixel, or is added as one: a larger example is safer
+    )
 
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, replaced: list[nn.Module], training: bool) -> None:
         super().__init__()
-        convolutions = {m.weight.ndim: True for m in model.modules() if isinstance(m, _ConvNd)}
+        convolutions = {len(m.kernel_size) + 2: True for m in model.modules() if isinstance(m, _ConvNd)}
         self.seen = Pass(training, convolutions or {4: True})
         self._known = {id(m) for m in model.modules()}
         self._replaced = {id(m) for m in replaced}
@@ -81,7 +85,7 @@ class _Recorder(TorchFunctionMode):
         shape = tuple(x.shape) if isinstance(x, Tensor) else ()
         if (kind := spelled(name)) and isinstance(x, Tensor):
             more, named = args[1:], {k: v for k, v in kwargs.items() if k != "input"}
-            self.note(kind, shape, x, lambda x: func(x.clone(), *more, **named))
+            self.note(kind, shape, x, lambda x: func(x, *more, **named))
         elif name in ADDITIONS and len(args) > 1 and shape == getattr(args[1], "shape", None):
             self.note("add", shape)
             self.seen.pinched |= len(shape) in self.seen.channels_second and math.prod(shape[2:]) == 1
@@ -90,7 +94,10 @@ class _Recorder(TorchFunctionMode):
             self.seen.channels_second[result.ndim] = True
             self.note("conv", tuple(result.shape))
             kernel = args[1] if len(args) > 1 else kwargs["weight"]
-            self.seen.pinched |= result.shape[2:].numel() == 1 and kernel.shape[2:].numel() > 1
+            wide = kernel.shape[2:].numel() > 1 or math.prod(shape[2:]) > 1
+            self.seen.pinched |= result.shape[2:].numel() == 1 and wide
+        elif POOLS.fullmatch(name) and isinstance(result, Tensor):
+            self.seen.pinched |= result.shape[2:].numel() == 1 < math.prod(shape[2:])
         elif func is F.linear and result.ndim in self.seen.channels_second:
             self.seen.channels_second[result.ndim] = False
         return result
@@ -153,8 +160,9 @@ def record(
             example, passes = _deduced(model, replaced)
         else:
             passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
-        seen = [{e.place for e in p.events if e.kind in KINDS} for p in passes]
-        if seen[0] - seen[1]:  # something may be skipped at random: learn all the ways through the network
+        before = random_numbers(model)
+        passes.append(_one_pass(model, replaced, example, True))
+        if random_numbers(model) != before:  # the way may be drawn: learn as many as there are
             passes += [_one_pass(model, replaced, example, True) for _ in range(TRIES)]
     return passes, example
 
@@ -187,19 +195,21 @@ def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[
     conv = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
     if conv is None:
         raise SiteError("this network has no convolution to deduce an input from. Pass example=.")
-    ndim = conv.weight.ndim
+    dimensions, like = len(conv.kernel_size), next(model.parameters(), torch.empty(0))
     found, problems = None, []
-    for size in SIZES[ndim]:
-        shape = (2, conv.in_channels, *[size] * (ndim - 2))
-        example = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight)
+    for size in SIZES[dimensions + 2]:
+        shape = (2, conv.in_channels, *[size] * dimensions)
+        example = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
         try:
             # training first: a network that wants more, such as targets, may be slow in evaluation
             passes = [_one_pass(model, replaced, example, training) for training in (True, False)][::-1]
         except SiteError as error:
             problems.append(error)
             continue
-        found = example, passes
-        if not any(p.pinched for p in passes):
+        pinched = any(p.pinched for p in passes)
+        if found is None or not pinched or size > found[0].shape[2]:
+            found = example, passes
+        if not pinched:
             break
     if found is None:
         raise problems[0]

@@ -18,6 +18,7 @@ from sparta_act.errors import SiteError
 
 NAME = "sparta"  # of the new submodule
 MARK = "_sparta_rewrite"  # of the attribute of a generated class: (digest, spans)
+ORIGIN = "_sparta_origin"  # of another: the function that was rewritten
 LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 Span = tuple[
@@ -80,7 +81,7 @@ def digest_of(cls: type[nn.Module]) -> str:
 def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> type[nn.Module]:
     """The subclass of `cls` whose forward has `self.sparta(x)` in place of the ReLU calls at `spans`."""
     for known in type.__subclasses__(cls):
-        if vars(known).get(MARK) == (digest, spans):
+        if vars(known).get(MARK) == (digest, spans) and vars(known)[ORIGIN] is forward_of(cls):
             return known
     function = forward_of(cls)
     source = read(function)
@@ -92,14 +93,14 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
     text = _edit(source, function.__code__, spans)
     filename = f"<sparta {cls.__module__}.{cls.__qualname__} {hashlib.sha256(text).hexdigest()[:12]}>"
     linecache.cache[filename] = len(text), None, text.decode().splitlines(keepends=True), filename
-    code = _code(ast.parse(text), function.__code__, filename)
+    code = _code(ast.parse(text.decode()), function.__code__, filename)
     forward = _rewrap(cls.forward, function, _with_code(function, code))
 
     def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         reduced: Any = super(subclass, self).__reduce_ex__(protocol)
         make, args, *rest = reduced
-        args = tuple(cls if a is subclass else a for a in args)
-        return _rebuild, (cls, digest, spans, make, args), *rest
+        make, *args = (cls if a is subclass else a for a in (make, *args))
+        return _rebuild, (cls, digest, spans, make, tuple(args)), *rest
 
     body = {
         "forward": forward,
@@ -107,12 +108,23 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": reduce_ex,
         MARK: (digest, spans),
+        ORIGIN: function,
     }
     # The same name: some networks, and tools that wrap them, choose by it.
-    subclass: type[nn.Module] = types.new_class(
-        cls.__name__, (cls,), exec_body=lambda space: space.update(body)
-    )
+    subclass = _derived(cls, body)
     return subclass
+
+
+def _derived(cls: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
+    """A subclass that the class is not told of: it may keep a register of its subclasses."""
+    try:
+        if type(cls) is type:
+            subclass: type[nn.Module] = type(cls.__name__, (nn.Module,), body)
+            subclass.__bases__ = (cls,)
+            return subclass
+        return types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(body))
+    except Exception as error:
+        raise SiteError(f"{cls.__qualname__} allows no subclass: {type(error).__name__}: {error}") from error
 
 
 def _rebuild(
@@ -137,9 +149,9 @@ def read(function: Any) -> Source:
         raise SiteError(f"the source of {where} is not available")
     lines = text.splitlines(keepends=True)
     try:
-        tree, twin = ast.parse(text), ast.parse(text)
+        tree, twin = ast.parse(text.decode()), ast.parse(text.decode())
         current, node, twin_node = _code(tree, code), _function(tree, code), _function(twin, code)
-    except (SyntaxError, LookupError):
+    except (SyntaxError, LookupError, RecursionError):
         current = None
     if current is None or _essence(current) != _essence(code):
         raise SiteError(f"the source of {where} has changed since it was imported")
@@ -251,7 +263,7 @@ def _rewrap(outer: Any, function: Any, new: Any) -> Any:
     inner = outer.__wrapped__
     new = _rewrap(inner, function, new)
     old = getattr(outer, "__closure__", None) or ()
-    cells = tuple(types.CellType(new) if cell.cell_contents is inner else cell for cell in old)
+    cells = tuple(types.CellType(new) if cell == types.CellType(inner) else cell for cell in old)
     if cells == old:
         raise SiteError(
             f"a decorator of {function.__qualname__} hides it; only plain wrappers can be seen through"

@@ -21,8 +21,7 @@ class Cut:
     spans: tuple[tuple[int, int, int, int], ...]  # empty for a swap
     within: nn.Module  # its output must depend on the new module
     like: Tensor  # with the device and dtype of the input
-    original: Callable[[Tensor], Tensor]  # what the call computes
-    modes: frozenset[bool]  # of training, in which the call was seen
+    original: dict[bool, Callable[[Tensor], Tensor]]  # what the call computes, by the modes it was seen in
 
     @property
     def place(self) -> tuple[nn.Module, str]:

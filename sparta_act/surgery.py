@@ -100,9 +100,20 @@ def restore_relus(model: nn.Module) -> nn.Module:
             "torch.nn.utils.parametrize does; undo that first. Nothing was changed."
         )
     for module in modules:
+        for key, (_, new) in vars(module).get(SWAPPED, {}).items():
+            if module._modules.get(key) is not new:
+                raise SiteError(
+                    f"asked to restore the ReLUs, but what was put at {key!r} of a {type(module).__name__} "
+                    "is there no more: modules were inserted, removed or set since. Nothing was changed."
+                )
+    for module in modules:
         swapped = vars(module).pop(SWAPPED, {})
-        for key, relu in swapped.items():
-            module._modules[key] = relu.train(module.training)
+        for key, (relu, new) in swapped.items():
+            module._modules[key] = relu
+            relu.train(new.training or module.training)
+            for like in (t for t in (*new.parameters(), *module.parameters()) if t.is_floating_point()):
+                relu.to(like.device, like.dtype)  # where the network has been moved since
+                break
         if MARK in vars(type(module)):
             module.__class__ = original_class(module)
             module._modules.pop(NAME, None)
@@ -157,6 +168,10 @@ def _built(sites: list[Site], activation: Callable[[int], nn.Module]) -> list[nn
     for site, module in zip(sites, new, strict=True):
         if not isinstance(module, nn.Module):
             raise SiteError(f"activation({site.channels}) for {site} must be an nn.Module, got {module!r}")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SiteError(
+                f"activation({site.channels}) for {site} is a ScriptModule, which cannot be watched"
+            )
         check_values(module)
     if len({id(module) for module in new}) < len(new):
         raise SiteError(
@@ -192,7 +207,9 @@ def _like(site: Site, module: nn.Module) -> nn.Module:
     cut = site.cut
     tensors = [t for t in (*cut.within.parameters(), *cut.within.buffers()) if t.is_floating_point()]
     like = tensors[0] if tensors else cut.like
-    return module.to(cut.like.device, like.dtype).train(cut.within.training)
+    module.to(cut.like.device, like.dtype)
+    module.train(cut.within.training)
+    return module
 
 
 def _put(cut: Cut, module: nn.Module, cls: type[nn.Module] | None) -> None:
@@ -200,5 +217,5 @@ def _put(cut: Cut, module: nn.Module, cls: type[nn.Module] | None) -> None:
         cut.target.__class__ = cls
     else:
         swapped = vars(cut.target).setdefault(SWAPPED, {})
-        swapped[cut.key] = cut.target._modules[cut.key]
+        swapped[cut.key] = cut.target._modules[cut.key], module
     cut.target._modules[cut.key] = module

@@ -22,26 +22,45 @@ class Snapshot:
     """All that a forward pass, or our own edit, can change in a model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [(m, type(m), dict(vars(m)), _shallow(vars(m))) for m in model.modules()]
-        self._parameters = [(p, p._version, p.detach().clone()) for p in model.parameters()]
-        plain = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
-        self._buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *plain)]
+        modules, parameters = [*model.modules()], [*model.parameters()]
+        self._modules = [(m, type(m), dict(vars(m)), _shallow(vars(m))) for m in modules]
+        plain = [t for m in modules for t in vars(m).values() if isinstance(t, Tensor)]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        self._values = [(t, t.detach().clone()) for t in (*parameters, *grads, *model.buffers(), *plain)]
+        self._grads = [(p, p.grad, p.requires_grad) for p in parameters]
 
     def restore(self) -> None:
-        """Put everything back, in place."""
+        """Put everything back, in place; somebody who presses Ctrl-C meanwhile must wait."""
+        try:
+            self._restore()
+        except BaseException:
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         for module, cls, attributes, contents in self._modules:
-            module.__class__ = cls
-            vars(module).clear()
-            vars(module).update(attributes)
+            if type(module) is not cls:
+                module.__class__ = cls
+            own = vars(module)
+            own.update(attributes)
+            for name in own.keys() - attributes.keys():
+                del own[name]
             for name, content in contents.items():
                 container = attributes[name]
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(content)
-        for parameter, version, value in self._parameters:
-            if parameter._version != version:
-                parameter.data.copy_(value)
-        for buffer, value in self._buffers:  # batch norm counts no version
-            buffer.data.copy_(value)
+        for tensor, value in self._values:
+            _put_back(tensor, value)
+        for parameter, grad, required in self._grads:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+
+
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    if tensor.shape != value.shape:
+        tensor.data = value
+    elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
+        tensor.data.copy_(value)
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +74,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     # numpy's and Python's too: some networks draw from them in training
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     snapshot = Snapshot(model)
-    with torch.random.fork_rng(devices=gpus):
+    with torch.random.fork_rng(devices=gpus), torch.inference_mode(False):
         try:
             for module in model.modules():
                 _lay_open(module)
@@ -72,6 +91,14 @@ def _lay_open(module: nn.Module) -> None:
     vars(module).pop("_compiled_call_impl", None)  # of module.compile()
     if "_orig_mod" in module._modules:  # of torch.compile(module)
         vars(module)["forward"] = module._modules["_orig_mod"]
+
+
+def random_numbers(model: nn.Module) -> list[Any]:
+    """The state of all sources of random numbers that a pass may draw from."""
+    gpus = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
+    numpy = np.random.get_state()  # noqa: NPY002
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in sorted(gpus))]
+    return [random.getstate(), str(numpy), *(state.tolist() for state in states)]
 
 
 def run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:

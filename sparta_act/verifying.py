@@ -1,9 +1,11 @@
 """Checks a changed network by running it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sparta_act.errors import SiteError
 from sparta_act.sites import Site
@@ -15,7 +17,7 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
     with untouched(model), torch.enable_grad():
         probes = [_Probe(site, module) for site, module in zip(sites, new, strict=True)]
         for training in (False, True):
-            waiting = [p for p in probes if training in p.site.cut.modes]
+            waiting = [p for p in probes if training in p.site.cut.original]
             for _ in range(TRIES if training else 1):
                 for probe in probes:
                     probe.calls = 0
@@ -54,20 +56,61 @@ def compare(
     example: Example,
     expected: dict[bool, list[Tensor]],
 ) -> None:
-    """With the original functions in the new places, the network must return what the original one did."""
-    stack: list[Tensor] = []
-    with untouched(model):
-        for site, module in zip(sites, new, strict=True):
-            original = site.cut.original
-            module.register_forward_pre_hook(lambda m, inputs, f=original: stack.append(f(inputs[0])))
-            module.register_forward_hook(lambda m, inputs, output: stack.pop())
-        same = [_alike(_answer(model, example, training), wanted) for training, wanted in expected.items()]
-    if not all(same):
+    """With the original functions in the new places, the network must return what the original one did.
+
+    And what goes into them must not be used again: an in-place ReLU would have changed it.
+    """
+    same = True
+    for training in (False, True):
+        watch = _Watch()
+        with untouched(model), watch:
+            for site, module in zip(sites, new, strict=True):
+                if training in site.cut.original:
+                    vars(module)["forward"] = watch.of(site.cut.original[training])
+            actual = _answer(model, example, training)
+        same &= not watch.used and (training not in expected or _alike(actual, expected[training]))
+    if not same:
         raise SiteError(
             "with the original activations at the sites, the changed network would not return what it did: a "
             "forward uses what an in-place activation has changed, or asks for its own class. Nothing was "
             "changed; rewrite that forward or choose other sites."
         )
+
+
+class _Watch(TorchFunctionMode):
+    """Sees whether what went into an in-place function is used after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = False
+        self._changed: list[Tensor] = []
+
+    def of(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The function on a copy of its input, which is watched from then on if it would have changed."""
+
+        def forward(x: Tensor) -> Tensor:
+            twin = x.clone()
+            version = twin._version
+            y = function(twin)
+            if twin._version != version:
+                self._changed.append(x)
+            return y
+
+        return forward
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._changed and any(True for _ in tensors_in(result)):  # more than its shape is asked for
+            given = {_place(t) for t in tensors_in([args, kwargs or {}])}
+            self.used |= any(_place(t) in given for t in self._changed)
+        return result
+
+
+def _place(tensor: Tensor) -> int:
+    """Where its numbers begin; so that views of it count."""
+    return tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)
 
 
 def _answer(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
@@ -77,9 +120,15 @@ def _answer(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
 
 def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
     return len(left) == len(right) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-        for a, b in zip(left, right, strict=True)
+        a.shape == b.shape and _close(a, b) for a, b in zip(left, right, strict=True)
     )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or a.is_quantized or not a.numel():  # not to be compared
+        return True
+    a, b = a.detach().double() if not a.is_complex() else a, b.detach().double() if not b.is_complex() else b
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().nan_to_num().max().item(), equal_nan=True)
 
 
 class _Probe:

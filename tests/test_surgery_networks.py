@@ -426,3 +426,172 @@ def test_the_table_of_a_hundred_blocks():
         "           1          4         1      swap\n"
         "100 sites  *.*.act1   4         1      swap"
     )
+
+
+class Pooled(nn.Module):
+    """As in CBAM: maps of one pixel are added at any size of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = conv(4, 4), nn.ReLU()
+
+    def forward(self, x):
+        y = self.conv(x)
+        pooled = y.mean((2, 3), keepdim=True) + y.amax((2, 3), keepdim=True)
+        return self.act(y * torch.sigmoid(pooled)) + x
+
+
+class Shrinking(nn.Module):
+    """Its last call is on a single pixel if the input is small."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.act1, self.act2 = conv(4, 4), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        return self.act2(self.conv2(F.max_pool2d(self.act1(self.conv1(x)), 2)))
+
+
+@pytest.mark.parametrize("body", [Pooled, nn.Identity])
+def test_the_example_is_large_enough_for_the_last_map(body):
+    down = nn.Sequential(*(nn.Conv2d(4, 4, 1, 2) for _ in range(4)))
+    net = nn.Sequential(conv(3, 4), body(), down, nn.Sequential(Shrinking(), conv(4, 4), Shrinking()))
+    assert "3.2.act2" in [s.name for s in relu_sites(net)]
+
+
+class Chance(nn.Module):
+    """In training, takes another module's ReLU last, by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.other = conv(4, 4), nn.ReLU(), nn.Sequential(nn.Identity(), nn.ReLU())
+
+    def forward(self, x):
+        y = self.act(self.conv(x) + x)
+        return self.other(y) if self.training and torch.rand(()) < 0.5 else y
+
+
+def test_what_is_drawn_in_training_is_seen():
+    net = nn.Sequential(conv(3, 4), nn.Sequential(Chance(), Chance()))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        with pytest.raises(SiteError, match="called by another module in some passes than in others"):
+            replace_relus(net, "G1.B1", Probe)
+
+
+class Gated(Residual):
+    """What the in-place ReLU has changed is used again, behind a factor that is zero at first."""
+
+    def __init__(self):
+        super().__init__(4, nn.ReLU)
+        self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        y = self.conv1(x) + x
+        return F.relu(y, inplace=True) + self.alpha * y
+
+
+def test_an_alias_behind_a_zero_is_seen():
+    net = nn.Sequential(conv(3, 4), nn.Sequential(Gated(), Gated()))
+    with pytest.raises(SiteError, match="what an in-place activation has changed"):
+        replace_relus(net, "G1.B1", Probe)
+
+
+def test_an_activation_that_draws_random_numbers_is_no_fault_of_the_network():
+    net = nn.Sequential(conv(3, 4), nn.Dropout(), nn.Sequential(Residual(4, nn.ReLU)), nn.Dropout())
+    replace_relus(net, "2.0.act2", lambda channels: nn.RReLU())
+
+
+def test_restoring_after_the_network_was_moved_or_changed():
+    net = network(nn.PReLU)
+    replace_relus(net, "G1.B1", Probe, kinds="prelu")
+    restore_relus(net.double())
+    assert net[2][0].act2.weight.dtype is torch.float64
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.ReLU())
+    replace_relus(net, "1", Probe)
+    net.insert(0, nn.Identity())
+    before = state(net)
+    with pytest.raises(SiteError, match="what was put at '1' of a Sequential is there no more"):
+        restore_relus(net)
+    assert_untouched(net, before)
+
+
+REGISTER = {}
+
+
+class Registered(Residual):
+    def __init_subclass__(cls, *, name):
+        REGISTER[name] = cls
+
+    def forward(self, x):
+        return F.relu(self.conv2(self.act1(self.conv1(x))) + x)
+
+
+class Named(Registered, name="first"):
+    pass
+
+
+def test_registers_of_subclasses_are_left_alone():
+    net = nn.Sequential(conv(3, 4), nn.Sequential(Named(4, nn.ReLU)))
+    replace_relus(net, "1.0", Probe)
+    assert list(REGISTER.items()) == [("first", Named)]
+    assert isinstance(copy.deepcopy(net)[1][0], Named)
+    assert isinstance(net[1][0].sparta, Probe)
+
+
+def with_factor(factor):
+    def forward(self, x):
+        return F.relu(self.conv1(x) + x) * factor
+
+    return forward
+
+
+def test_one_class_with_two_forwards():
+    class Changing(Residual):
+        pass
+
+    for factor in (1.0, 2.0):
+        Changing.forward = with_factor(factor)
+        net = nn.Sequential(conv(3, 4), nn.Sequential(Changing(4, nn.ReLU)))
+        x = net[0](IMAGES)
+        expected = Probe(4)(net[1][0].conv1(x) + x) * factor
+        assert_same(replace_relus(net, "1.0", Probe)(IMAGES), expected)
+
+
+class Building(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(3, 4)
+
+    def forward(self, x):
+        if not hasattr(self, "act"):
+            self.act = nn.Sequential(nn.ReLU())
+        return self.act(self.conv(x))
+
+
+class Averaging(Residual):
+    """Writes to a parameter behind autograd's back, gives another a gradient, and stops a third."""
+
+    def forward(self, x):
+        self.conv1.weight.data.mul_(0.5)
+        self.conv1.bias.grad = torch.ones(4)
+        self.conv2.weight.requires_grad_(False)
+        return super().forward(x)
+
+
+def test_what_a_forward_does_to_parameters_is_undone():
+    net = nn.Sequential(conv(3, 4), nn.Sequential(Averaging(4, nn.ReLU)))
+    before = state(net)
+    relu_sites(net)
+    assert_untouched(net, before)
+    assert all(p.requires_grad for p in net.parameters())
+    with pytest.raises(SiteError, match="makes modules in its first pass; run it once on an input before"):
+        relu_sites(nn.Sequential(Building()))
+
+
+def test_inference_mode_and_other_default_devices():
+    for context in (torch.inference_mode(), torch.device("meta")):
+        net = network(nn.ReLU)
+        with context:
+            replace_relus(net, "G1.B1", lambda channels: nn.Softplus())
+        assert_same(net(IMAGES), swapped_by_hand(restore_relus(net), ["2.0.act2"], nn.Softplus)(IMAGES))

@@ -25,6 +25,7 @@ PARTS = {
         "recording",
         "rewriting",
         "discovery",
+        "unseen",
         "verifying",
     }
 }

@@ -173,20 +173,23 @@ def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# torch folds and unfolds sample by sample, forward or back, on a GPU with a launch for each of them, but all
-# channels of a sample at once: so the samples go in as channels of one. Of none it would make an error
-
-
 def _unfold(m: Tensor) -> Tensor:
     """What each tap of a padded 3 x 3 kernel sees: (N, 1, H, W) -> (N, 9, H * W)."""
-    columns = F.unfold(m.transpose(0, 1) if m.shape[0] > 0 else m, 3, padding=1)
+    columns = F.unfold(m.transpose(0, 1) if _as_channels(m) else m, 3, padding=1)
     return columns.view(m.shape[0], 9, m.shape[2] * m.shape[3])
 
 
 def _fold(y: Tensor) -> Tensor:
     """Sum of what nine taps add to each pixel, the adjoint of `_unfold`: (N, 9, H, W) -> (N, 1, H, W)."""
-    columns = y.reshape(1, -1, y.shape[2] * y.shape[3]) if y.shape[0] > 0 else y.flatten(2)
+    columns = y.reshape(1, -1, y.shape[2] * y.shape[3]) if _as_channels(y) else y.flatten(2)
     return F.fold(columns, y.shape[2:], kernel_size=3, padding=1).view(y.shape[0], 1, *y.shape[2:])
+
+
+def _as_channels(x: Tensor) -> bool:
+    # torch folds and unfolds sample by sample, forward or back, on a GPU with a launch for each of them, but
+    # all channels of a sample at once: so the samples go in as channels of one. Of none it would make an
+    # error; and compiled, both are one kernel, but inductor would make another for each size of the batch
+    return not torch.compiler.is_compiling() and x.shape[0] > 0
 
 
 def _products(x: Tensor, maps: Tensor) -> Tensor:

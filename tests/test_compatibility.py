@@ -169,7 +169,7 @@ def test_traced_for_every_batch_size(block, training):
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled(block, training):
     def small():
-        net = nn.Sequential(nn.Sequential(block(3, 2, 1)), nn.AvgPool2d(5), nn.Flatten())
+        net = nn.Sequential(nn.Sequential(block(3, 2, 1)), nets.conv3(2, 2), nn.AvgPool2d(5), nn.Flatten())
         return reference.scatter(replace_relus(net, "G1.B1")).double().train(training)
 
     net, twin = small(), small()

@@ -8,9 +8,7 @@ import linecache
 import pickle
 import subprocess
 import sys
-import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import nets
@@ -18,7 +16,6 @@ import pytest
 import torch
 from test_surgery import IMAGES, Overriding, Probe, assert_same
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery import relu_sites, replace_relus, restore_relus
@@ -141,7 +138,7 @@ def test_the_new_source_is_there_to_see():
 
 @pytest.mark.slow
 @each_edit
-def test_compile_in_one_graph_and_export(block):
+def test_compile_in_one_graph(block):
     net = nets.Net(block).eval()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     before = compiled(IMAGES)
@@ -152,40 +149,17 @@ def test_compile_in_one_graph_and_export(block):
     for wrapped in (compiled, nn.Sequential(nn.Identity(), compiled)):
         assert [s.label for s in relu_sites(wrapped) if s.problem] == ["G1.B2", "G2.B2"]
     assert_same(restore_relus(compiled)(IMAGES), before)
-    replace_relus(compiled, "G*.B2", Probe)
-    assert_same(torch.export.export(net, (IMAGES,)).module()(IMAGES), after)
 
 
 @each_edit
-def test_threads(block):
-    net = changed(block)
-    inputs = [torch.rand(2, 3, 16, 16) for _ in range(16)]
-    expected = [net(x) for x in inputs]
-    barrier = threading.Barrier(4)
-
-    def work(x):
-        barrier.wait()
-        return net(x)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert_same(list(pool.map(work, inputs)), expected)
-
-
-@each_edit
-def test_mixed_precision_checkpointing_and_data_parallel(block):
+def test_under_autocast_and_in_data_parallel(block):
     net = changed(block)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(net(IMAGES).float(), net.float()(IMAGES).float(), rtol=0.1, atol=0.1)
-        assert replace_relus(nets.Net(block), "G1.B1", Probe).layer1[0].get_parameter(
-            "sparta.slope" if block is nets.OneModule else "act2.slope"
-        ).dtype is torch.float32  # fmt: skip
-    expected = net(IMAGES)
-    assert_same(checkpoint(net, IMAGES, use_reentrant=False), expected)
-    assert_same(nn.DataParallel(net)(IMAGES), expected)
-    assert_same(
-        net._replicate_for_data_parallel().layer1[1](expected.new_ones(1, 4, 8, 8)),
-        net.layer1[1](torch.ones(1, 4, 8, 8)),
-    )
+        new = replace_relus(nets.Net(block), "G1.B1", Probe).layer1[0]
+    assert {p.dtype for p in new.parameters()} == {torch.float32}
+    assert_same(nn.DataParallel(net)(IMAGES), net(IMAGES))
+    x = torch.ones(1, 4, 8, 8)
+    assert_same(net._replicate_for_data_parallel().layer1[1](x), net.layer1[1](x))
 
 
 def torchvision_18():

@@ -63,9 +63,7 @@ class Pass:
     # For each ndim of the convolutions: was the last layer of that ndim one? nn.Linear has channels last.
     channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
-    pinched: bool = (
-        False  # a map has been reduced to one pixel, or is added as one: a larger example is safer
-    )
+    pinched: bool = False  # a map became, or was added as, one pixel: a larger example is safer
 
 
 class _Recorder(TorchFunctionMode):
@@ -126,13 +124,16 @@ class _Recorder(TorchFunctionMode):
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
-        no_map = "" if math.prod(shape[2:]) > 1 else "on single pixels of this example"
-        if not self.seen.channels_second.get(len(shape), False):
-            no_map = (
-                "on maps with channels last" if len(shape) in self.seen.channels_second else "outside maps"
-            )
         like = x.new_empty(0) if x is not None else None
+        no_map = self._why_no_map(shape)
         self.seen.events.append(Event(kind, tuple(modules), shape, no_map, like, original, act, offset, via))
+
+    def _why_no_map(self, shape: tuple[int, ...]) -> str:
+        if len(shape) not in self.seen.channels_second:
+            return "outside maps"
+        if not self.seen.channels_second[len(shape)]:
+            return "on maps with channels last"
+        return "" if math.prod(shape[2:]) > 1 else "on single pixels of this example"
 
 
 def code_of(cls: type[nn.Module]) -> Any:

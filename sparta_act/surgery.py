@@ -110,7 +110,7 @@ def restore_relus(model: nn.Module) -> nn.Module:
         swapped = vars(module).pop(SWAPPED, {})
         for key, (relu, new) in swapped.items():
             module._modules[key] = relu
-            relu.train(new.training or module.training)
+            relu.train(module.training)
             for like in (t for t in (*new.parameters(), *module.parameters()) if t.is_floating_point()):
                 relu.to(like.device, like.dtype)  # where the network has been moved since
                 break

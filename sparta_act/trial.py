@@ -52,8 +52,10 @@ class Snapshot:
         for tensor, value in self._values:
             _put_back(tensor, value)
         for parameter, grad, required in self._grads:
-            parameter.requires_grad_(required)
-            parameter.grad = grad
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+            if parameter.grad is not grad:
+                parameter.grad = grad
 
 
 def _put_back(tensor: Tensor, value: Tensor) -> None:

@@ -34,11 +34,10 @@ def check_all_seen(
     except SiteError:  # nothing to be read, and for a swap nothing need be
         return
     ran, final = {source.at(o) for o in seen}, [call for o in last if (call := source.at(o))]
-    for call in {*source.calls.values()} - ran:
-        if (
-            call
-            and _is_activation(call, owner, function.__code__.co_varnames[0], replaced, kinds)
-            and not any(_always_before(source, call, k) for k in final)
+    its_name = function.__code__.co_varnames[0]
+    for call in sorted(filter(None, {*source.calls.values()} - ran), key=_start):
+        if _is_activation(call, owner, its_name, replaced, kinds) and not any(
+            _always_before(source, call, k) for k in final
         ):
             raise SiteError(
                 f"line {call.lineno} ({function.__qualname__}) calls {told(kinds)} too, which may be the "

@@ -19,6 +19,7 @@ benchmarks: .venv/benchmarks
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/network.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sites.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/identities.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/editing.py
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/attack.py --threads 2
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/errors.py --threads 2
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/training.py --threads 2

@@ -70,7 +70,23 @@ def locate(cls: type[nn.Module], offset: int) -> Span:
             raise SiteError(f"{at} calls the ReLU in a loop")
     if _argument(call) is None:
         raise SiteError(f"{at} hides the input of the ReLU")
+    if any(_asks_for_class(node, source, function.__code__.co_varnames[0]) for node in source.parents):
+        raise SiteError(f"{function.__qualname__} asks for its own class, which would be another")
     return _span(call, function.__code__)
+
+
+def _asks_for_class(node: ast.AST, source: Source, its_name: str) -> bool:
+    """Whether it is `type(self)` or `self.__class__`, compared or called, or handed to super()."""
+    owner: ast.expr | None = None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+        owner = node.args[0] if len(node.args) == 1 else None
+    elif isinstance(node, ast.Attribute) and node.attr == "__class__":
+        owner = node.value
+    return (
+        isinstance(owner, ast.Name)
+        and owner.id == its_name
+        and isinstance(source.parents[node], ast.Compare | ast.Call)
+    )
 
 
 def digest_of(cls: type[nn.Module]) -> str:

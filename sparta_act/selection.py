@@ -47,7 +47,8 @@ def _counted(numbers: Numbers, last: int) -> list[int]:
 
 
 def _named(sites: list[Site], term: Name, kinds: frozenset[str]) -> Iterator[Site | str]:
-    found = [s for s in sites if fnmatchcase(s.name, term.pattern)]
+    found = [s for s in sites if s.name == term.pattern]  # whatever is in it
+    found = found or [s for s in sites if fnmatchcase(s.name, term.pattern)]
     if any(c in term.pattern for c in "*?["):
         found = [s for s in found if not s.problem] or found
     yield from found

@@ -115,7 +115,7 @@ def page(verdicts: dict[Network, Verdict]) -> str:
         f"{total['refused']} | {total['wrong']} |"
     )
     told = ", ".join(f"{k} {v}" for k, v in stamp().items())
-    text = [OPENING.format(stamp=told, summary="\n".join(rows))]
+    text = [OPENING.format(stamp=told, summary="\n".join(rows)).rstrip()]
     for library in libraries:
         text += [f"\n## {library}\n", "| network | activation | blocks | other | edit | result |"]
         text.append("| --- | --- | --- | --- | --- | --- |")

@@ -1,5 +1,6 @@
 """Finds the blocks and the ReLU calls of a network, and how each call could be edited."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from torch import nn
@@ -117,8 +118,9 @@ def _other_sites(slots: Slots, passes: list[Pass], kinds: frozenset[str]) -> Ite
     for of_one in found.values():
         seen = list(of_one.values())
         yield _site(seen, slots, passes, kinds, seen[0][1].modules[-1])
+    counts = [Counter(id(e.act) for of, e in calls if of is p) for p in passes]
     for slot in slots.values():
-        often = max(sum(e.act is slot.module for _, e in calls if _ is p) for p in passes)
+        often = max(count[id(slot.module)] for count in counts)
         if often > 1:
             problem = f"it is called {often} times in one pass; name the module that calls it"
             yield Site(slot.name, calls=often, problem=problem)
@@ -133,7 +135,7 @@ def _child(event: Event, passes: list[Pass]) -> tuple[nn.Module, str] | None:
     """Where the module of the event is registered: one place below its caller, who calls it once."""
     owner = event.modules[-1]
     places = [(m, key) for m in owner.modules() for key, child in m._modules.items() if child is event.act]
-    calls = max(sum(e.act is event.act and e.modules[-1] is owner for e in p.events) for p in passes)
+    calls = max(p.counts[event.caller] for p in passes)
     return places[0] if event.act and len(places) == 1 and calls == 1 else None
 
 
@@ -149,7 +151,7 @@ def _site(
     """The site of a call, with its edit; or with the problem that leaves none."""
     event = seen[0][1]
     owner = event.modules[-1]
-    calls = max(sum(e.place == event.place for e in p.events) for p in passes)
+    calls = max(p.counts[event.place] for p in passes)
     try:
         target, key, spans = _edit(seen, passes, kinds)
         if calls > 1:

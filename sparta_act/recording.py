@@ -3,8 +3,10 @@
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import unwrap
 from types import FrameType
 from typing import Any
@@ -52,7 +54,12 @@ class Event:
     @property
     def place(self) -> tuple[object, ...]:
         """What tells this call from others of the same pass."""
-        return self.kind, self.act, self.modules[-1], self.offset
+        return self.kind, id(self.act), id(self.modules[-1]), self.offset
+
+    @property
+    def caller(self) -> tuple[object, ...]:
+        """The activation's module, and the module that called it."""
+        return id(self.act), id(self.modules[-1])
 
 
 @dataclass
@@ -64,6 +71,11 @@ class Pass:
     channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
     pinched: bool = False  # a map became, or was added as, one pixel: a larger example is safer
+
+    @cached_property
+    def counts(self) -> Counter[object]:
+        """How often each place and each caller occurs, once all events are there."""
+        return Counter(key for event in self.events for key in (event.place, event.caller))
 
 
 class _Recorder(TorchFunctionMode):

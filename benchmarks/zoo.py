@@ -46,7 +46,8 @@ network has no ReLU on feature maps, the activation it has most of was asked for
 {summary}
 
 `blocks` are the numbers of blocks in each group; `other` the sites that go by their names. A detector is
-judged by its `backbone`, the rest of it needs boxes.
+judged by its `backbone`, the rest of it needs boxes. In {partly} of the networks that are right, some blocks
+have another activation than the one asked for: these were refused, and the others replaced.
 """
 
 A, T = TypeVar("A"), TypeVar("T")
@@ -115,7 +116,8 @@ def page(verdicts: dict[Network, Verdict]) -> str:
         f"{total['refused']} | {total['wrong']} |"
     )
     told = ", ".join(f"{k} {v}" for k, v in stamp().items())
-    text = [OPENING.format(stamp=told, summary="\n".join(rows)).rstrip()]
+    partly = sum(v.result == "right" and v.replaced < _blocks(v) for v in verdicts.values())
+    text = [OPENING.format(stamp=told, summary="\n".join(rows), partly=partly).rstrip()]
     for library in libraries:
         text += [f"\n## {library}\n", "| network | activation | blocks | other | edit | result |"]
         text.append("| --- | --- | --- | --- | --- | --- |")
@@ -126,11 +128,14 @@ def page(verdicts: dict[Network, Verdict]) -> str:
     return "\n".join(text) + "\n"
 
 
+def _blocks(verdict: Verdict) -> int:
+    return sum(map(int, verdict.groups.split("+"))) if verdict.groups else 0
+
+
 def _told(verdict: Verdict) -> str:
-    blocks = sum(map(int, verdict.groups.split("+"))) if verdict.groups else 0
     result = "**wrong**" if verdict.result == "wrong" else verdict.result
-    if verdict.result == "right" and verdict.replaced < blocks:
-        result += f" on {verdict.replaced} of {blocks} blocks, the rest refused"
+    if verdict.result == "right" and verdict.replaced < _blocks(verdict):
+        result += f" on {verdict.replaced} of {_blocks(verdict)} blocks, the rest refused"
     why = re.sub(r"/\S*/site-packages/", "", " ".join(verdict.why.split()))
     return f"{result}: {why}" if why else result
 

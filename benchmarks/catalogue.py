@@ -56,14 +56,14 @@ MONAI: dict[str, tuple[str, int, dict[str, Any], int]] = {
 class Network(NamedTuple):
     """A network to be built: picklable, for worker processes."""
 
-    library: str
+    package: str
     name: str
 
 
 def build(network: Network) -> tuple[nn.Module, Example]:
     """The network, with random weights of seed 0, and arguments it takes."""
     torch.manual_seed(0)
-    return BUILDERS[network.library](network.name)
+    return BUILDERS[network.package](network.name)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Example]:

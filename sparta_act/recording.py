@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import unwrap
 from types import FrameType
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparta_act.errors import SiteError
 from sparta_act.naming import kind_of, spelled
+from sparta_act.rewriting import forward_of
 from sparta_act.trial import TRIES, Example, random_numbers, run, tensors_in, untouched
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
@@ -150,7 +150,7 @@ class _Recorder(TorchFunctionMode):
 
 def code_of(cls: type[nn.Module]) -> Any:
     """The code object of the forward of `cls`, below its decorators; None if it has none."""
-    return getattr(unwrap(cls.forward), "__code__", None)
+    return getattr(forward_of(cls), "__code__", None)
 
 
 def _running(frame: FrameType | None) -> Iterator[nn.Module]:

@@ -72,11 +72,10 @@ def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Inside, the model may be run in any mode; afterwards it and all random numbers are as before."""
-    gpus = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
     # numpy's and Python's too: some networks draw from them in training
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     snapshot = Snapshot(model)
-    with torch.random.fork_rng(devices=gpus), torch.inference_mode(False):
+    with torch.random.fork_rng(devices=_gpus(model)), torch.inference_mode(False):
         try:
             for module in model.modules():
                 _lay_open(module)
@@ -95,11 +94,14 @@ def _lay_open(module: nn.Module) -> None:
         vars(module)["forward"] = module._modules["_orig_mod"]
 
 
+def _gpus(model: nn.Module) -> set[int]:
+    return {t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
+
+
 def random_numbers(model: nn.Module) -> list[Any]:
     """The state of all sources of random numbers that a pass may draw from."""
-    gpus = {t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
     numpy = np.random.get_state()  # noqa: NPY002
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in sorted(gpus))]
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in sorted(_gpus(model)))]
     return [random.getstate(), str(numpy), *(state.tolist() for state in states)]
 
 

@@ -1,12 +1,16 @@
 """Robust error by PGD, and no more of it than needed: an image that is broken leaves, the next one enters."""
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from attacks import attacking, check, classes_of, random_images, random_targets, widen, within
 from folding import folded
+from losses import cross_entropy, cross_entropy_to
+
+Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
 
 
 def robust_errors(
@@ -34,7 +38,8 @@ def robust_errors(
     Raises `ValueError` for other images, and for fewer than one step or restart.
     """
     check(x, steps, restarts)
-    step = -step_size if targeted else step_size
+    attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+    loss = cross_entropy_to if targeted else cross_entropy
     with attacking(model), tqdm(total=len(x) * restarts, unit="img", desc="robust error", leave=False) as bar:
         broken = clean_errors(model, x, y, batch_size)
         fast = folded(model, x[:2]) if len(x) else model
@@ -44,14 +49,15 @@ def robust_errors(
             if len(left) == 0:
                 break
             images, labels = x[left], y[left]
-            goal = random_targets(labels, classes_of(model, x)) if targeted else labels
+            goals = (labels, random_targets(labels, classes_of(model, x))) if targeted else (labels,)
             start = random_images(images, eps) if random_start else images
-            broken[left] = _run(model, fast, images, labels, goal, start, eps, step, steps, batch_size, bar)
+            when, _ = first_breaks(model, fast, images, start, loss, goals, bar=bar, **attack)
+            broken[left] = when >= 0
     return broken
 
 
 @torch.no_grad()
-def clean_errors(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
+def clean_errors(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
     """Which images the network gets wrong as they are, in the mode it is in. Shapes as above."""
     wrong = torch.zeros_like(y, dtype=torch.bool)
     for i in range(0, len(x), batch_size):
@@ -60,22 +66,31 @@ def clean_errors(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 250) 
     return wrong
 
 
-def _run(
-    model: nn.Module,
-    fast: nn.Module,
+def first_breaks(
+    model: Callable[[Tensor], Tensor],
+    fast: Callable[[Tensor], Tensor],
     x: Tensor,
-    y: Tensor,
-    goal: Tensor,
     start: Tensor,
+    loss: Loss,
+    goals: tuple[Tensor, ...],
+    *,
     eps: float,
-    step: float,
+    step_size: float,
     steps: int,
-    batch_size: int,
-    bar: "tqdm[None]",
-) -> Tensor:
-    """One PGD run in which each image is at a step of its own: which of them broke, (N,) of bool."""
-    low, high = within(x, eps)
-    x_adv, broken, taken = start.clone(), torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y)
+    batch_size: int = 250,
+    bar: "tqdm[None] | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """One PGD run from `start` in which each image is at a step of its own: when it broke, and the images.
+
+    The steps raise `loss(logits, *goals)` of `fast`, image by image; whether an image is broken is asked of
+    `model`, wherever `fast` errs and after the last step. `goals`: the labels y (N,), and for a targeted loss
+    the targets (N,). Call it inside `attacking`, for both.
+
+    Shapes: x, start (N, C, H, W); results (N,) of the steps that were taken before the network erred, -1
+    where it stands, and (N, C, H, W): the image at which it erred, or the last one.
+    """
+    y, (low, high) = goals[0], within(x, eps)
+    x_adv, broken, taken = start.clone(), torch.full_like(y, -1), torch.zeros_like(y)
     waiting = torch.arange(len(x), device=x.device)
     batch = waiting[:0]
     while len(batch) or len(waiting):
@@ -84,15 +99,19 @@ def _run(
         images = x_adv[batch].requires_grad_()
         with torch.enable_grad():
             logits = widen(fast(images))
-            loss = F.cross_entropy(logits, goal[batch], reduction="sum")
-            (grad,) = torch.autograd.grad(loss, images)
-        images, suspect = images.detach(), logits.argmax(1) != y[batch]
-        broken[batch[suspect]] = clean_errors(model, images[suspect], y[batch[suspect]], batch_size)
-        x_adv[batch] = images.add(grad.sign(), alpha=step).clamp_(low[batch], high[batch])
+            (grad,) = torch.autograd.grad(loss(logits, *(g[batch] for g in goals)).sum(), images)
+        suspect = logits.argmax(1) != y[batch]
+        errs = suspect.clone()
+        errs[suspect] = clean_errors(model, images.detach()[suspect], y[batch[suspect]], batch_size)
+        broken[batch[errs]] = taken[batch[errs]]
+        moved = images.detach().add(grad.sign(), alpha=step_size).clamp_(low[batch], high[batch])
+        x_adv[batch[~errs]] = moved[~errs]
         taken[batch] += 1
-        stays = ~broken[batch] & (taken[batch] < steps)
-        bar.update(len(batch) - int(stays.sum()))
+        stays = ~errs & (taken[batch] < steps)
+        if bar is not None:
+            bar.update(len(batch) - int(stays.sum()))
         batch = batch[stays]
-    (left,) = torch.where(~broken)
-    broken[left] = clean_errors(model, x_adv[left], y[left], batch_size)
-    return broken
+    (left,) = torch.where(broken < 0)
+    last = clean_errors(model, x_adv[left], y[left], batch_size)
+    broken[left[last]] = steps
+    return broken, x_adv

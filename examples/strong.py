@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -21,37 +22,50 @@ class Found(NamedTuple):
     warnings: list[str]  # of the library, each kind once
 
 
-def load() -> Any:
-    """The class `AutoAttack` of pyautoattack. Raises `ValueError` if it is not installed."""
+def load() -> tuple[Any, Any]:
+    """`AutoAttack` and `checks` of pyautoattack. Raises `ValueError` if it is not installed."""
     try:
-        from pyautoattack import AutoAttack
+        from pyautoattack import AutoAttack, checks
     except ImportError:
         raise ValueError('AutoAttack is not installed: pip install "sparta-act[autoattack]"') from None
-    return AutoAttack
+    return AutoAttack, checks
 
 
 def autoattack(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, seed: int, batch_size: int, title: str
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    title: str,
+    parts: Sequence[str] = PARTS,
+    steps: int = 100,
+    queries: int = 5000,
 ) -> Found:
     """AutoAttack's standard version: each part attacks what the parts before it left standing.
 
     The parts: APGD-CE of 100 steps, targeted APGD and targeted FAB of 100 for each of 9 targets, Square of
-    5,000 queries. `eps` is a fraction of 1 (L-infinity). The network is attacked in evaluation mode and left
-    as it was, without any `.grad`.
+    5,000 queries; other numbers, or not all parts, are no longer the standard version. `eps` is a fraction of
+    1 (L-infinity). The network is attacked in evaluation mode and left as it was, without any `.grad`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
     Raises `ValueError` if the library is not installed.
     """
-    make = load()
-    with attacking(model), tqdm(total=len(PARTS), desc=title, unit="part") as bar, _Listener(bar) as listener:
+    make, checks = load()
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it counts over all calls of a process
+    with attacking(model), tqdm(total=len(parts), desc=title, unit="part") as bar, _Listener(bar) as listener:
         attack = make(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
+        attack.attacks_to_run, attack.square.n_queries = list(parts), queries
+        attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = steps
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     wrong = (predicted != y).cpu()
     standing, left = {}, int((~wrong).sum())
-    for part in reversed(PARTS):
+    for part in reversed(parts):
         standing[part] = left
         left += listener.fooled[part]
-    return Found(wrong, x_adv.cpu(), {part: standing[part] for part in PARTS}, listener.told())
+    return Found(wrong, x_adv.cpu(), {part: standing[part] for part in parts}, listener.told())
 
 
 class _Listener(logging.Handler):

@@ -80,14 +80,35 @@ class Sparta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        return SF.sparta(x, *self._scores(x))  # Eq. 8
+        return SF.sparta(x, *self.scores(x))  # Eq. 8
 
     def attention(self, x: Tensor) -> Tensor:
         """Gate of every element, sigmoid(phi_s * phi_c), in float32 or wider.
 
         Shapes: (N, C, H, W) -> (N, C, H, W), values in [0, 1]. Raises `ShapeError`. Source: SPARTA, Eq. 5.
         """
-        return SF.attention(*self._scores(x))
+        return SF.attention(*self.scores(x))
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score of every place and of every channel, whose product is the gate's logit.
+
+        Shapes: (N, C, H, W) -> (N, 1, H, W), (N, C, 1, 1). Raises `ShapeError`.
+        Source: SPARTA, Eq. 5: phi_s and phi_c.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            raise ShapeError(
+                f"{type(self).__name__}({self.in_channels}) was given {tuple(x.shape)}; "
+                f"it takes (N, {self.in_channels}, H, W)"
+            )
+        size = x.shape[2:]
+        if self.neighborhood > 1:
+            x = F.avg_pool2d(x, self.neighborhood, ceil_mode=True)
+        c, kernel = self._glance(x)
+        m = self._conv4(SF.relu_(self._conv3(x)))
+        s = SF.kernel_conv(m, kernel)  # phi_s: (N, 1, H, W)
+        if self.neighborhood > 1:
+            s = SF.share(s, self.neighborhood, size)
+        return s, c
 
     def freeze(self) -> "Self":
         """Change this module to stay as it is: no gradient to its parameters, no moving statistics."""
@@ -125,22 +146,6 @@ class Sparta(nn.Module):
         arguments += [] if self.neighborhood == 1 else [f"neighborhood={self.neighborhood}"]
         arguments += ["frozen"] if self.frozen else []
         return ", ".join(arguments)
-
-    def _scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise ShapeError(
-                f"{type(self).__name__}({self.in_channels}) was given {tuple(x.shape)}; "
-                f"it takes (N, {self.in_channels}, H, W)"
-            )
-        size = x.shape[2:]
-        if self.neighborhood > 1:
-            x = F.avg_pool2d(x, self.neighborhood, ceil_mode=True)
-        c, kernel = self._glance(x)
-        m = self._conv4(SF.relu_(self._conv3(x)))
-        s = SF.kernel_conv(m, kernel)  # phi_s: (N, 1, H, W)
-        if self.neighborhood > 1:
-            s = SF.share(s, self.neighborhood, size)
-        return s, c
 
     def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What sees X as a whole: phi_c (N, C, 1, 1) and conv5's kernel (N or 1, 1, 3, 3)."""

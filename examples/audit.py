@@ -1,0 +1,244 @@
+"""Is a robustness figure real, or gradient masking? `python examples/audit.py NETWORK`.
+
+Attacks the network in some thirty ways, holds the results against eleven checks, and prints one row for each:
+what was found, pass, FAIL or not enough data, and what it means. Above them stands what the network is worth:
+its error in the worst case over all attacks, beside that of plain PGD.
+
+NETWORK is a checkpoint.pt of train.py, a file of weights (examples/networks), or FILE.py:FUNCTION, where the
+function returns any network that takes images in [0, 1] and returns logits. Needs
+pip install "sparta-act[examples,audit]" (AutoAttack and Square by pyautoattack, HopSkipJump by foolbox).
+
+Written into --out: audit.json (all figures), audit.png (one page), audit.safetensors (for every image that
+fell the one that fooled the network, to be checked by anybody). A killed audit goes on from the last of them.
+
+Exits with 1 if a check fails, with 2 if the audit could not be made. An audit that nothing fails is no
+certificate: it says that these attacks agree with each other.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+import attempts
+import data
+import networks
+import strong
+from attacks import attacking
+from audit_page import draw
+from command_line import at_least, fraction
+from gradient_free import load_foolbox
+from kept import packed, sha256, write_record
+from ledger import Ledger
+from measure import exact_arithmetic
+from report import interval, stamp
+from robust_error import clean_errors
+from sparta_act import SpartaError
+from verdicts import FAIL, PASS, UNKNOWN, Check, all_checks
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    out: Path,
+    eps: float = 8 / 255,
+    seed: int = 0,
+    budget: attempts.Budget | None = None,
+    surrogates: dict[str, nn.Module] | None = None,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Attack a network, judge what was found, write the three files and return what audit.json holds.
+
+    `surrogates`: networks whose attacked images are tried on this one, by name. `about`: what the results
+    depend on besides the arguments, such as the network's sha256; a ledger in `out` is gone on with only if
+    all of it is the same. The network is put into evaluation mode.
+
+    Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
+    Raises `ValueError` for a network that does not answer such images, or if a library is missing.
+    """
+    began, budget, surrogates = time.perf_counter(), budget or attempts.Budget(), surrogates or {}
+    for network in (model.eval(), *(s.eval() for s in surrogates.values())):
+        networks.check(network, x, y)
+    known = {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)} | (about or {})
+    known["images"] = sha256(x.cpu().numpy().tobytes(), y.cpu().numpy().tobytes())
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(x.cpu(), y.cpu(), out / "audit.safetensors", json.dumps(known))
+    attempts.attack_all(attempts.Suspect(model, x, y, eps, seed), ledger, budget, surrogates)
+    checks = all_checks(ledger)
+    record: dict[str, Any] = known | stamp() | {"seconds": round(time.perf_counter() - began)}
+    record["worst case"] = _error(ledger.broken())
+    record["attacks"] = {name: _error(wrong) for name, wrong in ledger.wrong.items()}
+    record["evidence"] = evidence(model, x, y, ledger, eps)
+    record["checks"] = [c._asdict() for c in checks]
+    record["numbers"] = ledger.numbers
+    write_record(out / "audit.json", record)
+    draw(out / "audit.png", record, ledger)
+    return record
+
+
+def evidence(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float) -> dict[str, Any]:
+    """What the kept images are worth: asked once more, and measured."""
+    images, broken = ledger.images.to(x), ledger.broken().to(x.device)
+    with attacking(model):
+        again = clean_errors(model, images, y) & broken
+    return {
+        "images": int(broken.sum()),
+        "wrong again": int(again.sum()),
+        "farthest": (images - x).abs().max().item(),
+        "within eps": bool(
+            (images - x).abs().max() <= eps + 1e-6 and images.min() >= 0 and images.max() <= 1
+        ),
+    }
+
+
+def show(record: dict[str, Any], title: str) -> None:
+    """Print the headline and the table."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    told = {UNKNOWN: "yellow", FAIL: "bold red", PASS: "green"}
+    table = Table("", "check", "figure (points)", "verdict", "what it means", title=title, show_lines=True)
+    for c in (Check(**row) for row in record["checks"]):
+        verdict = f"[{told.get(c.verdict, 'dim')}]{c.verdict}[/]"
+        table.add_row(str(c.number), c.name, escape(c.figure), verdict, escape(c.meaning))
+    console.print(table)
+    for line in summary(record):
+        console.print(line, highlight=False, markup=False)
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    """The headline, in lines."""
+    worst, plain = record["worst case"], record["attacks"][attempts.PLAIN]
+    steps, eps, found = record["budget"]["steps"], record["eps"], record["evidence"]
+    verdicts = [row["verdict"] for row in record["checks"]]
+    lines = [
+        f"Error in the worst case over all attacks within {255 * eps:.3g}/255: {_told(worst)} of "
+        f"{worst['images']} images; by plain PGD-{steps}: {_told(plain)}; "
+        f"clean: {_told(record['attacks'][attempts.CLEAN])}.",
+        f"Evidence: {found['wrong again']} of {found['images']} kept images fool the network when asked "
+        f"again, {'all within' if found['within eps'] else 'NOT all within'} eps.",
+    ]
+    if FAIL in verdicts:
+        failed = ", ".join(str(row["number"]) for row in record["checks"] if row["verdict"] == FAIL)
+        lines.append(
+            f"FAIL ({failed}): plain PGD's figure is not to be believed; nor is the worst case a bound."
+        )
+    elif UNKNOWN in verdicts:
+        lines.append("Nothing fails, but not all could be told: give more images (--limit) or surrogates.")
+    else:
+        lines.append("Nothing fails: these attacks agree with each other. It is no certificate.")
+    return lines
+
+
+def _error(wrong: Tensor) -> dict[str, Any]:
+    error, low, high = interval(wrong)
+    return {"error": error, "low": low, "high": high, "images": len(wrong), "wrong": packed(wrong)}
+
+
+def _told(entry: dict[str, Any]) -> str:
+    return f"{entry['error']:.1%} ({100 * entry['low']:.1f}-{100 * entry['high']:.1f})"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("network", help=networks.NAMES)
+    p.add_argument(
+        "--surrogate",
+        nargs="+",
+        default=[],
+        metavar="NETWORK",
+        help="networks whose attacked images are tried on this one: its ReLU twin, another seed (check 6)",
+    )
+    p.add_argument(
+        "--data-dir",
+        default="sample",
+        help="where the test images lie: 'sample' (ours, 500 of CIFAR-10; default), 'hub', or a folder of "
+        "parquet files",
+    )
+    p.add_argument("--dataset", choices=data.DATASETS, help="of a FILE.py:FUNCTION (default: cifar10)")
+    p.add_argument(
+        "--limit",
+        type=at_least(1),
+        default=500,
+        help="the first so many test images (default %(default)s); of few, most checks cannot tell",
+    )
+    p.add_argument(
+        "--eps", type=fraction, default=8 / 255, help="bound of the attacks, a fraction of 1 (default 8/255)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of all random numbers (default %(default)s)")
+    p.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s"
+    )
+    p.add_argument("--out", type=Path, help="folder of the results (default: runs/audit/NAME OF THE NETWORK)")
+    return p
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Audit as the command line says. Raises `ValueError` or `OSError` for what cannot work."""
+    strong.load(), load_foolbox()
+    model, dataset, content = networks.load(args.network)
+    if args.dataset and dataset and args.dataset != dataset:
+        raise ValueError(f"--dataset {args.dataset}: the network was trained on {dataset}")
+    loaded = {_name(where): networks.load(where) for where in args.surrogate}
+    if len(loaded) < len(args.surrogate):
+        raise ValueError(f"two surrogates have one name: {', '.join(map(_name, args.surrogate))}")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} is of no use here: {str(error).splitlines()[0]}") from None
+    x, y = (t[: args.limit] for t in data.load("test", args.data_dir, args.dataset or dataset or "cifar10"))
+    about = {"network": args.network, "sha256": sha256(content)}
+    about["sha256 of surrogates"] = [sha256(content) for _, _, content in loaded.values()]
+    with exact_arithmetic():
+        return audit(
+            model.to(args.device),
+            data.to_float(x, args.device),
+            y.to(args.device),
+            out=args.out or Path("runs/audit") / _name(args.network),
+            eps=args.eps,
+            seed=args.seed,
+            surrogates={name: surrogate.to(args.device) for name, (surrogate, _, _) in loaded.items()},
+            about=about,
+        )
+
+
+def _name(where: str) -> str:
+    """What a network is called: the folder of a checkpoint, a file's name, a function's."""
+    path = Path(where.rpartition(":")[0] or where)
+    return (
+        where.rpartition(":")[2]
+        if ".py:" in where
+        else path.parent.name
+        if path.suffix == ".pt"
+        else path.stem
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Audit, show, and exit with the verdict."""
+    args = parser().parse_args(argv)
+    try:
+        record = run(args)
+    except (SpartaError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    show(record, f"{args.network}: {record['worst case']['images']} test images, {255 * args.eps:.3g}/255")
+    print(
+        "; ".join(f"{what} {record[what]}" for what in ("seed", "machine", "torch", "date"))
+        + f", {record['seconds']} s"
+    )
+    if any(row["verdict"] == FAIL for row in record["checks"]):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A network by what the user has: a checkpoint, a file of weights, or a function that makes it."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import data
+from models import build
+from sets import activations_of, round_to_half
+from train import load_trained
+
+NAMES = "checkpoint.pt of train.py, weights.safetensors of `save`, or FILE.py:FUNCTION"
+SETTINGS = ("arch", "activation", "sites", "width", "dataset")
+
+
+def load(where: str) -> tuple[nn.Module, str | None, bytes]:
+    """Network in evaluation mode, its data set where that is known, and the bytes it was made from.
+
+    `where`: a checkpoint of train.py, whose SPARTA is rounded to float16, as a set stores it; a file of
+    `save`; or `FILE.py:FUNCTION`, a function without arguments that returns the network. It takes images in
+    [0, 1] and returns logits.
+    Raises `ValueError` or `OSError` with what is wrong.
+    """
+    path, _, function = where.rpartition(":") if ".py:" in where else (where, "", "")
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}; wanted {NAMES}")
+    content = Path(path).read_bytes()
+    if function:
+        return _made(Path(path), function), None, content
+    if path.endswith(".safetensors"):
+        model, dataset = _stored(Path(path))
+    else:
+        model, settings = load_trained(path)
+        round_to_half(activations_of(model))
+        dataset = settings["dataset"]
+    return model.eval(), dataset, content
+
+
+def save(checkpoint: Path, path: Path) -> None:
+    """Write the network of a checkpoint, without its optimizer and in float16, as a file to pass on."""
+    model, settings = load_trained(checkpoint)
+    if settings["pretrained"]:
+        raise ValueError(
+            f"{checkpoint} has the SPARTA of {settings['pretrained']}, which a file of weights lacks"
+        )
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(tensors, path, {"settings": json.dumps({k: settings[k] for k in SETTINGS})})
+
+
+def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raise `ValueError` if the network does not answer x (N, C, H, W) with logits for labels y (N,)."""
+    few = x[:2]
+    try:
+        with torch.no_grad():
+            logits = model(few)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the network was given images {tuple(few.shape)} and raised: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (len(few), logits.shape[-1]):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the network must return logits ({len(few)}, classes), and returned {found}")
+    if logits.shape[1] <= int(y.max()) or logits.shape[1] < 4:
+        raise ValueError(
+            f"the network tells {logits.shape[1]} classes apart; these images have {int(y.max()) + 1}, and "
+            "the targeted DLR loss needs at least 4"
+        )
+    if not logits.isfinite().all():
+        raise ValueError("the network's logits are not finite")
+
+
+def _made(path: Path, function: str) -> nn.Module:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make: Any = getattr(module, function, None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function {function!r}")
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path}:{function} must return a network, not {type(model).__name__}")
+    return model.eval()
+
+
+def _stored(path: Path) -> tuple[nn.Module, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            settings = json.loads((file.metadata() or {})["settings"])
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no mapping)
+        dataset = data.DATASETS[settings["dataset"]]
+        model = build(**settings, num_classes=len(dataset.classes))
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no file of weights that `networks.save` wrote: {error}") from None
+    return model, settings["dataset"]

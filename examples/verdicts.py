@@ -1,0 +1,341 @@
+"""The eleven checks of an audit: from what the attacks found to pass, FAIL or not enough data.
+
+After Athalye et al. 2018 (arXiv:1802.00420), Carlini et al. 2019 (arXiv:1902.06705) and Croce & Hein 2020
+(arXiv:2003.01690), whose advice each check puts into a number. One rule decides all of them: a difference is
+held against a tolerance with its 95% interval. Below it for certain: pass. Above it for certain: FAIL.
+The interval on both sides of it: not enough data.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import attempts as a
+from ledger import Ledger
+
+PASS, FAIL, UNKNOWN = "pass", "FAIL", "not enough data"
+NO_GATE = "no gate"  # of the check that looks at one
+Z = 1.959964
+
+# Points by which one attack may beat another without a word. What sets them is a ReLU network without a gate,
+# adversarially trained, whose figures stand in docs/audit.md: it must pass
+ADDS = 0.02  # twice the steps, or a gradient that goes around the gate
+CHOICE = 0.03  # ten restarts, or another size of step
+LOSS = (
+    0.05  # another loss: targeted margins are a few points stronger than plain cross-entropy on any network
+)
+ONLY = 0.01  # of all images, broken by gradient-free attacks alone, or right at the largest eps
+RISE = 0.10  # of the loss' rise in the first half of the steps, in the second
+SATURATED = 0.50  # of a site's gate
+RATIO = 0.10  # of ReLU's gradient norm
+
+
+class Check(NamedTuple):
+    """One row of the audit."""
+
+    number: int
+    name: str
+    figure: str
+    verdict: str
+    meaning: str
+
+
+class Difference(NamedTuple):
+    """A number and the half width of its 95% interval."""
+
+    value: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} ± {100 * self.half:.1f}"
+
+    def below(self, most: float) -> str:
+        """The verdict on a number that must not exceed `most`."""
+        if self.value - self.half > most:
+            return FAIL
+        return PASS if self.value + self.half <= most else UNKNOWN
+
+    def negative(self) -> str:
+        """The verdict on a number that must be below 0."""
+        if self.value - self.half > 0:
+            return FAIL
+        return PASS if self.value + self.half < 0 else UNKNOWN
+
+
+def beats(one: Tensor, other: Tensor) -> Difference:
+    """Share of images that `one` breaks, minus that of `other`, both (N,) of bool, on the same images.
+
+    With a pseudo-count in each cell, so that no disagreement among five images is not certainty.
+    Source: Bonett & Price 2012, doi:10.3102/1076998611411915, adjusted Wald interval for paired proportions.
+    """
+    n = len(one) + 2
+    more, less = (int((p & ~q).sum() + 1) / n for p, q in ((one, other), (other, one)))
+    return Difference(more - less, Z * math.sqrt((more + less - (more - less) ** 2) / n))
+
+
+def mean(values: Iterable[float]) -> Difference:
+    """Mean of a number over images, and its interval; of fewer than two an endless one."""
+    t = torch.tensor(list(values), dtype=torch.float64)
+    half = Z * t.std().item() / math.sqrt(len(t)) if len(t) > 1 else math.inf
+    return Difference(t.mean().item() if len(t) else 0.0, half)
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """FAIL if any is, else not enough data if any is; of none, not enough data."""
+    found = set(verdicts)
+    return FAIL if FAIL in found else UNKNOWN if UNKNOWN in found or not found else PASS
+
+
+def all_checks(ledger: Ledger) -> list[Check]:
+    """The rows, in the order of their numbers."""
+    return [check(ledger) for check in CHECKS]
+
+
+def iterative(ledger: Ledger) -> Check:
+    """1: a single step must be weaker."""
+    d = beats(ledger.wrong[a.FGSM], ledger.wrong[a.PLAIN])
+    verdict = d.negative()
+    return Check(
+        1,
+        "iterative attacks beat a single step",
+        f"FGSM minus PGD {d}",
+        verdict,
+        {
+            PASS: "following the gradient for many steps pays",
+            FAIL: "steps after the first lead astray: the gradient does not point where the loss rises",
+            UNKNOWN: "the two are too close to tell which is stronger",
+        }[verdict],
+    )
+
+
+def doubling(ledger: Ledger) -> Check:
+    """2: twice the steps add nothing, the loss has stopped rising."""
+    d = beats(ledger.wrong[a.LONG], ledger.wrong[a.PLAIN])
+    curve = ledger.numbers["loss curve"]
+    rise, late = mean(curve["rise"]), mean(curve["late"])
+    figure = f"{d} by twice the steps; the loss rises by {rise.value:.2f}, then by {late.value:+.3f}"
+    risen = PASS if rise.value - rise.half > 0 else FAIL if rise.value + rise.half <= 1e-3 else UNKNOWN
+    flat = Difference(late.value - RISE * rise.value, late.half).below(0)
+    verdict = worst([d.below(ADDS), risen, flat])
+    meaning = {
+        PASS: "the attack has converged",
+        FAIL: "PGD cannot raise the loss"
+        if risen == FAIL
+        else "the attack has not converged: its figure is too good",
+        UNKNOWN: "too few images to say whether it has converged",
+    }[verdict]
+    return Check(2, "twice the steps add nothing", figure, verdict, meaning)
+
+
+def choices(ledger: Ledger) -> Check:
+    """3: neither restarts nor another size of step add much."""
+    restarts = beats(ledger.wrong[a.RESTARTS], ledger.wrong[a.PLAIN])
+    sizes = {name: beats(ledger.wrong[name], ledger.wrong[a.PLAIN]) for name in a.STEP_SIZES}
+    best = max(sizes, key=lambda name: sizes[name].value)
+    verdict = worst(d.below(CHOICE) for d in (restarts, *sizes.values()))
+    return Check(
+        3,
+        "restarts and step sizes add little",
+        f"restarts {restarts}; {best.removeprefix('PGD, ')} {sizes[best]}",
+        verdict,
+        {
+            PASS: "the figure does not hang on how PGD was set up",
+            FAIL: "another set-up of PGD is much stronger: the loss is rugged, or its gradient random",
+            UNKNOWN: "too few images to exclude a better set-up",
+        }[verdict],
+    )
+
+
+def sweep(ledger: Ledger) -> Check:
+    """4: the larger eps, the more errors, up to all of them."""
+    names = [a.CLEAN, "PGD at eps/4", "PGD at eps/2", a.PLAIN, "PGD at 2 eps", "PGD at 4 eps", a.AT_LARGEST]
+    wrong = [ledger.wrong[n] for n in names if n in ledger.wrong]
+    rising = [beats(few, many).below(ONLY) for few, many in itertools.pairwise(wrong)]
+    left = beats(torch.ones_like(wrong[-1]), wrong[-1])
+    verdict = worst([*rising, left.below(ONLY)])
+    errors = " ".join(f"{100 * w.float().mean():.0f}" for w in wrong)
+    return Check(
+        4,
+        "error rises with eps, to 100%",
+        f"{errors}; right at 128/255: {int((~wrong[-1]).sum())} of {len(wrong[-1])}",
+        verdict,
+        {
+            PASS: "with room enough the attack breaks everything",
+            FAIL: "the attack fails where no network can be right: it is the attack that is weak",
+            UNKNOWN: "too few images to exclude a handful that never fall",
+        }[verdict],
+    )
+
+
+def gradient_free(ledger: Ledger) -> Check:
+    """5: who sees no gradient finds nothing that the gradient does not show."""
+    known = a.white_box(ledger)
+    only = beats(known | ledger.wrong[a.SQUARE] | ledger.wrong[a.HARD_LABEL], known)
+    told, powerless = [], []
+    for name in (a.SQUARE, a.HARD_LABEL):
+        n = ledger.numbers[name]
+        told.append(
+            f"{name} {n['broken']} of {n['standing']}, of fallen {n['control broken']} of {n['control']}"
+        )
+        powerless += [name] if n["standing"] and not n["control broken"] else []
+    verdict = only.below(ONLY)
+    if powerless and verdict == PASS:
+        verdict = UNKNOWN
+    return Check(
+        5,
+        "gradient-free attacks add nothing",
+        f"{only}: " + "; ".join(told),
+        verdict,
+        {
+            PASS: "what stands does not hide behind a broken gradient",
+            FAIL: "images fall without a gradient that stand against it: the gradient is masked",
+            UNKNOWN: f"{' and '.join(powerless)} broke not even what white-box attacks broke"
+            if powerless
+            else "too few images, or a few that only they broke",
+        }[verdict],
+    )
+
+
+def transfer(ledger: Ledger) -> Check:
+    """6: images made for another network are weaker."""
+    found = {n: beats(w, ledger.wrong[a.PLAIN]) for n, w in ledger.wrong.items() if n.startswith(a.TRANSFER)}
+    verdict = worst(d.negative() for d in found.values())
+    figure = "; ".join(f"{n.removeprefix(a.TRANSFER)} {d}" for n, d in found.items()) or "no surrogate given"
+    return Check(
+        6,
+        "transferred images are weaker",
+        figure,
+        verdict,
+        {
+            PASS: "the network's own gradients beat those of another",
+            FAIL: "another network's gradients are the better ones: this network's are masked",
+            UNKNOWN: "transfer and white-box are too close to tell"
+            if found
+            else "name networks to attack from with --surrogate",
+        }[verdict],
+    )
+
+
+def random_noise(ledger: Ledger) -> Check:
+    """7: blind draws are weaker."""
+    d = beats(ledger.wrong[a.NOISE], ledger.wrong[a.PLAIN])
+    verdict = d.negative()
+    return Check(
+        7,
+        "random noise is weaker",
+        f"noise minus PGD {d}",
+        verdict,
+        {
+            PASS: "the gradient is worth more than luck",
+            FAIL: "luck beats the gradient",
+            UNKNOWN: "PGD is hardly better than luck, or there are too few images",
+        }[verdict],
+    )
+
+
+def agreement(ledger: Ledger) -> Check:
+    """8: the losses agree."""
+    found = {n: beats(ledger.wrong[n], ledger.wrong[a.PLAIN]) for n in (*a.LOSSES, *a.TARGETED)}
+    verdict = worst(Difference(abs(d.value), d.half).below(LOSS) for d in found.values())
+    far = max(found, key=lambda n: abs(found[n].value))
+    return Check(
+        8,
+        "losses agree",
+        "; ".join(f"{n.removeprefix('PGD, ')} {d}" for n, d in found.items()),
+        verdict,
+        {
+            PASS: "the figure does not hang on the loss",
+            FAIL: f"{far.removeprefix('PGD, ')} and cross-entropy differ: one of the two is blind",
+            UNKNOWN: "too few images to say that they agree",
+        }[verdict],
+    )
+
+
+def flags(ledger: Ledger) -> Check:
+    """9: AutoAttack's own warnings, and images without any gradient."""
+    warnings = ledger.numbers["AutoAttack"]["warnings"]
+    n = ledger.numbers["zero gradients"]
+    none = torch.arange(n["images"]) < n["without"]
+    without = beats(none, torch.zeros_like(none))
+    verdict = FAIL if warnings else without.below(ONLY)
+    told = "; ".join(w.split("!")[0].split(",")[0] for w in warnings) or "silent"
+    return Check(
+        9,
+        "AutoAttack's flags are silent",
+        f"{told}; no gradient at {n['without']} of {n['images']} right images",
+        verdict,
+        {
+            PASS: "deterministic, differentiable, logits",
+            FAIL: "the usual attacks mean little" if warnings else "cross-entropy has no gradient to follow",
+            UNKNOWN: "too few images that are right",
+        }[verdict],
+    )
+
+
+def adaptive(ledger: Ledger) -> Check:
+    """10: gradients that go around the gate are no better."""
+    names = [n for n in (*a.ADAPTIVE, a.FLOAT64) if n in ledger.wrong]
+    found = {n: beats(ledger.wrong[n], ledger.wrong[a.PLAIN]) for n in names}
+    best = max(found, key=lambda n: found[n].value)
+    verdict = worst(d.below(ADDS) for d in found.values())
+    gated = len(found) > 1
+    figure = "; ".join(f"{n.removeprefix('PGD, ')} {d}" for n, d in found.items())
+    return Check(
+        10,
+        "adaptive attacks on the gate add nothing" if gated else "float64 adds nothing (there is no SPARTA)",
+        figure,
+        verdict,
+        {
+            PASS: "the gate hides no gradient" if gated else "float32 hides no gradient",
+            FAIL: f"{best.removeprefix('PGD, ')} is the better gradient: the real one is masked",
+            UNKNOWN: "too few images to exclude it",
+        }[verdict],
+    )
+
+
+def gate_statistics(ledger: Ledger) -> Check:
+    """11: the gate is soft and lets the gradient through."""
+    sites: Mapping[str, Any] = ledger.numbers["gate"]
+    name = "the gate is soft"
+    if not sites:
+        return Check(11, name, "there is no SPARTA", NO_GATE, "nothing to look at")
+    verdicts, told, hard = [], [], []
+    for site, g in sites.items():
+        closed, opened, ratio = (mean(g[k]) for k in ("closed", "open", "ratio"))
+        saturated = mean(c + o for c, o in zip(g["closed"], g["open"], strict=True))
+        verdicts += [saturated.below(SATURATED), Difference(-ratio.value, ratio.half).below(-RATIO)]
+        hard += [site] if FAIL in verdicts[-2:] else []
+        told.append(
+            f"{site} {closed.value:.1%} < 0.01, {opened.value:.1%} > 0.99, gradient {ratio.value:.2f}"
+        )
+    verdict = worst(verdicts)
+    return Check(
+        11,
+        name,
+        "; ".join(told),
+        verdict,
+        {
+            PASS: "no site is a hard mask, and each passes on a gradient like ReLU's",
+            FAIL: f"hard mask at {', '.join(hard)}: there the gate has no gradient",
+            UNKNOWN: "too few images",
+        }[verdict],
+    )
+
+
+CHECKS = (
+    iterative,
+    doubling,
+    choices,
+    sweep,
+    gradient_free,
+    transfer,
+    random_noise,
+    agreement,
+    flags,
+    adaptive,
+    gate_statistics,
+)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -120,7 +121,9 @@ def attack_all(suspect: Suspect, ledger: Ledger, budget: Budget, surrogates: Map
         for name, attack in bar:
             bar.set_description(name)
             if name not in ledger:
+                began = time.perf_counter()
                 attack(name)
+                ledger.spent(name, time.perf_counter() - began)
 
 
 def white_box(ledger: Ledger) -> Tensor:

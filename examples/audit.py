@@ -8,8 +8,9 @@ NETWORK is a checkpoint.pt of train.py, a file of weights (examples/networks), o
 function returns any network that takes images in [0, 1] and returns logits. Needs
 pip install "sparta-act[examples,audit]" (AutoAttack and Square by pyautoattack, HopSkipJump by foolbox).
 
-Written into --out: audit.json (all figures), audit.png (one page), audit.safetensors (for every image that
-fell the one that fooled the network, to be checked by anybody). A killed audit goes on from the last of them.
+Written into --out: audit.json (all figures), audit.md (the table), audit.png (one page) and audit.safetensors
+(for every image that fell the one that fooled the network, to be checked by anybody; a killed audit goes on
+from there).
 
 Exits with 1 if a check fails, with 2 if the audit could not be made. An audit that nothing fails is no
 certificate: it says that these attacks agree with each other.
@@ -18,14 +19,10 @@ certificate: it says that these attacks agree with each other.
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
 import attempts
@@ -34,15 +31,17 @@ import networks
 import strong
 from attacks import attacking
 from audit_page import draw
+from audit_text import made, markdown, show
 from command_line import at_least, fraction
 from gradient_free import load_foolbox
 from kept import packed, sha256, write_record
 from ledger import Ledger
 from measure import exact_arithmetic
+from replacing import replacing
 from report import interval, stamp
 from robust_error import clean_errors
 from sparta_act import SpartaError
-from verdicts import FAIL, PASS, UNKNOWN, Check, all_checks
+from verdicts import FAIL, all_checks, mean
 
 
 def audit(
@@ -57,7 +56,7 @@ def audit(
     surrogates: dict[str, nn.Module] | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Attack a network, judge what was found, write the three files and return what audit.json holds.
+    """Attack a network, judge what was found, write the files and return what audit.json holds.
 
     `surrogates`: networks whose attacked images are tried on this one, by name. `about`: what the results
     depend on besides the arguments, such as the network's sha256; a ledger in `out` is gone on with only if
@@ -66,7 +65,7 @@ def audit(
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
     Raises `ValueError` for a network that does not answer such images, or if a library is missing.
     """
-    began, budget, surrogates = time.perf_counter(), budget or attempts.Budget(), surrogates or {}
+    budget, surrogates = budget or attempts.Budget(), surrogates or {}
     for network in (model.eval(), *(s.eval() for s in surrogates.values())):
         networks.check(network, x, y)
     known = {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)} | (about or {})
@@ -75,15 +74,29 @@ def audit(
     ledger = Ledger(x.cpu(), y.cpu(), out / "audit.safetensors", json.dumps(known))
     attempts.attack_all(attempts.Suspect(model, x, y, eps, seed), ledger, budget, surrogates)
     checks = all_checks(ledger)
-    record: dict[str, Any] = known | stamp() | {"seconds": round(time.perf_counter() - began)}
+    record: dict[str, Any] = known | stamp() | {"seconds": round(sum(ledger.numbers["seconds"].values()))}
     record["worst case"] = _error(ledger.broken())
     record["attacks"] = {name: _error(wrong) for name, wrong in ledger.wrong.items()}
     record["evidence"] = evidence(model, x, y, ledger, eps)
     record["checks"] = [c._asdict() for c in checks]
-    record["numbers"] = ledger.numbers
+    record["numbers"] = {k: v for k, v in ledger.numbers.items() if k != "gate"}
+    record["gate"] = {
+        site: {k: mean(g[k]).value for k in ("closed", "open", "ratio")} | {"histogram": g["histogram"]}
+        for site, g in ledger.numbers["gate"].items()
+    }
     write_record(out / "audit.json", record)
+    write_text(
+        out / "audit.md",
+        f"# Audit: {record.get('network', 'network')}\n\n{markdown(record)}\n{made(record)}\n",
+    )
     draw(out / "audit.png", record, ledger)
     return record
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text, or leave the file as it was."""
+    with replacing(path) as scratch:
+        scratch.write_text(text)
 
 
 def evidence(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float) -> dict[str, Any]:
@@ -101,50 +114,9 @@ def evidence(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float)
     }
 
 
-def show(record: dict[str, Any], title: str) -> None:
-    """Print the headline and the table."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    told = {UNKNOWN: "yellow", FAIL: "bold red", PASS: "green"}
-    table = Table("", "check", "figure (points)", "verdict", "what it means", title=title, show_lines=True)
-    for c in (Check(**row) for row in record["checks"]):
-        verdict = f"[{told.get(c.verdict, 'dim')}]{c.verdict}[/]"
-        table.add_row(str(c.number), c.name, escape(c.figure), verdict, escape(c.meaning))
-    console.print(table)
-    for line in summary(record):
-        console.print(line, highlight=False, markup=False)
-
-
-def summary(record: dict[str, Any]) -> list[str]:
-    """The headline, in lines."""
-    worst, plain = record["worst case"], record["attacks"][attempts.PLAIN]
-    steps, eps, found = record["budget"]["steps"], record["eps"], record["evidence"]
-    verdicts = [row["verdict"] for row in record["checks"]]
-    lines = [
-        f"Error in the worst case over all attacks within {255 * eps:.3g}/255: {_told(worst)} of "
-        f"{worst['images']} images; by plain PGD-{steps}: {_told(plain)}; "
-        f"clean: {_told(record['attacks'][attempts.CLEAN])}.",
-        f"Evidence: {found['wrong again']} of {found['images']} kept images fool the network when asked "
-        f"again, {'all within' if found['within eps'] else 'NOT all within'} eps.",
-    ]
-    if FAIL in verdicts:
-        failed = ", ".join(str(row["number"]) for row in record["checks"] if row["verdict"] == FAIL)
-        lines.append(
-            f"FAIL ({failed}): plain PGD's figure is not to be believed; nor is the worst case a bound."
-        )
-    elif UNKNOWN in verdicts:
-        lines.append("Nothing fails, but not all could be told: give more images (--limit) or surrogates.")
-    else:
-        lines.append("Nothing fails: these attacks agree with each other. It is no certificate.")
-    return lines
-
-
 def _error(wrong: Tensor) -> dict[str, Any]:
     error, low, high = interval(wrong)
     return {"error": error, "low": low, "high": high, "images": len(wrong), "wrong": packed(wrong)}
-
-
-def _told(entry: dict[str, Any]) -> str:
-    return f"{entry['error']:.1%} ({100 * entry['low']:.1f}-{100 * entry['high']:.1f})"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -232,10 +204,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     show(record, f"{args.network}: {record['worst case']['images']} test images, {255 * args.eps:.3g}/255")
-    print(
-        "; ".join(f"{what} {record[what]}" for what in ("seed", "machine", "torch", "date"))
-        + f", {record['seconds']} s"
-    )
     if any(row["verdict"] == FAIL for row in record["checks"]):
         raise SystemExit(1)
 

@@ -75,7 +75,7 @@ def hard_label(
         torch.no_grad(),
         tqdm(total=len(x), desc="hard label", unit="img", leave=False) as bar,
     ):
-        for part in torch.arange(len(x), device=x.device).split(CHUNK):
+        for part in torch.arange(len(x), device=x.device).split(CHUNK) if len(x) else ():
             watched = _Watched(model, x[part], y[part], eps, queries)
             known = foolbox.PyTorchModel(watched.eval(), bounds=(0, 1), device=x.device)
             # the second and third: a network that answers one image in two ways, which foolbox gives up

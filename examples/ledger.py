@@ -34,7 +34,7 @@ class Ledger:
 
     def note(self, name: str, wrong: Tensor, images: Tensor | None = None) -> None:
         """Keep what an attack found; `images` are evidence for what it broke, None if it does not count."""
-        self.wrong[name] = wrong.cpu()
+        self.wrong[name] = wrong.detach().cpu().clone()
         if images is not None:
             for i in torch.where(self.wrong[name])[0].tolist():
                 if not self.by[i]:
@@ -45,6 +45,10 @@ class Ledger:
         """Keep numbers of another kind, as JSON can hold them."""
         self.numbers[name] = numbers
         self._write()
+
+    def spent(self, name: str, seconds: float) -> None:
+        """Keep how long an attack took."""
+        self.tell("seconds", self.numbers.get("seconds", {}) | {name: round(seconds, 1)})
 
     def broken(self) -> Tensor:
         """Images that anything broke, (N,) of bool."""

@@ -78,9 +78,9 @@ def beats(one: Tensor, other: Tensor) -> Difference:
 
 
 def mean(values: Iterable[float]) -> Difference:
-    """Mean of a number over images, and its interval; of fewer than two an endless one."""
+    """Mean of a number over images, and its interval; of fewer than 30 images an endless one."""
     t = torch.tensor(list(values), dtype=torch.float64)
-    half = Z * t.std().item() / math.sqrt(len(t)) if len(t) > 1 else math.inf
+    half = Z * t.std().item() / math.sqrt(len(t)) if len(t) >= 30 else math.inf
     return Difference(t.mean().item() if len(t) else 0.0, half)
 
 
@@ -157,6 +157,7 @@ def sweep(ledger: Ledger) -> Check:
     rising = [beats(few, many).below(ONLY) for few, many in itertools.pairwise(wrong)]
     left = beats(torch.ones_like(wrong[-1]), wrong[-1])
     verdict = worst([*rising, left.below(ONLY)])
+    falling = FAIL in rising
     errors = " ".join(f"{100 * w.float().mean():.0f}" for w in wrong)
     return Check(
         4,
@@ -165,7 +166,9 @@ def sweep(ledger: Ledger) -> Check:
         verdict,
         {
             PASS: "with room enough the attack breaks everything",
-            FAIL: "the attack fails where no network can be right: it is the attack that is weak",
+            FAIL: "a larger eps breaks fewer images: the attack loses its way"
+            if falling
+            else "the attack fails where no network can be right: it is the attack that is weak",
             UNKNOWN: "too few images to exclude a handful that never fall",
         }[verdict],
     )
@@ -175,13 +178,13 @@ def gradient_free(ledger: Ledger) -> Check:
     """5: who sees no gradient finds nothing that the gradient does not show."""
     known = a.white_box(ledger)
     only = beats(known | ledger.wrong[a.SQUARE] | ledger.wrong[a.HARD_LABEL], known)
-    told, powerless = [], []
+    told, powerless = [], True
     for name in (a.SQUARE, a.HARD_LABEL):
         n = ledger.numbers[name]
         told.append(
             f"{name} {n['broken']} of {n['standing']}, of fallen {n['control broken']} of {n['control']}"
         )
-        powerless += [name] if n["standing"] and not n["control broken"] else []
+        powerless &= n["standing"] > 0 and n["control broken"] == 0
     verdict = only.below(ONLY)
     if powerless and verdict == PASS:
         verdict = UNKNOWN
@@ -193,7 +196,7 @@ def gradient_free(ledger: Ledger) -> Check:
         {
             PASS: "what stands does not hide behind a broken gradient",
             FAIL: "images fall without a gradient that stand against it: the gradient is masked",
-            UNKNOWN: f"{' and '.join(powerless)} broke not even what white-box attacks broke"
+            UNKNOWN: "they broke not even what white-box attacks broke: they are too weak to tell"
             if powerless
             else "too few images, or a few that only they broke",
         }[verdict],
@@ -259,7 +262,7 @@ def flags(ledger: Ledger) -> Check:
     """9: AutoAttack's own warnings, and images without any gradient."""
     warnings = ledger.numbers["AutoAttack"]["warnings"]
     n = ledger.numbers["zero gradients"]
-    none = torch.arange(n["images"]) < n["without"]
+    none = torch.arange(len(ledger.wrong[a.CLEAN])) < n["without"]
     without = beats(none, torch.zeros_like(none))
     verdict = FAIL if warnings else without.below(ONLY)
     told = "; ".join(w.split("!")[0].split(",")[0] for w in warnings) or "silent"
@@ -271,7 +274,7 @@ def flags(ledger: Ledger) -> Check:
         {
             PASS: "deterministic, differentiable, logits",
             FAIL: "the usual attacks mean little" if warnings else "cross-entropy has no gradient to follow",
-            UNKNOWN: "too few images that are right",
+            UNKNOWN: "too few images, or a few without a gradient",
         }[verdict],
     )
 

@@ -1,0 +1,274 @@
+"""Gradients that go around SPARTA's gate, found another way, and what a gate does to a gradient."""
+
+import copy
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gate
+from sparta_act import Sparta, SwishReLU
+from sparta_act.baselines import NormedSparta, PooledNormedSparta, PooledSparta
+from sparta_act.errors import ShapeError
+
+READINGS = [Sparta, PooledSparta, NormedSparta, PooledNormedSparta]
+C = 4
+
+
+def drawn(reading, **arguments):
+    """A gate of all sizes, in evaluation mode."""
+    return reference.scatter(reading(C, **arguments)).eval()
+
+
+class Net(nn.Module):
+    """A gate right below the network, one two levels down, and activations that are none."""
+
+    def __init__(self, reading, **arguments):
+        super().__init__()
+        self.conv = nn.Conv2d(3, C, 3, padding=1)
+        self.act = drawn(reading, **arguments)
+        inner = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), drawn(reading, **arguments))
+        self.blocks = nn.ModuleList([nn.Sequential(inner, nn.ReLU()), SwishReLU()])
+        self.fc = nn.Linear(C * 30, 5)
+
+    def forward(self, x):
+        h = self.act(self.conv(x))
+        for block in self.blocks:
+            h = block(h)
+        return self.fc(h.flatten(1))
+
+
+def images(n=3, channels=3, dtype=torch.float32):
+    return torch.rand(n, channels, 6, 5, dtype=dtype)
+
+
+def gradient(module, x, v):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad((module(x) * v).sum(), x)[0]
+
+
+def off_the_kink(n=3):
+    x = torch.randn(n, C, 6, 5, dtype=torch.float64)
+    return x + 0.1 * x.sign(), torch.randn(n, C, 6, 5, dtype=torch.float64)
+
+
+# ---- networks whose gradients go around it
+
+
+@pytest.mark.parametrize("name", gate.SUBSTITUTES)
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_copy_answers_as_the_network_and_the_network_stays(reading, name):
+    model, x = Net(reading).eval(), images()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    kinds = [type(m) for m in model.modules()]
+    twin = gate.around(model, gate.SUBSTITUTES[name])
+    assert torch.equal(twin(x), model(x))
+    assert not torch.equal(gradient(twin, x, 1), gradient(model, x, 1))
+    assert [type(m) for m in model.modules()] == kinds
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert type(twin.act) is gate.Through
+    assert type(twin.blocks[0][0][1]) is gate.Through
+    assert type(twin.act.sparta) is reading
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    assert not twin.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("substitute", gate.SUBSTITUTES.values())
+def test_the_values_are_those_of_sparta_to_the_last_bit_in_every_dtype(substitute, dtype):
+    model = nn.Sequential(drawn(Sparta, neighborhood=2)).to(dtype)
+    x = torch.randn(2, C, 6, 5).to(dtype)
+    found = gate.around(model, substitute)(x)
+    assert found.dtype == dtype
+    assert torch.equal(found, model(x))
+
+
+def test_a_network_without_gates_is_copied():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+    twin = gate.around(model, gate.gate_one)
+    assert gate.gates(model) == {}
+    assert twin is not model
+    x = images()
+    assert torch.equal(twin(x), model(x))
+    assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
+
+
+def test_gates_are_found_by_their_dotted_names():
+    model = Net(PooledNormedSparta)
+    assert gate.gates(model) == {"act": model.act, "blocks.0.0.1": model.blocks[0][0][1]}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_gate_detached_is_the_gate_as_a_constant(reading):
+    sparta, (x, v) = drawn(reading).double(), off_the_kink()
+    twin = gate.around(nn.Sequential(sparta), gate.gate_detached)
+    torch.testing.assert_close(gradient(twin, x, v), v * (x > 0) * sparta.attention(x))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_gate_one_is_relu(reading):
+    sparta, (x, v) = drawn(reading).double(), off_the_kink()
+    twin = gate.around(nn.Sequential(sparta), gate.gate_one)
+    assert torch.equal(gradient(twin, x, v), v * (x > 0))
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.1, 10])
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_logit_times_a_factor_is_conv2_times_that_factor(reading, factor):
+    sparta, (x, v) = drawn(reading).double(), off_the_kink()
+    by_hand = copy.deepcopy(sparta)
+    with torch.no_grad():
+        by_hand.conv2.mul_(factor)
+    substitute = gate.SUBSTITUTES[f"logit x {factor}"]
+    torch.testing.assert_close(substitute(sparta, x), by_hand(x))
+    twin = gate.around(nn.Sequential(sparta), substitute)
+    torch.testing.assert_close(gradient(twin, x, v), gradient(by_hand, x, v))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_frozen_dpnet_is_an_ordinary_kernel_for_each_image(reading, n):
+    sparta, (x, v) = drawn(reading, neighborhood=n).double(), off_the_kink()
+    twin = gate.around(nn.Sequential(sparta), gate.dpnet_frozen)
+    found = gradient(twin, x, v)
+    for i in range(len(x)):
+        one, seen = slice(i, i + 1), F.avg_pool2d(x[i : i + 1], n, ceil_mode=True)
+        static = reading(C, dynamic=False, neighborhood=n).double().eval()
+        state = {k: t for k, t in sparta.state_dict().items() if k != "conv6"}
+        static.load_state_dict(state | {"conv5": sparta._glance(seen)[1]})
+        torch.testing.assert_close(static(x[one]), sparta(x[one]))
+        torch.testing.assert_close(found[one], gradient(static, x[one], v[one]))
+    assert (found - gradient(sparta, x, v)).abs().max() > 1e-3
+
+
+def test_without_a_dpnet_freezing_it_changes_nothing():
+    sparta, (x, v) = drawn(Sparta, dynamic=False).double(), off_the_kink()
+    twin = gate.around(nn.Sequential(sparta), gate.dpnet_frozen)
+    torch.testing.assert_close(gradient(twin, x, v), gradient(sparta, x, v))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_freezing_the_dpnet_leaves_nothing_behind(reading):
+    sparta, x = drawn(reading), torch.randn(2, C, 6, 5)
+    before, attributes = sparta(x), set(vars(sparta))
+    gate.dpnet_frozen(sparta, x)
+    assert set(vars(sparta)) == attributes
+    with pytest.raises(ShapeError, match=rf"{reading.__name__}\(4\) was given"):
+        gate.dpnet_frozen(sparta, torch.randn(2, C + 1, 6, 5))
+    assert set(vars(sparta)) == attributes
+    x = x.requires_grad_()
+    assert torch.equal(sparta(x), before)
+    torch.autograd.grad(sparta(x).sum(), sparta.conv6)  # it is in the graph again
+
+
+# ---- what a gate does
+
+
+class Known(Sparta):
+    """A gate that is closed in the left half, open in the next quarter and a half in the last."""
+
+    def scores(self, x):
+        row = torch.tensor([-10.0, -10.0, -10.0, -10.0, 10.0, 10.0, 0.0, 0.0])
+        s = row.expand(len(x), 1, x.shape[2], 8)
+        return s, torch.ones(len(x), self.in_channels, 1, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_a_gate_we_know_is_counted_and_its_gradient_measured(batch_size):
+    model = nn.Sequential(Known(2), nn.Flatten(), nn.Linear(48, 3))
+    x, y = torch.rand(5, 2, 3, 8), torch.tensor([0, 1, 2, 0, 1])
+    found = gate.statistics(model, x, y, batch_size)
+    assert list(found) == ["0"]
+    share = found["0"]
+    assert share.closed.tolist() == [0.5] * 5
+    assert share.open.tolist() == [0.25] * 5
+    counts = dict.fromkeys(range(50), 0) | {0: 5 * 24, 25: 5 * 12, 49: 5 * 12}
+    assert share.histogram.tolist() == list(counts.values())
+    with torch.no_grad():
+        probability = model(x).softmax(1) - F.one_hot(y, 3)
+        above = (probability @ model[2].weight).view(x.shape)  # of the cross-entropy; every pixel is positive
+        passed = above * model[0].attention(x)
+    expected = passed.flatten(1).norm(dim=1) / above.flatten(1).norm(dim=1)
+    torch.testing.assert_close(share.ratio, expected.double(), rtol=1e-4, atol=0)
+    assert share.ratio.std() > 1e-3  # image by image
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_each_site_is_compared_with_a_relu_in_its_place(reading):
+    model, x, y = Net(reading).eval().double(), images(4, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    found = gate.statistics(model, x, y, batch_size=3)
+    assert list(found) == ["act", "blocks.0.0.1"]
+    conv, sparta = model.blocks[0][0]
+
+    def loss_after(h):
+        logits = model.fc(model.blocks[1](F.relu(h)).flatten(1))
+        return F.cross_entropy(logits, y, reduction="sum")
+
+    inside = conv(model.act(model.conv(x))).detach().requires_grad_()
+    (passed,) = torch.autograd.grad(loss_after(sparta(inside)), inside)
+    output = sparta(inside).detach().requires_grad_()
+    (above,) = torch.autograd.grad(loss_after(output), output)
+    by_relu = above * (inside > 0)
+    ratio = torch.stack([a.norm() / b.norm() for a, b in zip(passed, by_relu, strict=True)])
+    torch.testing.assert_close(found["blocks.0.0.1"].ratio, ratio, rtol=1e-6, atol=0)
+    values = sparta.attention(inside)
+    for share, hit in ((found["blocks.0.0.1"].closed, values < 0.01), (found["blocks.0.0.1"].open, values > 0.99)):
+        torch.testing.assert_close(share, hit.float().mean((1, 2, 3)))
+    for share in found.values():
+        assert share.closed.shape == share.open.shape == share.ratio.shape == (4,)
+        assert share.histogram.shape == (50,)
+        assert share.histogram.sum() == 4 * C * 30
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_fresh_gate_is_a_half_everywhere(reading):
+    model = nn.Sequential(nn.Conv2d(3, C, 1), reading(C), nn.Flatten(), nn.Linear(C * 30, 5))
+    share = gate.statistics(model, images(), torch.tensor([0, 1, 2]))["1"]
+    assert share.closed.tolist() == [0, 0, 0]
+    assert share.open.tolist() == [0, 0, 0]
+    torch.testing.assert_close(share.ratio, torch.full((3,), 0.5, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert share.histogram[25] == share.histogram.sum() == 3 * C * 30
+
+
+def test_where_there_is_no_gradient_from_above_the_ratio_is_a_number():
+    model = nn.Sequential(drawn(Sparta), nn.Flatten(), nn.Linear(C * 30, 5))
+    nn.init.zeros_(model[2].weight)
+    share = gate.statistics(model, images(channels=C), torch.tensor([0, 1, 2]))["0"]
+    assert share.ratio.tolist() == [0, 0, 0]
+
+
+def test_a_network_without_gate_has_no_statistics():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(90, 5))
+    assert gate.statistics(model, images(), torch.tensor([0, 1, 2])) == {}
+
+
+def test_a_gate_that_is_never_called_has_no_statistics():
+    model = Net(Sparta)
+    model.spare = Sparta(C)
+    assert list(gate.statistics(model, images(), torch.tensor([0, 1, 2]))) == ["act", "blocks.0.0.1"]
+
+
+def test_images_and_network_are_left_as_they_were():
+    model, x, y = Net(NormedSparta).train(), images(), torch.tensor([0, 1, 2])
+    model.act.eval().requires_grad_(False)
+    before, images_before = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
+    modes = [m.training for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    gate.statistics(model, x, y)
+    with pytest.raises(RuntimeError):
+        gate.statistics(model, x[:, :, :3], y)  # the last layer cannot take them
+    assert torch.equal(x, images_before)
+    assert not x.requires_grad
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_sites_are_seen_in_evaluation_mode():
+    model, x, y = Net(NormedSparta).train(), images(), torch.tensor([0, 1, 2])
+    found = gate.statistics(model, x, y)["act"]
+    assert torch.equal(found.ratio, gate.statistics(model.eval(), x, y)["act"].ratio)

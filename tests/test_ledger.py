@@ -1,0 +1,171 @@
+"""A ledger on a disk: what a killed audit keeps, and what it does not take for its own."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ledger import Ledger
+
+N = 4
+
+
+@pytest.fixture
+def data():
+    return torch.rand(N, 3, 5, 5), torch.tensor([0, 1, 2, 1])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "audit.safetensors"
+
+
+def bools(*values):
+    return torch.tensor(values, dtype=torch.bool)
+
+
+def filled(data, path, key="key"):
+    x, y = data
+    ledger = Ledger(x, y, path, key)
+    ledger.note("clean", bools(1, 0, 0, 0), x)
+    ledger.note("PGD", bools(1, 1, 0, 0), x + 0.25)
+    ledger.note("PGD, eps 4/255", bools(1, 1, 1, 0))
+    ledger.tell("loss curve", {"mean": [0.1, 1.5], "name": "Größe/ß"})
+    return ledger
+
+
+def assert_new(ledger, data):
+    assert ledger.wrong == {}
+    assert ledger.numbers == {}
+    assert torch.equal(ledger.images, data[0])
+    assert ledger.by == [""] * N
+    assert ledger.broken().tolist() == [False] * N
+    assert "clean" not in ledger
+
+
+def test_a_new_ledger_is_empty_and_writes_nothing(data, path):
+    assert_new(Ledger(*data, path, "key"), data)
+    assert not path.exists()
+
+
+def test_a_killed_audit_goes_on_with_all_of_it(data, path):
+    before = filled(data, path)
+    after = Ledger(*data, path, "key")
+    assert list(after.wrong) == sorted(before.wrong)
+    for name, wrong in before.wrong.items():
+        assert after.wrong[name].dtype == torch.bool
+        assert torch.equal(after.wrong[name], wrong)
+    assert after.numbers == {"loss curve": {"mean": [0.1, 1.5], "name": "Größe/ß"}}
+    assert torch.equal(after.images, before.images)
+    assert after.by == before.by == ["clean", "PGD", "", ""]
+    assert after.broken().tolist() == [True, True, False, False]
+    for name in ("clean", "PGD", "PGD, eps 4/255", "loss curve"):
+        assert name in after
+    assert "Square" not in after
+    after.note("Square", bools(0, 0, 1, 0), data[0] + 0.5)
+    again = Ledger(*data, path, "key")
+    assert set(again.wrong) == {"clean", "PGD", "PGD, eps 4/255", "Square"}
+    assert again.by == ["clean", "PGD", "Square", ""]
+    assert again.numbers == before.numbers
+
+
+def test_the_first_image_that_fooled_is_the_evidence(data, path):
+    x, _ = data
+    ledger = filled(data, path)
+    ledger.note("later", bools(1, 1, 1, 0), x + 0.75)
+    for kept in (ledger, Ledger(*data, path, "key")):
+        assert kept.by == ["clean", "PGD", "later", ""]
+        assert torch.equal(kept.images, torch.stack([x[0], x[1] + 0.25, x[2] + 0.75, x[3]]))
+
+
+def test_without_images_there_is_no_evidence(data, path):
+    ledger = Ledger(*data, path, "key")
+    ledger.note("PGD at 2 eps", bools(1, 1, 1, 1))
+    assert ledger.wrong["PGD at 2 eps"].all()
+    assert not ledger.broken().any()
+    assert torch.equal(ledger.images, data[0])
+    ledger.note("PGD", bools(0, 1, 0, 0), data[0] + 0.25)
+    assert ledger.by == ["", "PGD", "", ""]
+
+
+def test_the_images_given_are_not_changed(data, path):
+    x, _ = data
+    before, attacked = x.clone(), torch.zeros(N, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    ledger = Ledger(*data, path, "key")
+    ledger.note("PGD", bools(1, 0, 0, 0), attacked)
+    assert torch.equal(x, before)
+    assert ledger.images.dtype == torch.float32
+    assert not ledger.images.requires_grad
+    assert ledger.images[0].abs().max() == 0
+
+
+def test_told_again_is_the_newer(data, path):
+    ledger = Ledger(*data, path, "key")
+    ledger.tell("zero gradients", {"images": 4})
+    ledger.tell("zero gradients", {"images": 5})
+    assert Ledger(*data, path, "key").numbers == {"zero gradients": {"images": 5}}
+
+
+def test_another_key_begins_anew_and_replaces_the_file(data, path):
+    filled(data, path, "eps 8/255")
+    other = Ledger(*data, path, "eps 4/255")
+    assert_new(other, data)
+    assert filled(data, path, "eps 8/255").by[1] == "PGD"  # looking did no harm
+    other.note("FGSM", bools(0, 0, 0, 1), data[0])
+    assert_new(Ledger(*data, path, "eps 8/255"), data)
+    assert Ledger(*data, path, "eps 4/255").by == ["", "", "", "FGSM"]
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 8, 100, -200, -1])
+def test_a_truncated_file_begins_anew(data, path, left):
+    filled(data, path)
+    path.write_bytes(path.read_bytes()[:left])
+    ledger = Ledger(*data, path, "key")
+    assert_new(ledger, data)
+    ledger.note("clean", bools(1, 0, 0, 0), data[0])
+    assert Ledger(*data, path, "key").by[0] == "clean"
+
+
+def test_a_damaged_or_foreign_file_begins_anew(data, path):
+    x, y = data
+    filled(data, path)
+    header = bytearray(path.read_bytes())
+    header[8:20] = b"\xff" * 12
+    for content in (b"", b"no tensors at all", b"\0" * 64, bytes(header)):
+        path.write_bytes(content)
+        assert_new(Ledger(*data, path, "key"), data)
+    whole = {"key": "key", "by": '["a", "", "", ""]', "numbers": '{"n": 1}'}
+    for tensors, told in [
+        ({"images": x}, None),
+        ({"weight": x}, whole),  # no images
+        ({"images": x}, {k: v for k, v in whole.items() if k != "by"}),
+        ({"images": x}, {k: v for k, v in whole.items() if k != "numbers"}),
+        ({"images": x}, whole | {"numbers": "{"}),
+        ({"images": x, "labels": y}, whole | {"key": "yek"}),
+    ]:
+        save_file(tensors, path, told)
+        assert_new(Ledger(*data, path, "key"), data)
+    save_file({"images": x + 1, "wrong/a": bools(1, 0, 0, 0), "labels": y}, path, whole)  # and one that is none
+    ledger = Ledger(*data, path, "key")
+    assert ledger.wrong["a"].tolist() == [True, False, False, False]
+    assert ledger.numbers == {"n": 1}
+    assert torch.equal(ledger.images, x + 1)
+
+
+def test_a_write_that_fails_leaves_the_old_file(data, path):
+    ledger = filled(data, path)
+    with pytest.raises(TypeError):
+        ledger.tell("no JSON", {1, 2})
+    assert Ledger(*data, path, "key").by == ["clean", "PGD", "", ""]
+    assert "no JSON" not in Ledger(*data, path, "key")
+
+
+def test_the_file_can_be_read_by_anybody(data, path):
+    x, y = data
+    filled(data, path)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["key"] == "key"
+        assert torch.equal(file.get_tensor("labels"), y)
+        assert file.get_tensor("images").shape == x.shape
+        assert file.get_tensor("wrong/PGD").tolist() == [True, True, False, False]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing else lies about

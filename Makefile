@@ -50,8 +50,8 @@ zoo: .venv/zoo
 	@touch $@
 
 .venv/benchmarks: .venv/test
-	$(PIP) eagerpy gitpython requests scikit-learn six
-	$(PIP) --no-deps foolbox==3.3.4 adversarial-robustness-toolbox==1.20.1
+	$(PIP) scikit-learn six
+	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1
 	@touch $@
 
 .venv/zoo: .venv/test

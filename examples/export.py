@@ -15,6 +15,8 @@ import torch
 
 import data
 import kept
+import networks
+from audit_text import headline, made
 from command_line import plain_errors
 from contest import minus
 from replacing import replacing
@@ -77,7 +79,30 @@ def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, 
     return table
 
 
-def export(run: Path, twin: Path | None, out: Path) -> None:
+def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
+    """The card's section on an audit. Raises `ValueError` if it is of other activations, or no audit."""
+    try:
+        record = json.loads(path.read_text())
+        model, _, content = networks.load(record["network"])
+        if kept.sha256(content) != record["sha256"]:
+            raise ValueError(f"{record['network']} has changed since")
+        theirs = activations_of(model)
+        if theirs.keys() != activations.keys() or not all(_equal(theirs[k], activations[k]) for k in theirs):
+            raise ValueError(f"the SPARTA of {record['network']} is not that of the run")
+        surrogates = " and ".join(record["surrogates"]) or "no other network"
+        by = f"By examples/audit.py of {record['network']}; transferred from {surrogates}; {made(record)}"
+        rows = [{"": str(row.pop("number")), **row} for row in record["checks"]]
+        return [*headline(record), rows, by]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not of use: {error}; audit the network again") from None
+
+
+def _equal(one: Sparta, other: Sparta) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -> None:
     """Write the set and read it back. Raises `ValueError` if a run, or the folder, is not as it must be."""
     if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
         raise ValueError(f"{out} is a folder of something else than a set; name another")
@@ -100,13 +125,14 @@ def export(run: Path, twin: Path | None, out: Path) -> None:
         f"seed {record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, SPARTA's "
         f"weights in float16 as stored; {record['machine']}, torch {record['torch']}, {record['date']}",
     }
+    if audit:
+        info["audit"] = audited(audit, activations)
     if other:
         info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
     for label, activation in Sparta.from_pretrained(out).items():
-        for key, tensor in activation.state_dict().items():
-            if not torch.equal(tensor, activations[label].state_dict()[key]):
-                raise ValueError(f"{out}: {label}.{key} did not come back as it was evaluated")
+        if not _equal(activation, activations[label]):
+            raise ValueError(f"{out}: {label} did not come back as it was evaluated")
 
 
 def ship(name: str) -> None:
@@ -136,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="folder of a network with SPARTA, trained and evaluated")
     p.add_argument("--twin", type=Path, help="folder of its ReLU twin, evaluated with the same attacks")
+    p.add_argument("--audit", type=Path, help="audit.json of its network (audit.py), for the card")
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="folder of the set, made where need be")
     where.add_argument(
@@ -146,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = p.parse_args(argv)
     out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
-    export(args.run, args.twin, out)
+    export(args.run, args.twin, out, args.audit)
     if args.ship:
         ship(args.ship)
     print((out / CARD).read_text())

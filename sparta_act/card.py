@@ -28,12 +28,13 @@ replace_relus(net, "{sites}", activations)  # net: your network, with as many ch
 ## Measured
 {measured}
 
-## How trained
+{audit}## How trained
 {trained}
 
 ## Limits
 {limits}
 """
+SECTIONS = ("measured", "audit", "limits")
 LIMITS = """\
 - The weights were trained inside one network, on one data set; elsewhere their effect has to be measured.
 - An activation does not make a network robust by itself. Measure with an attack which knows the activation.
@@ -43,8 +44,9 @@ LIMITS = """\
 def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, Any]) -> ModelCard:
     """README of a set, with the Hub's metadata, from what `info` holds.
 
-    `info["measured"]` (a list of rows, or names and numbers) and `info["limits"]` have sections of their
-    own, `info["dataset"]` may name a data set on the Hub; all but the first two tell how the set was trained.
+    `info["measured"]` (a list of rows, or names and numbers), `info["audit"]` (a list of texts and tables)
+    and `info["limits"]` have sections of their own, `info["dataset"]` may name a data set on the Hub; all but the
+    first three tell how the set was trained.
     """
     sites = [
         {
@@ -69,7 +71,8 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
         sites=",".join(activations),
         table=_table(sites),
         measured=_show(info.get("measured", "Nothing was recorded.")),
-        trained=_show({key: value for key, value in info.items() if key not in ("measured", "limits")}),
+        audit=f"## Audit\n{_show(info['audit'])}\n\n" if "audit" in info else "",
+        trained=_show({key: value for key, value in info.items() if key not in SECTIONS}),
         limits="\n\n".join([LIMITS, *([_show(info["limits"])] if "limits" in info else [])]),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
@@ -78,8 +81,10 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
 def _show(value: Any) -> str:
     if isinstance(value, Mapping):
         return _table([{"what": key, "value": entry} for key, entry in _flat(value).items()])
-    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
-        return _table(value)
+    if isinstance(value, list) and value:
+        if all(isinstance(row, Mapping) for row in value):
+            return _table(value)
+        return "\n\n".join(map(_show, value))
     return str(value)
 
 

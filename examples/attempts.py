@@ -158,6 +158,7 @@ def _plan(
     add("loss curve", _curve, suspect, ledger, budget)
     add("zero gradients", _zero_gradients, suspect, ledger)
     add("gate", _gate, suspect, ledger)
+    add("gate, attacked", _gate_attacked, suspect, ledger)
     add(RESTARTS, _restarts, suspect, ledger, budget)
     for name, share in STEP_SIZES.items():
         pgd(name, step_size=share * suspect.eps)
@@ -225,6 +226,16 @@ def _zero_gradients(suspect: Suspect, ledger: Ledger, name: str) -> None:
 
 def _gate(suspect: Suspect, ledger: Ledger, name: str) -> None:
     found = gate.statistics(suspect.model, suspect.x, suspect.y)
+    ledger.tell(name, {site: {k: v.tolist() for k, v in g._asdict().items()} for site, g in found.items()})
+
+
+def _gate_attacked(suspect: Suspect, ledger: Ledger, name: str) -> None:
+    """The gate where an attack has brought the images after ten steps, whether they fell or not."""
+    suspect.random("start")
+    attack = {"eps": suspect.eps, "step_size": suspect.eps / 4, "steps": [10]}
+    parts = zip(suspect.x.split(BATCH), suspect.y.split(BATCH), strict=True)
+    images = torch.cat([pgd_at(suspect.model, x, y, **attack)[10] for x, y in parts])
+    found = gate.statistics(suspect.model, images, suspect.y)
     ledger.tell(name, {site: {k: v.tolist() for k, v in g._asdict().items()} for site, g in found.items()})
 
 

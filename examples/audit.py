@@ -79,11 +79,13 @@ def audit(
     record["attacks"] = {name: _error(wrong) for name, wrong in ledger.wrong.items()}
     record["evidence"] = evidence(model, x, y, ledger, eps)
     record["checks"] = [c._asdict() for c in checks]
-    record["numbers"] = {k: v for k, v in ledger.numbers.items() if k != "gate"}
-    record["gate"] = {
-        site: {k: mean(g[k]).value for k in ("closed", "open", "ratio")} | {"histogram": g["histogram"]}
-        for site, g in ledger.numbers["gate"].items()
-    }
+    gates = ("gate", "gate, attacked")  # image by image: only their means are told
+    record["numbers"] = {k: v for k, v in ledger.numbers.items() if k not in gates}
+    for key in gates:
+        record[key] = {
+            site: {k: mean(g[k]).value for k in ("closed", "open", "ratio")} | {"histogram": g["histogram"]}
+            for site, g in ledger.numbers[key].items()
+        }
     write_record(out / "audit.json", record)
     write_text(
         out / "audit.md",

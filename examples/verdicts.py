@@ -8,8 +8,8 @@ The interval on both sides of it: not enough data.
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -301,21 +301,25 @@ def adaptive(ledger: Ledger) -> Check:
 
 
 def gate_statistics(ledger: Ledger) -> Check:
-    """11: the gate is soft and lets the gradient through."""
-    sites: Mapping[str, Any] = ledger.numbers["gate"]
-    name = "the gate is soft"
-    if not sites:
-        return Check(11, name, "there is no SPARTA", NO_GATE, "nothing to look at")
-    verdicts, told, hard = [], [], []
-    for site, g in sites.items():
-        closed, opened, ratio = (mean(g[k]) for k in ("closed", "open", "ratio"))
-        saturated = mean(c + o for c, o in zip(g["closed"], g["open"], strict=True))
-        verdicts += [saturated.below(SATURATED), Difference(-ratio.value, ratio.half).below(-RATIO)]
-        hard += [site] if FAIL in verdicts[-2:] else []
-        told.append(
-            f"{site} {closed.value:.1%} < 0.01, {opened.value:.1%} > 0.99, gradient {ratio.value:.2f}"
+    """11: the gate is soft and lets the gradient through, on clean images and on attacked ones."""
+    name, verdicts, told = "the gate is soft", dict[str, str](), []
+    for site, g in ledger.numbers["gate"].items():
+        attacked = ledger.numbers["gate, attacked"][site]
+        saturated = [mean(map(sum, zip(k["closed"], k["open"], strict=True))) for k in (g, attacked)]
+        ratios = [mean(k["ratio"]) for k in (g, attacked)]
+        verdicts[site] = worst(
+            [d.below(SATURATED) for d in saturated]
+            + [Difference(-d.value, d.half).below(-RATIO) for d in ratios]
         )
-    verdict = worst(verdicts)
+        closed, opened = mean(g["closed"]).value, mean(g["open"]).value
+        told.append(
+            f"{site} {closed:.1%} < 0.01, {opened:.1%} > 0.99, attacked {saturated[1].value:.1%} either; "
+            f"gradient {ratios[0].value:.2f}, attacked {ratios[1].value:.2f}"
+        )
+    if not verdicts:
+        return Check(11, name, "there is no SPARTA", NO_GATE, "nothing to look at")
+    verdict = worst(verdicts.values())
+    hard = ", ".join(site for site in verdicts if verdicts[site] == FAIL)
     return Check(
         11,
         name,
@@ -323,7 +327,7 @@ def gate_statistics(ledger: Ledger) -> Check:
         verdict,
         {
             PASS: "no site is a hard mask, and each passes on a gradient like ReLU's",
-            FAIL: f"hard mask at {', '.join(hard)}: there the gate has no gradient",
+            FAIL: f"hard mask at {hard}: there the gate has no gradient",
             UNKNOWN: "too few images",
         }[verdict],
     )

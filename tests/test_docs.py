@@ -1,11 +1,20 @@
 """What the documentation shows is what happens."""
 
 import doctest
+import json
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+import kept
+import networks
+from audit_text import made, markdown
+from sets import activations_of
+from sparta_act import Sparta
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+AUDITS = sorted((DOCS / "audits").glob("*/audit.json"))
 
 
 @pytest.mark.slow
@@ -13,3 +22,33 @@ def test_the_surgery_page():
     pytest.importorskip("torchvision")
     failed, tried = doctest.testfile(str(DOCS / "surgery.md"), module_relative=False)
     assert (failed, tried > 15) == (0, True)
+
+
+@pytest.mark.parametrize("path", AUDITS, ids=lambda path: path.parent.name)
+def test_the_audit_page_shows_what_was_found(path):
+    record = json.loads(path.read_text())
+    page = (DOCS / "audit.md").read_text()
+    assert markdown(record) in page
+    assert made(record) in " ".join(page.split())
+    for what in ("audit.md", "audit.png"):
+        assert f"audits/{path.parent.name}/{what}" in page
+    assert kept.sha256((ROOT / record["network"]).read_bytes()) == record["sha256"]
+
+
+def test_every_set_of_the_package_is_audited_and_its_card_says_so():
+    sets = sorted(p.name for p in (ROOT / "sparta_act" / "sets").iterdir() if p.is_dir())
+    assert sets
+    for name in sets:
+        record = json.loads((DOCS / "audits" / name / "audit.json").read_text())
+        taken = Sparta.from_pretrained(name)
+        found, checks = taken.info["audit"][0], taken.info["audit"][3]
+        assert found in markdown(record)
+        for row, check in zip(checks, record["checks"], strict=True):
+            assert (row["figure"], row["verdict"]) == (check["figure"], check["verdict"])
+        card = (ROOT / "sparta_act" / "sets" / name / "README.md").read_text()
+        assert "## Audit" in card
+        assert found in card
+        network, _, _ = networks.load(str(ROOT / record["network"]))
+        for label, activation in activations_of(network).items():
+            for key, value in activation.state_dict().items():
+                assert value.equal(taken[label].state_dict()[key]), (label, key)

@@ -214,7 +214,10 @@ def test_each_site_is_compared_with_a_relu_in_its_place(reading):
     ratio = torch.stack([a.norm() / b.norm() for a, b in zip(passed, by_relu, strict=True)])
     torch.testing.assert_close(found["blocks.0.0.1"].ratio, ratio, rtol=1e-6, atol=0)
     values = sparta.attention(inside)
-    for share, hit in ((found["blocks.0.0.1"].closed, values < 0.01), (found["blocks.0.0.1"].open, values > 0.99)):
+    for share, hit in (
+        (found["blocks.0.0.1"].closed, values < 0.01),
+        (found["blocks.0.0.1"].open, values > 0.99),
+    ):
         torch.testing.assert_close(share, hit.float().mean((1, 2, 3)))
     for share in found.values():
         assert share.closed.shape == share.open.shape == share.ratio.shape == (4,)

@@ -91,7 +91,7 @@ def test_well_above_the_distance_everything_breaks_and_the_images_show_it(attack
     assert broken.tolist() == [True] * 12
     assert images.shape == x.shape
     assert (model(images).argmax(1) != y).all()
-    assert (images - x).abs().max() <= eps + 1e-9
+    assert (images - x).abs().max() <= eps + 1e-6
     assert images.min() >= 0
     assert images.max() <= 1
 
@@ -104,7 +104,7 @@ def test_images_stay_among_images_at_the_edge_of_what_there_is(attack):
     _, images = attack(model, x, y, 0.3)
     assert images.min() == 0
     assert images.max() == 1
-    assert (images - x).abs().max() <= 0.3 + 1e-9
+    assert (images - x).abs().max() <= 0.3 + 1e-6  # Square's steps are float32
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -140,14 +140,15 @@ def test_network_and_images_are_left_as_they_were(attack):
 
 def test_draws_are_uniform_in_the_ball_and_at_its_corners_by_turns():
     model, x, y = known()
-    x[0] = 0.01  # where the ball is cut
-    y, eps = model(x).argmax(1), 0.9 * NEAREST
+    x[0, 0, 0, 0] = 0.0  # where the ball is cut
+    y = model(x).argmax(1)
+    eps = 0.5 * distance(model, x, y)[0].min().item()
     model.seen.clear()
     noise(model, x, y, eps=eps, draws=6)
     clean, *draws = model.seen
     assert torch.equal(clean, x)
     low, high = within(x, eps)
-    assert low[0].max() == 0
+    assert low.min() == 0
     for k, draw in enumerate(draws):
         assert (draw >= low).all()
         assert (draw <= high).all()
@@ -205,7 +206,7 @@ def test_square_asks_no_more_than_it_may():
 
 def test_square_is_the_same_for_the_same_seed():
     model, x, y = known()
-    a, b, c = (square(model, x, y, eps=1.5 * NEAREST, queries=30, seed=seed)[1] for seed in (0, 0, 1))
+    a, b, c = (square(model, x, y, eps=2.5 * NEAREST, queries=300, seed=seed)[1] for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

@@ -145,7 +145,9 @@ def test_a_damaged_or_foreign_file_begins_anew(data, path):
     ]:
         save_file(tensors, path, told)
         assert_new(Ledger(*data, path, "key"), data)
-    save_file({"images": x + 1, "wrong/a": bools(1, 0, 0, 0), "labels": y}, path, whole)  # and one that is none
+    save_file(
+        {"images": x + 1, "wrong/a": bools(1, 0, 0, 0), "labels": y}, path, whole
+    )  # and one that is none
     ledger = Ledger(*data, path, "key")
     assert ledger.wrong["a"].tolist() == [True, False, False, False]
     assert ledger.numbers == {"n": 1}

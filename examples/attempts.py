@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,11 +14,11 @@ from tqdm import tqdm
 import gate
 import losses
 from attacks import attacking, pgd_at, pgd_steps, random_images
-from folding import folded
 from gradient_free import hard_label, noise, other_classes, square
 from ledger import Ledger
-from robust_error import Loss, clean_errors, first_breaks
+from robust_error import Loss, clean_errors
 from strong import autoattack
+from suspect import BATCH, Suspect
 
 CLEAN, FGSM, PLAIN, LONG, RESTARTS = "clean", "FGSM", "PGD", "PGD, twice the steps", "PGD, restarts"
 NOISE, AUTOATTACK, SQUARE, HARD_LABEL = "random noise", "AutoAttack without Square", "Square", "HopSkipJump"
@@ -41,7 +40,6 @@ TARGETED: dict[str, Loss] = {
 ADAPTIVE = {f"PGD, {name}": substitute for name, substitute in gate.SUBSTITUTES.items()}
 FLOAT64 = "PGD, float64"
 TARGETS = 3  # of a targeted attack: the likeliest wrong classes
-BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,62 +54,6 @@ class Budget:
     control: int = 10  # broken images that Square and HopSkipJump get as well: can they break any?
     autoattack: int = 100  # steps of each of its white-box parts
     curve: int = 100  # images whose loss is drawn
-
-
-@dataclasses.dataclass
-class Suspect:
-    """A network under attack and the images it is attacked at. Shapes: x (N, C, H, W) in [0, 1], y (N,)."""
-
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    eps: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        with attacking(self.model):
-            self.fast = folded(self.model, self.x[:2])
-            self.clean = clean_errors(self.model, self.x, self.y, BATCH)
-
-    def _asked(self, x: Tensor) -> Tensor:
-        return self.model(x.to(self.x.dtype))
-
-    def random(self, purpose: str) -> None:
-        """Seed torch for one purpose: what is attacked from the same start is compared without its noise."""
-        torch.manual_seed(zlib.crc32(f"{self.seed} {purpose}".encode()))
-
-    def pgd(
-        self,
-        *,
-        steps: int,
-        step_size: float | None = None,
-        eps: float | None = None,
-        loss: Loss = losses.cross_entropy,
-        target: Tensor | None = None,
-        fast: nn.Module | None = None,
-        start: str | None = "start",
-        spared: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> tuple[Tensor, Tensor]:
-        """When each image broke, -1 where it stands, and the images; as `first_breaks`.
-
-        What is wrong from the start, or `spared`, is not attacked and counts as broken at once.
-        `start`: purpose of the random start; None starts from the images themselves.
-        """
-        eps = self.eps if eps is None else eps
-        fast, images, at = fast or self.fast, self.x.clone(), torch.zeros_like(self.y)
-        (left,) = torch.where(~(self.clean if spared is None else spared))
-        begin = self.x
-        if start is not None:
-            self.random(start)
-            begin = random_images(self.x, eps)
-        goals = (self.y[left],) if target is None else (self.y[left], target[left])
-        attack = {"eps": eps, "step_size": step_size or eps / 4, "steps": steps, "batch_size": BATCH}
-        x, begin = (t[left].to(dtype) for t in (self.x, begin))
-        with attacking(self.model), attacking(fast):
-            at[left], found = first_breaks(self._asked, fast, x, begin, loss, goals, **attack)
-        images[left] = found.to(images.dtype)
-        return at, images
 
 
 def attack_all(suspect: Suspect, ledger: Ledger, budget: Budget, surrogates: Mapping[str, nn.Module]) -> None:
@@ -157,6 +99,7 @@ def _plan(
     add(PLAIN, _plain, suspect, ledger, budget.steps)
     add("loss curve", _curve, suspect, ledger, budget)
     add("zero gradients", _zero_gradients, suspect, ledger)
+    add("derivative", _derivative, suspect, ledger)
     add("gate", _gate, suspect, ledger)
     add("gate, attacked", _gate_attacked, suspect, ledger)
     add(RESTARTS, _restarts, suspect, ledger, budget)
@@ -193,6 +136,7 @@ def _plain(suspect: Suspect, ledger: Ledger, steps: int, name: str) -> None:
     at, images = suspect.pgd(steps=2 * steps)
     ledger.numbers["broken at step"] = at.tolist()
     ledger.note(LONG, at >= 0, images)
+    ledger.images = torch.where(ledger.broken()[:, None, None, None], ledger.images, images.cpu())
     ledger.note(name, (at >= 0) & (at <= steps), images)
 
 
@@ -210,7 +154,7 @@ def _curve(suspect: Suspect, ledger: Ledger, budget: Budget, name: str) -> None:
 
 
 def _zero_gradients(suspect: Suspect, ledger: Ledger, name: str) -> None:
-    """How many images have no gradient of the cross-entropy at all, of those that are right."""
+    """How many images have no finite gradient of the cross-entropy at all, of those that are right."""
     none = total = 0
     with attacking(suspect.model):
         for images, labels in zip(
@@ -220,7 +164,8 @@ def _zero_gradients(suspect: Suspect, ledger: Ledger, name: str) -> None:
                 x = images.clone().requires_grad_()
                 loss = losses.cross_entropy(suspect.model(x), labels).sum()
                 grad = torch.autograd.grad(loss, x)[0] if loss.requires_grad else torch.zeros_like(x)
-            none, total = none + int((grad.flatten(1) == 0).all(1).sum()), total + len(x)
+                useful = grad.isfinite() & (grad != 0)  # PGD does not move by a NaN
+            none, total = none + int((~useful).flatten(1).all(1).sum()), total + len(x)
     ledger.tell(name, {"images": total, "without": none})
 
 
@@ -269,8 +214,41 @@ def _around(suspect: Suspect, ledger: Ledger, substitute: gate.Substitute, steps
 
 def _float64(suspect: Suspect, ledger: Ledger, steps: int, name: str) -> None:
     """In float64 throughout, where a gradient may be 1e-300; what is broken is asked in float32."""
-    at, images = suspect.pgd(steps=steps, fast=copy.deepcopy(suspect.model).double(), dtype=torch.float64)
-    ledger.note(name, at >= 0, images)
+    try:
+        at, images = suspect.pgd(steps=steps, fast=copy.deepcopy(suspect.model).double(), dtype=torch.float64)
+    except RuntimeError as error:
+        ledger.tell(name, f"not possible: {str(error).splitlines()[0]}")
+    else:
+        ledger.note(name, at >= 0, images)
+
+
+def _derivative(suspect: Suspect, ledger: Ledger, name: str) -> None:
+    """Whether the gradient is the derivative: along random corners, of random sums of the logits, in float64.
+
+    Of each image, at a random place of the ball: |<gradient, v> - (f(x + h v) - f(x - h v)) / 2h| relative to
+    the larger of the two.
+    """
+    suspect.random(name)
+    h, errors = 1e-6, list[float]()
+    try:
+        model = copy.deepcopy(suspect.model).double()
+        for images in random_images(suspect.x, suspect.eps).double().split(BATCH):
+            v = torch.randn_like(images).sign()
+            with attacking(model):
+                x = images.clone().requires_grad_()
+                with torch.enable_grad():
+                    logits = model(x)
+                    weights = torch.randn_like(logits)
+                    (grad,) = torch.autograd.grad((logits * weights).sum(), x)
+                with torch.no_grad():
+                    rise = ((model(images + h * v) - model(images - h * v)) * weights).sum(1) / (2 * h)
+            slope = (grad * v).flatten(1).sum(1)
+            scale = torch.maximum(slope.abs(), rise.abs()).clamp(min=1e-12)
+            errors += ((slope - rise).abs() / scale).tolist()
+    except RuntimeError as error:
+        ledger.tell(name, f"not possible: {str(error).splitlines()[0]}")
+    else:
+        ledger.tell(name, errors)
 
 
 def _transfer(suspect: Suspect, ledger: Ledger, surrogate: nn.Module, steps: int, name: str) -> None:
@@ -310,7 +288,7 @@ def _square(suspect: Suspect, ledger: Ledger, budget: Budget, name: str) -> None
         few = chosen.to(suspect.x.device)
         attack = {"eps": suspect.eps, "queries": budget.queries, "seed": suspect.seed}
         broken[chosen], images[chosen] = square(suspect.model, suspect.x[few], suspect.y[few], **attack)
-    _note_chosen(ledger, name, broken, images, standing, control)
+    _note_chosen(ledger, name, broken, images, standing, control, budget.queries)
 
 
 def _hard_label(suspect: Suspect, ledger: Ledger, budget: Budget, name: str) -> None:
@@ -321,21 +299,29 @@ def _hard_label(suspect: Suspect, ledger: Ledger, budget: Budget, name: str) -> 
     x, y = suspect.x[few], suspect.y[few]
     starts, known = other_classes(suspect.model, x, y, suspect.x)
     suspect.random(name)
-    found, moved = hard_label(
+    found, moved, asked = hard_label(
         suspect.model, x[known], y[known], starts[known], eps=suspect.eps, queries=budget.queries
     )
     attacked = chosen[known.cpu()]
     broken[attacked], images[attacked] = found.cpu(), moved.cpu()
-    _note_chosen(ledger, name, broken, images, standing, control)
+    asked = asked[~found]  # of those that it did not break
+    _note_chosen(ledger, name, broken, images, standing, control, int(asked.min()) if len(asked) else 0)
 
 
 def _note_chosen(
-    ledger: Ledger, name: str, broken: Tensor, images: Tensor, standing: Tensor, control: Tensor
+    ledger: Ledger,
+    name: str,
+    broken: Tensor,
+    images: Tensor,
+    standing: Tensor,
+    control: Tensor,
+    queries: int,
 ) -> None:
     ledger.numbers[name] = {
         "standing": len(standing),
         "broken": int(broken[standing].sum()),
         "control": len(control),
         "control broken": int(broken[control].sum()),
+        "queries": queries,
     }
     ledger.note(name, broken, images)

@@ -17,8 +17,10 @@ certificate: it says that these attacks agree with each other.
 """
 
 import argparse
+import importlib.metadata
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from replacing import replacing
 from report import interval, stamp
 from robust_error import clean_errors
 from sparta_act import SpartaError
+from suspect import Suspect
 from verdicts import FAIL, all_checks, mean
 
 
@@ -65,22 +68,28 @@ def audit(
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
     Raises `ValueError` for a network that does not answer such images, or if a library is missing.
     """
+    if not 0 < eps < attempts.LARGEST:
+        raise ValueError(f"eps must lie between 0 and 128/255, the largest that check 4 tries, not {eps:.3g}")
     budget, surrogates = budget or attempts.Budget(), surrogates or {}
     for network in (model.eval(), *(s.eval() for s in surrogates.values())):
         networks.check(network, x, y)
-    known = {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)} | (about or {})
+    known = (about or {}) | {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)}
     known["images"] = sha256(x.cpu().numpy().tobytes(), y.cpu().numpy().tobytes())
+    known["networks"] = [networks.fingerprint(n, x) for n in (model, *surrogates.values())]
+    known["device"], fresh = x.device.type, networks.copied(model)
+    model = networks.in_float32(model, x)
     out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(x.cpu(), y.cpu(), out / "audit.safetensors", json.dumps(known))
-    attempts.attack_all(attempts.Suspect(model, x, y, eps, seed), ledger, budget, surrogates)
+    ledger = Ledger(x.cpu(), y.cpu(), out / "audit.safetensors", json.dumps(known | versions()))
+    attempts.attack_all(Suspect(model, x, y, eps, seed), ledger, budget, surrogates)
+    ledger.numbers["evidence"] = evidence(fresh, x, y, ledger, eps)
     checks = all_checks(ledger)
     record: dict[str, Any] = known | stamp() | {"seconds": round(sum(ledger.numbers["seconds"].values()))}
     record["worst case"] = _error(ledger.broken())
     record["attacks"] = {name: _error(wrong) for name, wrong in ledger.wrong.items()}
-    record["evidence"] = evidence(model, x, y, ledger, eps)
+    record["evidence"] = ledger.numbers["evidence"]
     record["checks"] = [c._asdict() for c in checks]
     gates = ("gate", "gate, attacked")  # image by image: only their means are told
-    record["numbers"] = {k: v for k, v in ledger.numbers.items() if k not in gates}
+    record["numbers"] = {k: v for k, v in ledger.numbers.items() if k not in (*gates, "evidence")}
     for key in gates:
         record[key] = {
             site: {k: mean(g[k]).value for k in ("closed", "open", "ratio")} | {"histogram": g["histogram"]}
@@ -101,19 +110,28 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text)
 
 
-def evidence(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float) -> dict[str, Any]:
-    """What the kept images are worth: asked once more, and measured."""
+def evidence(fresh: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float) -> dict[str, Any]:
+    """What the kept images are worth: a copy that was never asked before is asked, in another order.
+
+    Of images that stand the last of plain PGD is asked: it must not fool the copy either.
+    """
     images, broken = ledger.images.to(x), ledger.broken().to(x.device)
-    with attacking(model):
-        again = clean_errors(model, images, y) & broken
+    last = images.clamp(x - eps, x + eps).clamp_(0, 1)
+    order = torch.arange(len(x) - 1, -1, -1, device=x.device)
+    wrong = torch.zeros_like(broken)
+    with attacking(fresh):
+        wrong[order] = clean_errors(fresh, images[order], y[order], batch_size=97)
     return {
         "images": int(broken.sum()),
-        "wrong again": int(again.sum()),
-        "farthest": (images - x).abs().max().item(),
-        "within eps": bool(
-            (images - x).abs().max() <= eps + 1e-6 and images.min() >= 0 and images.max() <= 1
-        ),
+        "wrong again": int((wrong & broken).sum()),
+        "changed": int((wrong != broken).sum()),
+        "within eps": bool((images - last).abs().max() <= 1e-6),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that an attack's outcome depends on."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack", "foolbox")}
 
 
 def _error(wrong: Tensor) -> dict[str, Any]:
@@ -204,6 +222,9 @@ def main(argv: list[str] | None = None) -> None:
         record = run(args)
     except (SpartaError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception:  # what a strange network raises must not look like a FAIL
+        traceback.print_exc()
         raise SystemExit(2) from None
     show(record, f"{args.network}: {record['worst case']['images']} test images, {255 * args.eps:.3g}/255")
     if any(row["verdict"] == FAIL for row in record["checks"]):

@@ -33,8 +33,8 @@ def headline(record: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Error in the worst case over all attacks within {eps}: {told(worst)} of {worst['images']} images; "
         f"by plain PGD-{record['budget']['steps']}: {told(plain)}; clean: {told(clean)}.",
-        f"Evidence: {evidence['wrong again']} of {evidence['images']} kept images fool the network when "
-        f"asked again; {'all' if evidence['within eps'] else 'NOT all'} lie within {eps}.",
+        f"Evidence: {evidence['wrong again']} of {evidence['images']} kept images fool a fresh copy of the "
+        f"network; {'all' if evidence['within eps'] else 'NOT all'} lie within {eps}.",
     ]
     verdicts = [row["verdict"] for row in record["checks"]]
     if FAIL in verdicts:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from attacks import attacking
 from losses import cross_entropy
 from sparta_act import Sparta
-from sparta_act import functional as SF
 
 Substitute = Callable[[Sparta, Tensor], Tensor]
 
@@ -28,9 +27,11 @@ def gate_one(sparta: Sparta, x: Tensor) -> Tensor:
 
 
 def rescaled(sparta: Sparta, x: Tensor, *, factor: float) -> Tensor:
-    """SPARTA whose logit is multiplied: a gate that is 0 or 1 has a gradient again where it is soft."""
+    """SPARTA as steep as it would be if its logit were `factor` times as large: a hard gate becomes soft."""
     s, c = sparta.scores(x)
-    return SF.sparta(x, s * factor, c)
+    logit = s * c
+    gate = torch.sigmoid(factor * logit.detach() + (logit - logit.detach()))
+    return F.relu(x) * gate.to(x.dtype)
 
 
 def dpnet_frozen(sparta: Sparta, x: Tensor) -> Tensor:
@@ -83,7 +84,8 @@ def gates(model: nn.Module) -> dict[str, Sparta]:
 def around(model: nn.Module, substitute: Substitute) -> nn.Module:
     """A copy of the network with the gradients of the substitute in place of each SPARTA's."""
     twin = copy.deepcopy(model)
-    for name, sparta in gates(twin).items():
+    places = [(n, m) for n, m in twin.named_modules(remove_duplicate=False) if isinstance(m, Sparta)]
+    for name, sparta in places:
         parent, _, child = name.rpartition(".")
         twin.get_submodule(parent).add_module(child, Through(sparta, substitute))
     return twin
@@ -104,18 +106,17 @@ def statistics(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 100) ->
     `ratio` compares, at the same input and for the same gradient from above, what SPARTA passes on with what
     ReLU would. Shapes: x (N, C, H, W) in [0, 1], y (N,).
     """
-    found: dict[str, list[Gate]] = {name: [] for name in gates(model)}
+    found: dict[str, list[Gate]] = {}
     with attacking(model):
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             for name, gate in _look(model, images, labels).items():
-                found[name].append(gate)
+                found.setdefault(name, []).append(gate)
     return {
         name: Gate(
             *(torch.cat([getattr(p, k) for p in parts]) for k in ("closed", "open", "ratio")),
             torch.stack([p.histogram for p in parts]).sum(0),
         )
         for name, parts in found.items()
-        if parts
     }
 
 
@@ -123,7 +124,9 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Gate]:
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        calls[name] = inputs[0].detach().clone(), output
+        again = sum(key.partition(" #")[0] == name for key in calls)
+        key = f"{name} #{again + 1}" if again else name
+        calls[key] = inputs[0].detach().clone(), output
 
     modules = gates(model)
     handles = [m.register_forward_hook(partial(watch, name)) for name, m in modules.items()]
@@ -132,13 +135,15 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Gate]:
             loss = cross_entropy(model(x.detach().requires_grad_()), y).sum()
             if not calls:
                 return {}
-            above = torch.autograd.grad(loss, [output for _, output in calls.values()])
+            outputs = [output for _, output in calls.values()]
+            above = torch.autograd.grad(loss, outputs, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
     return {
-        name: _gate(modules[name], inside, grad)
-        for (name, (inside, _)), grad in zip(calls.items(), above, strict=True)
+        key: _gate(modules[key.partition(" #")[0]], inside, grad)
+        for (key, (inside, _)), grad in zip(calls.items(), above, strict=True)
+        if grad is not None
     }
 
 

@@ -59,16 +59,17 @@ def load_foolbox() -> ModuleType:
 
 def hard_label(
     model: nn.Module, x: Tensor, y: Tensor, starts: Tensor, *, eps: float, queries: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """HopSkipJump (Chen et al. 2020, arXiv:1904.02144), which sees nothing but the predicted class.
 
     It begins at `starts`, images the network takes for other classes, and closes in on x; each image is asked
     about `queries` times. Any image on the way within eps that the network gets wrong counts.
-    Shapes: x, starts (N, C, H, W) in [0, 1], y (N,); results (N,) of bool and as x.
+    Shapes: x, starts (N, C, H, W) in [0, 1], y (N,); results (N,) of bool, as x, and (N,), how often the
+    network was asked: less than `queries` where foolbox gave up or all was broken.
     Raises `ValueError` if foolbox is not installed.
     """
     foolbox = load_foolbox()
-    broken, images = torch.zeros_like(y, dtype=torch.bool), x.clone()
+    broken, images, asked = torch.zeros_like(y, dtype=torch.bool), x.clone(), torch.zeros_like(y)
     attack = foolbox.attacks.HopSkipJumpAttack(steps=queries, constraint="linf")
     with (
         attacking(model),
@@ -84,8 +85,9 @@ def hard_label(
                     known, x[part], foolbox.criteria.Misclassification(y[part]), starting_points=starts[part]
                 )
             broken[part], images[part] = watched.broken, watched.images
+            asked[part] = queries - watched.queries
             bar.update(len(part))
-    return broken, images
+    return broken, images, asked
 
 
 def other_classes(model: nn.Module, x: Tensor, y: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

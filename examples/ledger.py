@@ -14,7 +14,9 @@ from replacing import replacing
 
 
 class Ledger:
-    """Attacks by name: which images each broke, its numbers, and for each image the first one that fooled it.
+    """Attacks by name: which images each broke, its numbers, and for each image the first that fooled it.
+
+    Where none did, `images` holds the last one that somebody put there.
 
     `key` says all that the results depend on; a file of another key, or one that is no ledger, is begun anew.
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both on the CPU.

@@ -1,5 +1,11 @@
-"""A network by what the user has: a checkpoint, a file of weights, or a function that makes it."""
+"""A network by what the user has: a checkpoint, a file of weights, or a function that makes it.
 
+`python examples/networks.py runs/sparta/checkpoint.pt mine.safetensors` turns the first into the second:
+the weights alone, in float16, to pass on.
+"""
+
+import argparse
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -11,7 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import data
+from command_line import plain_errors
+from kept import sha256
 from models import build
+from replacing import replacing
 from sets import activations_of, round_to_half
 from train import load_trained
 
@@ -50,7 +59,8 @@ def save(checkpoint: Path, path: Path) -> None:
             f"{checkpoint} has the SPARTA of {settings['pretrained']}, which a file of weights lacks"
         )
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file(tensors, path, {"settings": json.dumps({k: settings[k] for k in SETTINGS})})
+    with replacing(path) as scratch:
+        save_file(tensors, scratch, {"settings": json.dumps({k: settings[k] for k in SETTINGS})})
 
 
 def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -73,6 +83,40 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
         )
     if not logits.isfinite().all():
         raise ValueError("the network's logits are not finite")
+
+
+def fingerprint(model: nn.Module, x: Tensor) -> str:
+    """What tells one network from another: sha256 of its state and of its answers to x."""
+    with torch.no_grad():
+        answers = [model(part).float().cpu() for part in x.split(250)]
+    state = [v.detach().cpu().reshape(-1).view(torch.uint8) for v in model.state_dict().values() if v.numel()]
+    return sha256(*(t.contiguous().numpy().tobytes() for t in (*answers, *state)))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the network; itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError):
+        return model
+
+
+class InFloat32(nn.Module):
+    """A network whose logits come in float32, as the attacks' libraries take them for granted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, K)."""
+        return self.model(x).to(x.dtype)
+
+
+def in_float32(model: nn.Module, x: Tensor) -> nn.Module:
+    """The network, in `InFloat32` if its logits need it. Shapes: x (N, C, H, W)."""
+    with torch.no_grad():
+        return model if model(x[:1]).dtype == x.dtype else InFloat32(model).eval()
 
 
 def _made(path: Path, function: str) -> nn.Module:
@@ -101,3 +145,23 @@ def _stored(path: Path) -> tuple[nn.Module, str]:
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is no file of weights that `networks.save` wrote: {error}") from None
     return model, settings["dataset"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write a network to pass on."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py")
+    p.add_argument("out", type=Path, help="file of weights, NAME.safetensors")
+    args = p.parse_args(argv)
+    if not args.checkpoint.exists():
+        raise ValueError(f"there is no {args.checkpoint}; train.py writes checkpoint.pt into its --out")
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"{args.out} must be a .safetensors")
+    save(args.checkpoint, args.out)
+    content = args.out.read_bytes()
+    print(f"written: {args.out}, {len(content):,} bytes; its sha256 is {sha256(content)}")
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

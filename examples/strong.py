@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks import attacking
+from attacks import attacking, classes_of
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -58,6 +58,7 @@ def autoattack(
     with attacking(model), tqdm(total=len(parts), desc=title, unit="part") as bar, _Listener(bar) as listener:
         attack = make(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
         attack.attacks_to_run, attack.square.n_queries = list(parts), queries
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes_of(model, x) - 1)
         attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = steps
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     wrong = (predicted != y).cpu()

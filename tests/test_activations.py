@@ -122,6 +122,43 @@ def test_output_is_relu_times_attention(reading, dtype):
     assert torch.equal(module(x), (F.relu(x) * gate).to(dtype))
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(2, 3, 3, 3), (1, 2, 5, 7), (2, 4, 8, 6)])
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_scores_are_the_gates_logit(reading, shape, n):
+    module, x = reference.scatter(reading(shape[1], neighborhood=n)).eval(), normal(*shape)
+    s, c = module.scores(x)
+    assert s.shape == (shape[0], 1, *shape[2:])
+    assert c.shape == (*shape[:2], 1, 1)
+    assert torch.equal(module.attention(x), torch.sigmoid(s * c))
+    assert torch.equal(module(x), F.relu(x) * torch.sigmoid(s * c))
+    if n > 1:  # both see X averaged, and neighbours share a score
+        alone = reading(shape[1]).eval()
+        alone.load_state_dict(module.state_dict())
+        small, channel = alone.scores(F.avg_pool2d(x, n, ceil_mode=True))
+        assert torch.equal(c, channel)
+        for i in range(shape[2]):
+            for j in range(shape[3]):
+                assert torch.equal(s[:, :, i, j], small[:, :, i // n, j // n])
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_scores_are_phi_s_and_phi_c(reading):
+    module, x = reference.scatter(reading(3)).double().eval(), normal(2, 3, 4, 5, dtype=torch.float64)
+    p, pooled = module.state_dict(), issubclass(reading, PooledSparta)
+    kernels = (reference.pooled_phi_d if pooled else reference.phi_d)(x, p)
+    s, c = module.scores(x)
+    torch.testing.assert_close(s, reference.phi_s(x, p, kernels, False))
+    torch.testing.assert_close(c, (reference.pooled_phi_c if pooled else reference.phi_c)(x, p, False))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_scores_pass_gradients_on(reading):
+    module, x = reference.scatter(reading(3)).eval(), normal(2, 3, 4, 5).requires_grad_()
+    for score in module.scores(x):
+        assert torch.autograd.grad(score.square().sum(), x, retain_graph=True)[0].abs().max() > 0
+
+
 @pytest.mark.parametrize("reading", [Sparta, PooledSparta])
 @pytest.mark.parametrize("c", [1, 5])
 def test_parameters_have_the_papers_shapes(reading, c):
@@ -561,7 +598,7 @@ def test_unfrozen_learns_again(reading):
 @pytest.mark.parametrize("shape", [(2, 4, 5, 6), (3, 5, 6), (2, 3, 5), (3,), (1, 2, 3, 4, 5)])
 def test_wrong_input_is_refused(reading, shape):
     text = f"{reading.__name__}(3) was given {shape}; it takes (N, 3, H, W)"
-    for call in (reading(3), reading(3).attention):
+    for call in (reading(3), reading(3).attention, reading(3).scores):
         with pytest.raises(ShapeError) as error:
             call(torch.zeros(shape))
         assert str(error.value) == text

@@ -43,6 +43,61 @@ def test_where_the_answer_is_known_it_is_found():
     assert not any("randomized" in w or "logits" in w for w in found.warnings)
 
 
+class Counting(TenLevels):
+    """Counts the batches it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, x):
+        self.asked += 1
+        return super().forward(x)
+
+
+def at_the_levels(offset):
+    y = torch.arange(10)
+    return (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous(), y
+
+
+def asked(**arguments):
+    """How often it asks about ten images that nothing can break."""
+    model, (x, y) = Counting(), at_the_levels(torch.zeros(10))
+    found = autoattack(model, x, y, eps=0.01, seed=0, batch_size=10, title="asked", **arguments)
+    assert found.wrong.tolist() == [False] * 10
+    assert found.standing == dict.fromkeys(arguments["parts"], 10)
+    assert torch.equal(found.images, x)
+    return model.asked
+
+
+def test_square_takes_so_many_queries():
+    few, more = (asked(parts=["square"], queries=q) for q in (5, 22))
+    assert more - few == 17
+
+
+@pytest.mark.parametrize(("part", "targets"), [("apgd-ce", 1), ("apgd-t", 9), ("fab-t", 9)])
+def test_the_white_box_parts_take_so_many_steps(part, targets):
+    few, more, many = (asked(parts=[part], steps=s) for s in (2, 5, 8))
+    assert more - few == many - more  # the same for each step
+    assert (more - few) % (3 * targets) == 0
+    assert more > few
+    assert asked(parts=[part], steps=2, queries=77) == few
+
+
+def test_only_the_parts_asked_for_are_run():
+    """Each part alone, then two, of which the second attacks what the first left standing."""
+    offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
+    (x, y), known = at_the_levels(offset), (offset.abs() + 8 / 255 > 1 / 18).tolist()
+    attack = {"eps": 8 / 255, "seed": 0, "batch_size": 10, "title": "parts"}
+    for parts in (["apgd-ce"], ("apgd-t",), ["fab-t"]):
+        found = autoattack(TenLevels(), x, y, **attack, parts=parts, steps=20)
+        assert found.wrong.tolist() == known
+        assert found.standing == {parts[0]: 6}
+    found = autoattack(TenLevels(), x, y, **attack, parts=["square", "apgd-ce"], steps=20, queries=10)
+    assert found.wrong.tolist() == known
+    assert list(found.standing.items()) == [("square", 10), ("apgd-ce", 6)]
+
+
 def test_what_the_library_warns_of_is_told():
     model = nn.Sequential(Brightness(), nn.Softmax(1))  # two classes, and probabilities
     x, y = torch.tensor([0.5, 0.1]).view(2, 1, 1, 1).expand(2, 3, 4, 4).contiguous(), torch.tensor([1, 1])

@@ -26,7 +26,7 @@ class Linear(nn.Module):
 
 
 def distance(model, x, y):
-    """L-infinity distance to the nearest other class: gap of the logits by the L1 norm of their difference."""
+    """L-infinity distance to the nearest other class, and that: gap of logits by L1 norm of weights."""
     logits = x.flatten(1).double() @ model.w.T
     gap = logits.gather(1, y[:, None]) - logits
     to_each = gap / (model.w[y][:, None] - model.w).abs().sum(2)

@@ -106,6 +106,27 @@ def test_told_again_is_the_newer(data, path):
     assert Ledger(*data, path, "key").numbers == {"zero gradients": {"images": 5}}
 
 
+def test_one_result_may_be_noted_twice_and_changed_afterwards(data, path):
+    wrong = bools(1, 0, 0, 0)
+    ledger = Ledger(*data, path, "key")
+    ledger.note("clean", wrong, data[0])
+    ledger.note("restarts", wrong, data[0])
+    ledger.note("every second", bools(1, 0, 0, 1, 0, 1, 0, 1)[::2], data[0])
+    wrong[3] = True
+    for kept in (ledger, Ledger(*data, path, "key")):
+        assert kept.wrong["clean"].tolist() == kept.wrong["restarts"].tolist() == [True, False, False, False]
+        assert kept.wrong["every second"].tolist() == [True, False, False, False]
+
+
+def test_the_time_of_each_attack_is_kept_and_of_an_attack_done_again_the_newer(data, path):
+    ledger = Ledger(*data, path, "key")
+    ledger.spent("PGD", 1.26)
+    ledger.spent("Square", 70.0)
+    ledger.spent("PGD", 2.0)
+    assert Ledger(*data, path, "key").numbers == {"seconds": {"PGD": 2.0, "Square": 70.0}}
+    assert "PGD" not in ledger  # how long it took is not what it found
+
+
 def test_another_key_begins_anew_and_replaces_the_file(data, path):
     filled(data, path, "eps 8/255")
     other = Ledger(*data, path, "eps 4/255")

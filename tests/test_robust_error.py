@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+import losses
 from attacks import attacking, pgd, pgd_steps
-from robust_error import robust_errors
+from robust_error import first_breaks, robust_errors
 
 
 def net():
@@ -108,3 +109,115 @@ def test_an_attack_without_steps_is_an_error(attack, what):
 def test_normalized_images_are_an_error(attack):
     with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], not in \[-"):
         attack(net(), images(2) * 4 - 2, torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)
+
+
+# ---- one run, image by image
+
+
+def linear(classes=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, classes, bias=False)).double()
+
+
+def grey(n=40):
+    return 0.5 + 0.05 * (images(n) - 0.5)  # no ball of these tests is cut
+
+
+RUN = {"eps": 0.3, "step_size": 0.002, "steps": 30}
+
+
+def run(model, x, start, loss, goals, fast=None, **attack):
+    fast = model if fast is None else fast
+    with attacking(model), attacking(fast):
+        return first_breaks(model, fast, x, start, loss, goals, **RUN | attack)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 250])
+def test_a_linear_network_breaks_at_the_step_that_arithmetic_says(batch_size):
+    model, x = linear(2), grey()
+    y = model(x).argmax(1)
+    w = model[1].weight
+    way = (w[1 - y] - w[y]).detach()
+    gap = -(way * x.flatten(1)).sum(1)
+    due = (gap / (0.002 * way.abs().sum(1))).floor().long() + 1  # the first step behind the boundary
+    expected = torch.where(due <= 9, due, -1)
+    assert 0 < (expected < 0).sum() < 40
+    assert len(expected.unique()) > 2
+    when, found = run(model, x, x, losses.cross_entropy, (y,), steps=9, batch_size=batch_size)
+    assert torch.equal(when, expected)
+    taken = torch.where(due <= 9, due, 9).view(-1, 1, 1, 1)
+    torch.testing.assert_close(found, x + 0.002 * taken * way.sign().view_as(x))
+    assert torch.equal(model(found).argmax(1) != y, when >= 0)
+
+
+def test_what_is_wrong_at_the_start_broke_after_no_step():
+    model, x = linear(), grey(6)
+    y = model(x).argmax(1)
+    start = x.clone()
+    start[:2] += 0.2 * torch.rand_like(x[:2])
+    y[:2] = (model(start).argmax(1)[:2] + 1) % 3
+    when, found = run(model, x, start, losses.cw, (y,), steps=1)
+    assert when[:2].tolist() == [0, 0]
+    assert torch.equal(found[:2], start[:2])
+
+
+def test_the_images_stay_in_the_ball_and_the_arguments_as_they_were():
+    model, x = linear(), images().round()  # black and white
+    y, start = model(x).argmax(1), x.clone()
+    before = x.clone(), y.clone()
+    when, found = run(model, x, start, losses.cw, (y,), eps=0.05, step_size=0.03)
+    assert (found - x).abs().max() <= 0.05 + 1e-12
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert torch.equal(x, before[0])
+    assert torch.equal(start, before[0])
+    assert torch.equal(y, before[1])
+    assert torch.equal(model(found).argmax(1) != y, when >= 0)
+
+
+def test_only_the_network_itself_says_what_is_broken():
+    model, other, x = linear(), linear(), images()
+    y = model(x).argmax(1)
+    when, found = run(model, x, x, losses.cross_entropy, (y,), fast=other)
+    assert (other(x).argmax(1) != y).any()
+    assert not (when == 0).any()
+    assert torch.equal(model(found).argmax(1) != y, when >= 0)
+
+
+def test_where_the_other_network_sees_no_error_the_last_images_are_asked_about():
+    class NeverWrong(nn.Module):
+        """Gradients of the network, with a class that is always right by far."""
+
+        def forward(self, x):
+            z = model(x)
+            return z + 1e6 * nn.functional.one_hot(y, 3) - z.detach()
+
+    model, x = linear(), grey()
+    y = model(x).argmax(1)
+    when, found = run(model, x, x, losses.cw, (y,), fast=NeverWrong())
+    errs = model(found).argmax(1) != y
+    assert torch.equal(when, torch.where(errs, 30, -1))
+    assert errs.any()
+
+
+@pytest.mark.parametrize("loss", [losses.cw_to, losses.cross_entropy_to])
+def test_targets_go_with_their_images(loss):
+    model, x = linear(), grey()
+    y = model(x).argmax(1)
+    target = (y + 1 + torch.arange(40) % 2) % 3
+    when, found = run(model, x, x, loss, (y, target), step_size=1e-6, batch_size=7)
+    w = model[1].weight.detach()
+    if loss is losses.cw_to:
+        way = (w[target] - w[y]).sign().view_as(x)
+    else:  # the target's weights against the mean of all, weighted with their probabilities
+        p = model(x).softmax(1)[:, :, None]
+        way = (w[target] - (p * w).sum(1)).sign().view_as(x)
+    right = (found - x - 30e-6 * way).abs() < 1e-9
+    assert (when == -1).all()
+    assert right.double().mean() > (1 - 1e-12 if loss is losses.cw_to else 0.99)
+
+
+def test_no_images_break_nowhere():
+    empty = torch.zeros(0, dtype=torch.long)
+    when, found = run(linear(), images(0), images(0), losses.cw, (empty,))
+    assert when.shape == (0,)
+    assert found.shape == (0, 3, 6, 6)

@@ -12,6 +12,7 @@ from ledger import Ledger
 from verdicts import FAIL, NO_GATE, PASS, UNKNOWN, Difference, beats, mean, worst
 
 N = 1000
+GATES = ["gate", "gate, attacked"]
 SWEPT = ["PGD at eps/4", "PGD at eps/2", "PGD at 2 eps", "PGD at 4 eps", a.AT_LARGEST]
 
 
@@ -44,7 +45,8 @@ def healthy(tmp_path):
     ledger.numbers["AutoAttack"] = {"warnings": []}
     ledger.numbers["zero gradients"] = {"images": 800, "without": 0}
     soft = {"closed": [0.1, 0.2] * 50, "open": [0.05, 0.1] * 50, "ratio": [0.7, 0.9] * 50}
-    ledger.numbers["gate"] = {"layer4.1.act2": soft, "layer3.1.act2": dict(soft)}
+    for when in GATES:
+        ledger.numbers[when] = {"layer4.1.act2": dict(soft), "layer3.1.act2": dict(soft)}
     return ledger
 
 
@@ -54,7 +56,8 @@ def cut(ledger, n):
     ledger.wrong = {name: wrong[few] for name, wrong in ledger.wrong.items()}
     numbers = ledger.numbers
     numbers["loss curve"] = {k: v[:n] for k, v in numbers["loss curve"].items()}
-    numbers["gate"] = {s: {k: v[:n] for k, v in g.items()} for s, g in numbers["gate"].items()}
+    for when in GATES:
+        numbers[when] = {s: {k: v[:n] for k, v in g.items()} for s, g in numbers[when].items()}
     return ledger
 
 
@@ -259,6 +262,14 @@ def test_3_no_other_set_up_is_much_stronger(healthy, name):
         assert meaning in row.meaning
     told = name if name == a.RESTARTS else name.removeprefix("PGD, ")
     assert f"{told.removeprefix('PGD, ')} {beats(first(600), first(500))}" in row.figure
+
+
+def test_3_one_that_is_certain_fails_beside_a_better_one_that_is_not(healthy):
+    better, certain = list(a.STEP_SIZES)[:2]
+    healthy.wrong[certain] = first(550)
+    healthy.wrong[better] = first(860) & ~(first(500) & ~first(200))  # 36 points more and 30 less
+    assert beats(healthy.wrong[better], first(500)).value > beats(first(550), first(500)).value
+    assert verdicts.choices(healthy).verdict == FAIL
 
 
 @pytest.mark.parametrize(
@@ -480,23 +491,31 @@ def test_10_without_a_gate_is_about_float64_alone(healthy, broken, verdict, mean
         ({"ratio": [0.0, 0.2] * 50}, UNKNOWN, "too few images"),
     ],
 )
-def test_11_a_gate_is_soft_and_lets_the_gradient_through(healthy, changes, verdict, meaning):
-    healthy.numbers["gate"]["layer3.1.act2"] |= changes
+@pytest.mark.parametrize("when", GATES)
+def test_11_a_gate_is_soft_and_lets_the_gradient_through(healthy, when, changes, verdict, meaning):
+    healthy.numbers[when]["layer3.1.act2"] |= changes
     row = verdicts.gate_statistics(healthy)
     assert (row.number, row.verdict) == (11, verdict)
     assert meaning in row.meaning
     assert "layer4.1.act2," not in row.meaning
-    assert "layer4.1.act2 15.0% < 0.01, 7.5% > 0.99, gradient 0.80" in row.figure
+    assert "layer4.1.act2 15.0% < 0.01, 7.5% > 0.99" in row.figure
+    assert "gradient 0.80" in row.figure
 
 
 def test_11_names_every_hard_site(healthy):
-    for g in healthy.numbers["gate"].values():
-        g |= {"closed": [0.9] * 100}
+    healthy.numbers["gate"]["layer4.1.act2"]["closed"] = [0.9] * 100
+    healthy.numbers["gate, attacked"]["layer3.1.act2"]["ratio"] = [0.01] * 100
     assert "hard mask at layer4.1.act2, layer3.1.act2:" in verdicts.gate_statistics(healthy).meaning
 
 
+def test_11_does_not_name_a_site_of_which_it_cannot_tell(healthy):
+    healthy.numbers["gate"]["layer4.1.act2"]["ratio"] = [0.0, 0.2] * 50
+    healthy.numbers["gate"]["layer3.1.act2"]["ratio"] = [0.01] * 100
+    assert "hard mask at layer3.1.act2:" in verdicts.gate_statistics(healthy).meaning
+
+
 def test_11_without_a_gate_is_neither_good_nor_bad(healthy):
-    healthy.numbers["gate"] = {}
+    healthy.numbers |= {when: {} for when in GATES}
     row = verdicts.gate_statistics(healthy)
     assert row.verdict == NO_GATE
     assert row.verdict not in (PASS, FAIL, UNKNOWN)

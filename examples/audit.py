@@ -70,13 +70,13 @@ def audit(
     """
     if not 0 < eps < attempts.LARGEST:
         raise ValueError(f"eps must lie between 0 and 128/255, the largest that check 4 tries, not {eps:.3g}")
-    budget, surrogates = budget or attempts.Budget(), surrogates or {}
-    for network in (model.eval(), *(s.eval() for s in surrogates.values())):
+    budget, surrogates, fresh = budget or attempts.Budget(), surrogates or {}, networks.copied(model.eval())
+    for network in (model, *(s.eval() for s in surrogates.values())):
         networks.check(network, x, y)
     known = (about or {}) | {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)}
     known["images"] = sha256(x.cpu().numpy().tobytes(), y.cpu().numpy().tobytes())
     known["networks"] = [networks.fingerprint(n, x) for n in (model, *surrogates.values())]
-    known["device"], fresh = x.device.type, networks.copied(model)
+    known["device"] = x.device.type
     model = networks.in_float32(model, x)
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(x.cpu(), y.cpu(), out / "audit.safetensors", json.dumps(known | versions()))

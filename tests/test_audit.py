@@ -95,6 +95,27 @@ def test_random_resizing_fails_as_randomized(small, tmp_path):
     assert record["evidence"]["wrong again"] < record["evidence"]["images"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("masked", "number", "told"),
+    [
+        (partial(suspects.Backdoor, hidden=True), 9, "autograd's gradient is not the network's"),
+        (
+            partial(suspects.Backdoor, hidden=False),
+            8,
+            "AutoAttack without Square and plain cross-entropy differ",
+        ),
+        (suspects.NoNumber, 9, "there is no gradient to follow"),
+        (suspects.Memory, 9, "the network does not stand by its answers"),
+    ],
+)
+def test_what_a_reviewer_got_past_it_once_fails(small, tmp_path, masked, number, told):
+    budget = attempts.Budget(10, 2, 5, 50, 2, 4, 20, 50)
+    _, rows = audited(masked(small).eval(), tmp_path, 150, budget)
+    assert rows[number]["verdict"] == FAIL
+    assert told in rows[number]["meaning"]
+
+
 class Softmax(suspects.LoudLogits):
     def forward(self, x):
         return self.model(x).softmax(1)
@@ -122,6 +143,55 @@ def test_autoattacks_other_flags_fail(wrapped, told, tmp_path):
     _, rows = audited(suspects.Small(), tmp_path / "plain", 10, tiny)
     assert rows[9]["verdict"] == UNKNOWN
     assert rows[9]["figure"].startswith("silent")
+
+
+class Half(suspects.LoudLogits):
+    """Computes in bfloat16 and answers in it."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(x)
+
+
+class OnlyFloat32(suspects.LoudLogits):
+    def forward(self, x):
+        return self.model(x.float())
+
+
+class FiveClasses(suspects.LoudLogits):
+    def forward(self, x):
+        return self.model(x)[:, :5]
+
+
+class Unused(suspects.LoudLogits):
+    """Has a SPARTA whose result nobody reads, and another one twice."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.idle, self.gate = suspects.PooledSparta(3), suspects.PooledSparta(3)
+
+    def forward(self, x):
+        self.idle(x)
+        return self.model(self.gate(self.gate(x)))
+
+
+@pytest.mark.parametrize("wrapped", [Half, OnlyFloat32, FiveClasses, Unused])
+def test_a_strange_but_honest_network_is_audited_to_the_end(wrapped, tmp_path):
+    torch.manual_seed(3)
+    x = data.load("test")[0][:10]
+    model = wrapped(suspects.Small()).eval()
+    tiny = attempts.Budget(2, 1, 1, 2, 1, 1, 1, 4)
+    x = data.to_float(x)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    record = audit.audit(model, x, y, out=tmp_path, budget=tiny)
+    rows = {row["number"]: row for row in record["checks"]}
+    assert rows[9]["verdict"] == UNKNOWN or wrapped is Half
+    if wrapped is OnlyFloat32:
+        assert "float64 not possible" in rows[10]["figure"]
+        assert "derivative not possible" in rows[9]["figure"]
+    if wrapped is Unused:
+        assert list(record["gate"]) == ["gate", "gate #2"]
 
 
 @pytest.fixture
@@ -221,6 +291,27 @@ def test_another_network_or_eps_is_audited_anew(made, tmp_path, tiny_data):
         records.append(json.loads((tmp_path / "out" / "audit.json").read_text()))
     assert records[0]["attacks"]["PGD"] != records[1]["attacks"]["PGD"]
     assert records[0]["numbers"]["loss curve"] != records[2]["numbers"]["loss curve"]
+
+
+def test_new_weights_behind_the_same_file_are_audited_anew(tmp_path, tiny_data):
+    file = tmp_path / "theirs.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def network():\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
+        f"    net.load_state_dict(torch.load({str(tmp_path / 'w.pt')!r}))\n"
+        "    return net\n"
+    )
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        torch.save(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).state_dict(), tmp_path / "w.pt")
+        x, y = (t[:8] for t in data.load("test", tiny_data))
+        model, _, _ = networks.load(f"{file}:network")
+        tiny = attempts.Budget(2, 1, 1, 2, 1, 1, 1, 4)
+        record = audit.audit(model, data.to_float(x), y, out=tmp_path / "out", budget=tiny)
+        found.append(record["numbers"]["loss curve"])
+    assert found[0] == found[1] != found[2]
 
 
 def test_what_cannot_work_is_said_in_one_line_with_2(made, tmp_path, tiny_data, capsys, monkeypatch):

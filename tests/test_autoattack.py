@@ -84,6 +84,21 @@ def test_the_white_box_parts_take_so_many_steps(part, targets):
     assert asked(parts=[part], steps=2, queries=77) == few
 
 
+def test_targets_are_all_other_classes_where_there_are_fewer_than_ten():
+    class FourLevels(Counting):
+        def forward(self, x):
+            return super().forward(x)[:, ::3]
+
+    counts = []
+    for steps in (2, 5):
+        model, y = FourLevels(), torch.arange(4)
+        x = (y / 3).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
+        attack = {"parts": ["apgd-t"], "steps": steps, "eps": 0.01, "seed": 0, "batch_size": 4, "title": "4"}
+        assert autoattack(model, x, y, **attack).standing == {"apgd-t": 4}
+        counts.append(model.asked)
+    assert counts[1] - counts[0] == 3 * 3
+
+
 def test_only_the_parts_asked_for_are_run():
     """Each part alone, then two, of which the second attacks what the first left standing."""
     offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])

@@ -1,7 +1,5 @@
 """Gradients that go around SPARTA's gate, found another way, and what a gate does to a gradient."""
 
-import copy
-
 import pytest
 import reference
 import torch
@@ -95,6 +93,14 @@ def test_a_network_without_gates_is_copied():
     assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
 
 
+def test_a_gate_in_two_places_is_replaced_in_both():
+    sparta, (x, v) = drawn(Sparta).double(), off_the_kink()
+    twin = gate.around(nn.Sequential(sparta, nn.Sequential(nn.Identity(), sparta)), gate.gate_one)
+    assert torch.equal(gradient(twin, x, v), v * (x > 0))
+    assert [type(twin[0]), type(twin[1][1])] == [gate.Through] * 2
+    assert twin[0].sparta is twin[1][1].sparta
+
+
 def test_gates_are_found_by_their_dotted_names():
     model = Net(PooledNormedSparta)
     assert gate.gates(model) == {"act": model.act, "blocks.0.0.1": model.blocks[0][0][1]}
@@ -116,15 +122,18 @@ def test_gate_one_is_relu(reading):
 
 @pytest.mark.parametrize("factor", [0.01, 0.1, 10])
 @pytest.mark.parametrize("reading", READINGS)
-def test_a_logit_times_a_factor_is_conv2_times_that_factor(reading, factor):
+def test_a_logit_times_a_factor_is_that_gate_with_the_logits_own_gradient(reading, factor):
     sparta, (x, v) = drawn(reading).double(), off_the_kink()
-    by_hand = copy.deepcopy(sparta)
-    with torch.no_grad():
-        by_hand.conv2.mul_(factor)
+    x.requires_grad_()
+    s, c = sparta.scores(x)
+    gates = 1 / (1 + torch.exp(-factor * s * c)).detach()
+    slope = v * x.detach().clamp(min=0) * gates * (1 - gates)  # of the sigmoid, but not times the factor
+    (through_logit,) = torch.autograd.grad((s * c * slope).sum(), x)
+    expected = v * (x > 0) * gates + through_logit
     substitute = gate.SUBSTITUTES[f"logit x {factor}"]
-    torch.testing.assert_close(substitute(sparta, x), by_hand(x))
+    torch.testing.assert_close(substitute(sparta, x), x.clamp(min=0) * gates)
     twin = gate.around(nn.Sequential(sparta), substitute)
-    torch.testing.assert_close(gradient(twin, x, v), gradient(by_hand, x, v))
+    torch.testing.assert_close(gradient(twin, x.detach(), v), expected)
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -167,10 +176,10 @@ def test_freezing_the_dpnet_leaves_nothing_behind(reading):
 
 
 class Known(Sparta):
-    """A gate that is closed in the left half, open in the next quarter and a half in the last."""
+    """Of eight columns three are closed, the next nearly, one nearly open, one open and two a half."""
 
     def scores(self, x):
-        row = torch.tensor([-10.0, -10.0, -10.0, -10.0, 10.0, 10.0, 0.0, 0.0])
+        row = torch.tensor([-10.0, -10.0, -10.0, -3.0, 4.0, 10.0, 0.0, 0.0])
         s = row.expand(len(x), 1, x.shape[2], 8)
         return s, torch.ones(len(x), self.in_channels, 1, 1)
 
@@ -182,9 +191,9 @@ def test_a_gate_we_know_is_counted_and_its_gradient_measured(batch_size):
     found = gate.statistics(model, x, y, batch_size)
     assert list(found) == ["0"]
     share = found["0"]
-    assert share.closed.tolist() == [0.5] * 5
-    assert share.open.tolist() == [0.25] * 5
-    counts = dict.fromkeys(range(50), 0) | {0: 5 * 24, 25: 5 * 12, 49: 5 * 12}
+    assert share.closed.tolist() == [3 / 8] * 5
+    assert share.open.tolist() == [1 / 8] * 5
+    counts = dict.fromkeys(range(50), 0) | {0: 90, 2: 30, 49: 60, 25: 60}
     assert share.histogram.tolist() == list(counts.values())
     with torch.no_grad():
         probability = model(x).softmax(1) - F.one_hot(y, 3)
@@ -245,6 +254,39 @@ def test_where_there_is_no_gradient_from_above_the_ratio_is_a_number():
 def test_a_network_without_gate_has_no_statistics():
     model = nn.Sequential(nn.Flatten(), nn.Linear(90, 5))
     assert gate.statistics(model, images(), torch.tensor([0, 1, 2])) == {}
+
+
+def test_a_gate_that_is_called_twice_is_looked_at_each_time():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.fc = Known(2), nn.Linear(48, 3)
+
+        def forward(self, x):
+            return self.fc(self.act(self.act(x) - 0.3).flatten(1))
+
+    model, x, y = Twice(), torch.rand(5, 2, 3, 8), torch.tensor([0, 1, 2, 0, 1])
+    found = gate.statistics(model, x, y, batch_size=2)
+    assert list(found) == ["act", "act #2"]
+    last = nn.Sequential(model.act, nn.Flatten(), model.fc)
+    alone = gate.statistics(last, model.act(x).detach() - 0.3, y)["0"]
+    torch.testing.assert_close(found["act #2"].ratio, alone.ratio)
+    assert not torch.equal(found["act"].ratio, found["act #2"].ratio)
+    assert all(f.histogram.sum() == 5 * 48 for f in found.values())
+
+
+def test_a_gate_whose_answer_nobody_uses_has_no_statistics():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused, self.fc = drawn(Sparta), drawn(Sparta), nn.Linear(C * 30, 5)
+
+        def forward(self, x):
+            self.unused(x)
+            return self.fc(self.used(x).flatten(1))
+
+    found = gate.statistics(Unused(), images(channels=C), torch.tensor([0, 1, 2]))
+    assert list(found) == ["used"]
 
 
 def test_a_gate_that_is_never_called_has_no_statistics():

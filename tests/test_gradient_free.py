@@ -68,7 +68,7 @@ def by_squares(model, x, y, eps):
 
 def by_hops(model, x, y, eps):
     torch.manual_seed(0)
-    return hard_label(model, x, y, starts(model, x, y), eps=eps, queries=600)
+    return hard_label(model, x, y, starts(model, x, y), eps=eps, queries=600)[:2]
 
 
 ATTACKS = {blind: 10, by_squares: 2.5, by_hops: 2.5}  # and how many times the distance is well above it
@@ -112,7 +112,7 @@ def test_what_is_wrong_as_it_is_counts_and_is_not_changed(attack):
     model, x, y = known()
     y[:5] = (y[:5] + 1) % 3
     if attack is by_hops:
-        broken, images = hard_label(model, x, y, x, eps=1e-3, queries=5)  # each starts at itself
+        broken, images, _ = hard_label(model, x, y, x, eps=1e-3, queries=5)  # each starts at itself
     else:
         broken, images = attack(model, x, y, 1e-3)
     assert broken.tolist() == [True] * 5 + [False] * 7
@@ -126,7 +126,7 @@ def test_network_and_images_are_left_as_they_were(attack):
     model.norm.eval()
     model.w.requires_grad_(False)
     before, labels = x.clone(), y.clone()
-    attack(model, x, y, NEAREST)
+    attack(model, x, y, ATTACKS[attack] * NEAREST)
     assert model.training
     assert not model.norm.training
     assert [p.requires_grad for p in model.parameters()] == [False, True, True]
@@ -214,11 +214,25 @@ def test_square_is_the_same_for_the_same_seed():
 def test_each_image_is_asked_about_as_often_as_allowed():
     model, x, y = known()
     begin = starts(model, x, y)
-    hard_label(model, x, y, begin, eps=0.5 * NEAREST, queries=70)
+    _, _, count = hard_label(model, x, y, begin, eps=0.5 * NEAREST, queries=70)
+    assert count.tolist() == [70] * 12
     assert [len(seen) for seen in model.seen] == [10] * 70 + [2] * 70  # ten images at once, then the last two
     model.seen.clear()
-    hard_label(model, x, y, begin, eps=1, queries=70)
+    _, _, count = hard_label(model, x, y, begin, eps=1, queries=70)
+    assert count.tolist() == [1] * 12
     assert [len(seen) for seen in model.seen] == [10, 2]  # all are broken: it stops
+
+
+def test_the_first_image_that_fooled_is_kept():
+    model, x, y = known(1)
+    begin = starts(model, x, y)
+    torch.manual_seed(0)
+    hard_label(model, x, y, begin, eps=0, queries=300)
+    seen = [s for s in list(model.seen) if (s - x).abs().max() <= 0.2 and model(s).argmax(1) != y]
+    assert len(seen) > 1
+    torch.manual_seed(0)
+    _, images, _ = hard_label(model, x, y, begin, eps=0.2, queries=300)
+    assert torch.equal(images, seen[0])
 
 
 def test_hops_begin_at_the_start_and_end_at_the_boundary():
@@ -235,25 +249,29 @@ def test_hops_begin_at_the_start_and_end_at_the_boundary():
 
 def test_of_no_images_nothing_breaks():
     model, x, y = known()
-    broken, images = hard_label(model, x[:0], y[:0], x[:0], eps=0.1, queries=5)
+    broken, images, count = hard_label(model, x[:0], y[:0], x[:0], eps=0.1, queries=5)
+    assert count.shape == (0,)
     assert broken.shape == (0,)
     assert images.shape == (0, 3, 4, 4)
 
 
-def test_a_start_that_is_no_error_is_given_up_without_a_word():
+def test_a_start_that_is_no_error_is_given_up_and_the_count_tells():
     model, x, y = known()
-    broken, images = hard_label(model, x, y, x, eps=1, queries=50)
+    broken, images, count = hard_label(model, x, y, x, eps=1, queries=50)
+    assert count.tolist() == [1] * 12
     assert not broken.any()
     assert torch.equal(images, x)
 
 
-def test_a_network_that_contradicts_itself_is_given_up_without_a_word():
+def test_a_network_that_contradicts_itself_is_given_up_and_the_count_tells():
     class Random(Linear):
         def forward(self, x):
             return torch.randn(len(x), 3)
 
     x = torch.rand(12, 3, 4, 4)
-    broken, images = hard_label(Random(), x, torch.zeros(12, dtype=torch.long), 1 - x, eps=0.0, queries=500)
+    y = torch.zeros(12, dtype=torch.long)
+    broken, images, count = hard_label(Random(), x, y, 1 - x, eps=0.0, queries=500)
+    assert 0 < count.max() < 500
     assert not broken.any()
     assert torch.equal(images, x)
 

@@ -295,6 +295,49 @@ def test_the_command_says_what_cannot_be(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# ---- what an audit needs besides
+
+
+def test_a_fingerprint_tells_networks_apart_by_state_and_by_answers():
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor, self.fc = factor, nn.Linear(3072, 4)  # the factor is no part of the state
+
+        def forward(self, x):
+            return self.factor * self.fc(x.flatten(1))
+
+    x, model, other = images(), Scaled(1), Scaled(2)
+    other.load_state_dict(model.state_dict())
+    before = networks.fingerprint(model, x)
+    assert networks.fingerprint(model, x) == before
+    assert networks.fingerprint(networks.copied(model), x) == before
+    assert networks.fingerprint(other, x) != before
+    assert networks.fingerprint(model, x[:2]) != before
+    silent = nn.Sequential(model)
+    silent.register_buffer("unused", torch.tensor([1.0]))
+    first = networks.fingerprint(silent, x)
+    silent.unused += 1
+    assert networks.fingerprint(silent, x) != first
+
+
+def test_a_copy_is_apart_and_what_cannot_be_copied_is_itself():
+    model = nn.Linear(3, 3)
+    assert networks.copied(model).weight is not model.weight
+    model.file = (i for i in range(3))  # a generator
+    assert networks.copied(model) is model
+
+
+def test_logits_of_another_precision_become_float32():
+    x, plain = images(), Answers(logits(10))
+    assert networks.in_float32(plain, x) is plain
+    for dtype in (torch.float16, torch.float64):
+        found = networks.in_float32(Answers(lambda x, dtype=dtype: logits(10)(x).to(dtype)), x)
+        assert found(x).dtype == torch.float32
+        assert not found.training
+        torch.testing.assert_close(found(x), plain(x), rtol=1e-3, atol=0)
+
+
 # ---- whether it answers
 
 

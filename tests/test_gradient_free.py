@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attacks import within
-from gradient_free import hard_label, noise, other_classes, square
+from gradient_free import _Watched, hard_label, noise, other_classes, square
 
 NEAREST = 0.02  # how far each image of `known` is from another class
 
@@ -233,6 +233,16 @@ def test_the_first_image_that_fooled_is_kept():
     torch.manual_seed(0)
     _, images, _ = hard_label(model, x, y, begin, eps=0.2, queries=300)
     assert torch.equal(images, seen[0])
+
+
+def test_a_later_image_does_not_replace_the_first_while_others_stand():
+    model, x, y = known(2)
+    wrong = starts(model, x, y)
+    watched = _Watched(model, x, y, 1.0, 10)
+    watched(torch.stack([wrong[0], x[1]]))
+    watched(torch.stack([1e-6 + wrong[0] * (1 - 2e-6), x[1]]))
+    assert watched.broken.tolist() == [True, False]
+    assert torch.equal(watched.images, torch.stack([wrong[0], x[1]]))
 
 
 def test_hops_begin_at_the_start_and_end_at_the_boundary():

@@ -36,7 +36,7 @@ from measure import (
     worst_cases,
 )
 from report import difference, interval, percent, print_table, stamp, told
-from sets import activations_of, round_to_half
+from sets import gates, round_to_half
 from train import load_trained, read_checkpoint
 
 
@@ -44,7 +44,7 @@ def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dic
     """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated."""
     began, name = time.perf_counter(), str(path.parent)
     model, settings = load_trained(path)
-    round_to_half(activations_of(model))
+    round_to_half(gates(model))
     x, y = data.load("test", args.data_dir, settings["dataset"])
     attacks = [dataclasses.replace(a, images=min(a.images, len(x))) for a in attacks]
     whole, store = path.parent / "evaluation.json", path.parent / "evaluation.npz"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks import attacking
 from losses import cross_entropy
+from sets import gates
 from sparta_act import Sparta
 
 Substitute = Callable[[Sparta, Tensor], Tensor]
@@ -76,14 +77,11 @@ class Through(nn.Module):
         return self.sparta(x).detach() + (y - y.detach())
 
 
-def gates(model: nn.Module) -> dict[str, Sparta]:
-    """The network's SPARTA by their dotted names."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, Sparta)}
-
-
 def around(model: nn.Module, substitute: Substitute) -> nn.Module:
     """A copy of the network with the gradients of the substitute in place of each SPARTA's."""
     twin = copy.deepcopy(model)
+    if isinstance(twin, Sparta):
+        return Through(twin, substitute)
     places = [(n, m) for n, m in twin.named_modules(remove_duplicate=False) if isinstance(m, Sparta)]
     for name, sparta in places:
         parent, _, child = name.rpartition(".")
@@ -133,7 +131,7 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Gate]:
     try:
         with torch.enable_grad():
             loss = cross_entropy(model(x.detach().requires_grad_()), y).sum()
-            if not calls:
+            if not calls or not loss.requires_grad:
                 return {}
             outputs = [output for _, output in calls.values()]
             above = torch.autograd.grad(loss, outputs, allow_unused=True)
@@ -158,6 +156,6 @@ def _gate(sparta: Sparta, x: Tensor, grad: Tensor) -> Gate:
     return Gate(
         (gate < 0.01).float().flatten(1).mean(1).cpu(),
         (gate > 0.99).float().flatten(1).mean(1).cpu(),
-        (norms[0] / norms[1].clamp(min=torch.finfo(torch.float64).tiny)).cpu(),
+        torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).cpu(),  # nothing came from above: nothing is lost
         torch.histc(gate, 50, 0, 1).cpu(),
     )

@@ -26,9 +26,9 @@ class Ledger:
         self.path, self.key = path, key
         self.wrong: dict[str, Tensor] = {}  # (N,) of bool each
         self.numbers: dict[str, Any] = {}
-        self.images = x.clone()  # attacked, where something broke it
+        self.images = x.clone(memory_format=torch.contiguous_format)  # attacked, where something broke it
         self.by = [""] * len(x)  # the attack that first did
-        self.y = y
+        self.y = y.contiguous()
         self._read()
 
     def __contains__(self, name: str) -> bool:

@@ -8,6 +8,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from command_line import plain_errors
 from kept import sha256
 from models import build
 from replacing import replacing
-from sets import activations_of, round_to_half
+from sets import gates, round_to_half
 from train import load_trained
 
 NAMES = "checkpoint.pt of train.py, weights.safetensors of `save`, or FILE.py:FUNCTION"
@@ -46,7 +47,7 @@ def load(where: str) -> tuple[nn.Module, str | None, bytes]:
         model, dataset = _stored(Path(path))
     else:
         model, settings = load_trained(path)
-        round_to_half(activations_of(model))
+        round_to_half(gates(model))
         dataset = settings["dataset"]
     return model.eval(), dataset, content
 
@@ -59,6 +60,8 @@ def save(checkpoint: Path, path: Path) -> None:
             f"{checkpoint} has the SPARTA of {settings['pretrained']}, which a file of weights lacks"
         )
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    if lost := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ValueError(f"{checkpoint}: float16 does not hold {', '.join(lost)}")
     with replacing(path) as scratch:
         save_file(tensors, scratch, {"settings": json.dumps({k: settings[k] for k in SETTINGS})})
 
@@ -69,11 +72,11 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     try:
         with torch.no_grad():
             logits = model(few)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever somebody's network may raise
         raise ValueError(
-            f"the network was given images {tuple(few.shape)} and raised: {str(error).splitlines()[0]}"
+            f"the network was given images {tuple(few.shape)} and raised {_line(error)}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (len(few), logits.shape[-1]):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(few):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the network must return logits ({len(few)}, classes), and returned {found}")
     if logits.shape[1] <= int(y.max()) or logits.shape[1] < 4:
@@ -124,14 +127,26 @@ def _made(path: Path, function: str) -> nn.Module:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[path.stem] = module  # dataclasses and pickles look for it there
+    sys.path.append(str(path.parent.resolve()))  # for what it imports from beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever somebody's file may raise
+        raise ValueError(f"{path} raised {_line(error)}") from error
     make: Any = getattr(module, function, None)
     if not callable(make):
         raise ValueError(f"{path} has no function {function!r}")
-    model = make()
+    try:
+        model = make()
+    except Exception as error:
+        raise ValueError(f"{path}:{function} raised {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{path}:{function} must return a network, not {type(model).__name__}")
     return model.eval()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _stored(path: Path) -> tuple[nn.Module, str]:

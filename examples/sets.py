@@ -5,13 +5,17 @@ from torch import nn
 from sparta_act import Sparta
 
 
+def gates(model: nn.Module) -> dict[str, Sparta]:
+    """The network's SPARTA by their dotted names."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Sparta)}
+
+
 def activations_of(model: nn.Module) -> dict[str, Sparta]:
     """Activations of a network of `models.py` by their label: `layer1.1.act2` is at G1.B2."""
     found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Sparta):
-            group, block, _ = name.removeprefix("layer").split(".")
-            found[f"G{group}.B{int(block) + 1}"] = module
+    for name, module in gates(model).items():
+        group, block, _ = name.removeprefix("layer").split(".")
+        found[f"G{group}.B{int(block) + 1}"] = module
     return found
 
 

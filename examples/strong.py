@@ -59,7 +59,13 @@ def autoattack(
         attack = make(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
         attack.attacks_to_run, attack.square.n_queries = list(parts), queries
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes_of(model, x) - 1)
-        attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = steps
+        attack.fab.n_iter = steps
+        for apgd in (
+            attack.apgd,
+            attack.apgd_targeted,
+        ):  # with the schedule its authors derive from the steps
+            apgd.n_iter, apgd.n_iter_2 = steps, max(int(0.22 * steps), 1)
+            apgd.n_iter_min, apgd.size_decr = max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     wrong = (predicted != y).cpu()
     standing, left = {}, int((~wrong).sum())

@@ -189,8 +189,8 @@ def gradient_free(ledger: Ledger) -> Check:
         share = (~known).float().mean().item()
         d = beats(given, torch.zeros_like(given))
         verdicts.append(FAIL if Difference(share * d.value, share * d.half).below(ONLY) == FAIL else UNKNOWN)
-    weak = [a.SQUARE] if square["standing"] and 2 * square["control broken"] < square["control"] else []
-    weak += [a.HARD_LABEL] if hard["standing"] and not hard["control broken"] else []
+    weak = [a.SQUARE] if square["standing"] and 4 * square["control broken"] < square["control"] else []
+    weak += [a.HARD_LABEL] if hard["standing"] and hard["control"] and not hard["control broken"] else []
     verdict = worst([*verdicts, *(UNKNOWN for _ in weak)])
     others = max((n for n in blind if n != a.SQUARE), key=lambda n: blind[n].value)
     told = [
@@ -254,8 +254,9 @@ def agreement(ledger: Ledger) -> Check:
     attacks = {n: ledger.wrong[n] for n in (*a.LOSSES, *a.TARGETED, a.AUTOATTACK)}
     attacks["all attacks together"] = ledger.broken()
     found = {n.removeprefix("PGD, "): beats(w, ledger.wrong[a.PLAIN]) for n, w in attacks.items()}
-    verdict = worst(Difference(abs(d.value), d.half).below(LOSS) for d in found.values())
-    far = max(found, key=lambda n: abs(found[n].value))
+    verdicts = {n: Difference(abs(d.value), d.half).below(LOSS) for n, d in found.items()}
+    verdict = worst(verdicts.values())
+    far = max((n for n in found if verdicts[n] == verdict), key=lambda n: abs(found[n].value))
     return Check(
         8,
         "losses agree",
@@ -316,8 +317,9 @@ def adaptive(ledger: Ledger) -> Check:
     """10: gradients that go around the gate are no better."""
     names = [n for n in (*a.ADAPTIVE, a.FLOAT64) if n in ledger.wrong]
     found = {n: beats(ledger.wrong[n], ledger.wrong[a.PLAIN]) for n in names}
-    best = max(found, key=lambda n: found[n].value, default="")
     verdicts = [d.below(ADDS) for d in found.values()]
+    certain = [n for n, verdict in zip(names, verdicts, strict=True) if verdict == FAIL]
+    best = max(certain or names, key=lambda n: found[n].value, default="")
     gated = any(n in ledger.wrong for n in a.ADAPTIVE)
     figure = [f"{n.removeprefix('PGD, ')} {d}" for n, d in found.items()]
     if a.FLOAT64 not in found:

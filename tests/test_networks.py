@@ -382,9 +382,9 @@ def test_it_is_asked_about_two_images_without_gradient():
 @pytest.mark.parametrize(
     ("answer", "labels", "text"),
     [
-        (nn.Linear(4, 4), 4, "was given images (2, 3, 32, 32) and raised: mat1 and mat2 shapes cannot"),
-        (raising(ValueError("no such luck\nand more")), 4, "raised: no such luck"),
-        (raising(TypeError("bytes")), 4, "raised: bytes"),
+        (nn.Linear(4, 4), 4, "was given images (2, 3, 32, 32) and raised RuntimeError: mat1 and mat2 shapes cannot"),
+        (raising(ValueError("no such luck\nand more")), 4, "raised ValueError: no such luck"),
+        (raising(TypeError("bytes")), 4, "raised TypeError: bytes"),
         (lambda x: x.mean((1, 2, 3)), 4, "must return logits (2, classes), and returned (2,)"),
         (lambda x: x, 4, "must return logits (2, classes), and returned (2, 3, 32, 32)"),
         (lambda x: x.flatten(1)[:1], 4, "must return logits (2, classes), and returned (1, 3072)"),

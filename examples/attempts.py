@@ -226,10 +226,10 @@ def _derivative(suspect: Suspect, ledger: Ledger, name: str) -> None:
     """Whether the gradient is the derivative: along random corners, of random sums of the logits, in float64.
 
     Of each image, at a random place of the ball: |<gradient, v> - (f(x + h v) - f(x - h v)) / 2h| relative to
-    the larger of the two.
+    the largest of the two and the gradient's norm, which is what <gradient, v> is on average.
     """
     suspect.random(name)
-    h, errors = 1e-6, list[float]()
+    h, errors = 1e-7, list[float]()
     try:
         model = copy.deepcopy(suspect.model).double()
         for images in random_images(suspect.x, suspect.eps).double().split(BATCH):
@@ -243,8 +243,8 @@ def _derivative(suspect: Suspect, ledger: Ledger, name: str) -> None:
                 with torch.no_grad():
                     rise = ((model(images + h * v) - model(images - h * v)) * weights).sum(1) / (2 * h)
             slope = (grad * v).flatten(1).sum(1)
-            scale = torch.maximum(slope.abs(), rise.abs()).clamp(min=1e-12)
-            errors += ((slope - rise).abs() / scale).tolist()
+            scale = torch.stack([slope.abs(), rise.abs(), grad.flatten(1).norm(dim=1)]).amax(0)
+            errors += ((slope - rise).abs() / scale.clamp(min=1e-12)).tolist()
     except RuntimeError as error:
         ledger.tell(name, f"not possible: {str(error).splitlines()[0]}")
     else:

@@ -1,7 +1,13 @@
-"""An audit in words: its headline, its table on the screen, and its page in Markdown."""
+"""An audit in words: its headline, its table on the screen, and its page in Markdown.
 
+`python examples/audit_text.py` writes the tables of docs/audit.md anew from what is filed in docs/audits.
+"""
+
+import json
+import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -9,8 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import attempts as a
+from replacing import replacing
 from verdicts import FAIL, PASS, UNKNOWN
 
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"(<!-- audit: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLOURS = {UNKNOWN: "yellow", FAIL: "bold red", PASS: "green"}
 
 
@@ -75,3 +84,19 @@ def markdown(record: Mapping[str, Any]) -> str:
 def told(entry: Mapping[str, Any]) -> str:
     """An error with its interval: `31.5% (28.7-34.4)`."""
     return f"{entry['error']:.1%} ({100 * entry['low']:.1f}-{100 * entry['high']:.1f})"
+
+
+def filled(page: str, audits: Path) -> str:
+    """A page whose blocks `<!-- audit: NAME -->` to `<!-- end -->` hold the audit of that name."""
+
+    def block(match: re.Match[str]) -> str:
+        record = json.loads((audits / match[2] / "audit.json").read_text())
+        return f"{match[1]}{markdown(record)}\n{made(record)}\n{match[3]}"
+
+    return BLOCK.sub(block, page)
+
+
+if __name__ == "__main__":
+    page = filled((DOCS / "audit.md").read_text(), DOCS / "audits")
+    with replacing(DOCS / "audit.md") as scratch:
+        scratch.write_text(page)

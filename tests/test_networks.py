@@ -382,7 +382,11 @@ def test_it_is_asked_about_two_images_without_gradient():
 @pytest.mark.parametrize(
     ("answer", "labels", "text"),
     [
-        (nn.Linear(4, 4), 4, "was given images (2, 3, 32, 32) and raised RuntimeError: mat1 and mat2 shapes cannot"),
+        (
+            nn.Linear(4, 4),
+            4,
+            "was given images (2, 3, 32, 32) and raised RuntimeError: mat1 and mat2 shapes cannot",
+        ),
         (raising(ValueError("no such luck\nand more")), 4, "raised ValueError: no such luck"),
         (raising(TypeError("bytes")), 4, "raised TypeError: bytes"),
         (lambda x: x.mean((1, 2, 3)), 4, "must return logits (2, classes), and returned (2,)"),

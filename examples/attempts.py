@@ -216,7 +216,7 @@ def _float64(suspect: Suspect, ledger: Ledger, steps: int, name: str) -> None:
     """In float64 throughout, where a gradient may be 1e-300; what is broken is asked in float32."""
     try:
         at, images = suspect.pgd(steps=steps, fast=copy.deepcopy(suspect.model).double(), dtype=torch.float64)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         ledger.tell(name, f"not possible: {str(error).splitlines()[0]}")
     else:
         ledger.note(name, at >= 0, images)
@@ -245,7 +245,7 @@ def _derivative(suspect: Suspect, ledger: Ledger, name: str) -> None:
             slope = (grad * v).flatten(1).sum(1)
             scale = torch.stack([slope.abs(), rise.abs(), grad.flatten(1).norm(dim=1)]).amax(0)
             errors += ((slope - rise).abs() / scale.clamp(min=1e-12)).tolist()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         ledger.tell(name, f"not possible: {str(error).splitlines()[0]}")
     else:
         ledger.tell(name, errors)

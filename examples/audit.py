@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 import attempts
 import data
@@ -70,9 +71,12 @@ def audit(
     """
     if not 0 < eps < attempts.LARGEST:
         raise ValueError(f"eps must lie between 0 and 128/255, the largest that check 4 tries, not {eps:.3g}")
-    budget, surrogates, fresh = budget or attempts.Budget(), surrogates or {}, networks.copied(model.eval())
+    budget, surrogates, out = budget or attempts.Budget(), surrogates or {}, Path(out)
+    fresh = networks.copied(model.eval())
     for network in (model, *(s.eval() for s in surrogates.values())):
         networks.check(network, x, y)
+    if any(isinstance(p, UninitializedTensorMixin) for p in fresh.parameters()):
+        fresh = networks.copied(model)  # its first images made it
     known = (about or {}) | {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)}
     known["images"] = sha256(x.cpu().numpy().tobytes(), y.cpu().numpy().tobytes())
     known["networks"] = [networks.fingerprint(n, x) for n in (model, *surrogates.values())]
@@ -223,9 +227,13 @@ def main(argv: list[str] | None = None) -> None:
     except (SpartaError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except Exception:  # what a strange network raises must not look like a FAIL
+    except (Exception, SystemExit) as error:  # what a strange network raises must not look like a verdict
         traceback.print_exc()
+        print(f"error: the audit could not be made: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     show(record, f"{args.network}: {record['worst case']['images']} test images, {255 * args.eps:.3g}/255")
     if any(row["verdict"] == FAIL for row in record["checks"]):
         raise SystemExit(1)

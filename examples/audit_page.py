@@ -27,11 +27,16 @@ def draw(path: Path, record: Mapping[str, Any], ledger: Ledger) -> None:
     _eps(eps, record)
     _gate(gate, ledger)
     worst, plain = (100 * e["error"] for e in (record["worst case"], record["attacks"][a.PLAIN]))
+    passed = sum(row["verdict"] == "pass" for row in record["checks"])
     failed = [str(row["number"]) for row in record["checks"] if row["verdict"] == "FAIL"]
     figure.suptitle(
         f"{record.get('network', 'network')}: {worst:.1f}% wrong in the worst case within "
         f"{255 * record['eps']:.3g}/255, {plain:.1f}% by plain PGD; "
-        + (f"checks {', '.join(failed)} FAIL" if failed else "no check fails")
+        + (
+            f"checks {', '.join(failed)} FAIL"
+            if failed
+            else f"{passed} of {len(record['checks'])} checks pass"
+        )
     )
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=110, format="png")

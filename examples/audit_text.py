@@ -53,7 +53,8 @@ def headline(record: Mapping[str, Any]) -> list[str]:
             "even the worst case is only what these attacks found."
         )
     elif UNKNOWN in verdicts:
-        lines.append("Nothing fails, but not all could be told: give more images (--limit) or surrogates.")
+        count = f"{verdicts.count(UNKNOWN)} of {len(verdicts)} checks could not be told"
+        lines.append(f"Nothing fails, but {count}: give more images (--limit) or surrogates (--surrogate).")
     else:
         lines.append("Nothing fails: these attacks agree with each other. It is no certificate.")
     return lines

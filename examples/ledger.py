@@ -1,6 +1,7 @@
 """What the attacks of an audit found, with images as evidence; in a file, so that a killed audit goes on."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Ledger:
             with safe_open(self.path, "pt") as file:
                 told: Mapping[str, str] = file.metadata() or {}
                 if told.get("key") != self.key:
+                    print(f"{self.path} is of another audit, and is begun anew", file=sys.stderr)
                     return
                 names = [k for k in file.keys() if k.startswith("wrong/")]  # noqa: SIM118  (no mapping)
                 wrong = {name.removeprefix("wrong/"): file.get_tensor(name) for name in names}

@@ -68,7 +68,7 @@ def save(checkpoint: Path, path: Path) -> None:
 
 def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Raise `ValueError` if the network does not answer x (N, C, H, W) with logits for labels y (N,)."""
-    few = x[:2]
+    few = x[:2].clone()
     try:
         with torch.no_grad():
             logits = model(few)
@@ -86,12 +86,21 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
         )
     if not logits.isfinite().all():
         raise ValueError("the network's logits are not finite")
+    if not torch.equal(few, x[:2]):
+        raise ValueError("the network changes its input in place: give it one that works on a copy")
+    with torch.enable_grad():
+        logits = model(few.clone().requires_grad_().clone())
+    if not logits.requires_grad:
+        raise ValueError(
+            "the logits do not depend on the images by autograd (no_grad, detach or numpy inside?): "
+            "white-box attacks have nothing to follow, and no figure by them means anything"
+        )
 
 
 def fingerprint(model: nn.Module, x: Tensor) -> str:
     """What tells one network from another: sha256 of its state and of its answers to x."""
     with torch.no_grad():
-        answers = [model(part).float().cpu() for part in x.split(250)]
+        answers = [model(part.clone()).float().cpu() for part in x.split(250)]
     state = [v.detach().cpu().reshape(-1).view(torch.uint8) for v in model.state_dict().values() if v.numel()]
     return sha256(*(t.contiguous().numpy().tobytes() for t in (*answers, *state)))
 
@@ -131,21 +140,21 @@ def _made(path: Path, function: str) -> nn.Module:
     sys.path.append(str(path.parent.resolve()))  # for what it imports from beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's file may raise
+    except (Exception, SystemExit) as error:  # whatever somebody's file may raise, or end
         raise ValueError(f"{path} raised {_line(error)}") from error
     make: Any = getattr(module, function, None)
     if not callable(make):
         raise ValueError(f"{path} has no function {function!r}")
     try:
         model = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path}:{function} raised {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{path}:{function} must return a network, not {type(model).__name__}")
     return model.eval()
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 

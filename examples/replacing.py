@@ -10,5 +10,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside `path`; it takes the place of `path` when the block ends without an error."""
     scratch = path.with_name(path.name + ".tmp")
-    yield scratch
-    os.replace(scratch, path)
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -294,7 +294,9 @@ def flags(ledger: Ledger) -> Check:
     verdicts += [FAIL] if warnings or not evidence["within eps"] else []
     verdict = worst([*verdicts, *([] if possible else [UNKNOWN])])
     reasons = [
-        "the usual attacks mean little" if warnings else "",
+        "the usual attacks mean little (random answers, probabilities for logits, gradients inside?)"
+        if warnings
+        else "",
         "there is no gradient to follow" if verdicts[0] == FAIL else "",
         "autograd's gradient is not the network's" if verdicts[1] == FAIL else "",
         "the network does not stand by its answers" if verdicts[2] == FAIL else "",
@@ -308,7 +310,7 @@ def flags(ledger: Ledger) -> Check:
         {
             PASS: "deterministic, differentiable, logits",
             FAIL: ", ".join(filter(None, reasons)),
-            UNKNOWN: "too few images, or a few such",
+            UNKNOWN: "too few images to exclude a few without a true gradient or a steady answer",
         }[verdict],
     )
 

@@ -45,8 +45,8 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
     """README of a set, with the Hub's metadata, from what `info` holds.
 
     `info["measured"]` (a list of rows, or names and numbers), `info["audit"]` (a list of texts and tables)
-    and `info["limits"]` have sections of their own, `info["dataset"]` may name a data set on the Hub; all but the
-    first three tell how the set was trained.
+    and `info["limits"]` have sections of their own, `info["dataset"]` may name a data set on the Hub; the
+    rest tells how the set was trained.
     """
     sites = [
         {

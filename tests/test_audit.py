@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -24,9 +25,10 @@ FEW = attempts.Budget(
 EPS = 8 / 255
 
 
-def audited(model, out, images=500, budget=FEW, **surrogates):
+def audited(model, out, images=500, budget=FEW, eps=EPS, **surrogates):
     x, y = (t[:images] for t in data.load("test"))
-    record = audit.audit(model, data.to_float(x), y, out=out, eps=EPS, budget=budget, surrogates=surrogates)
+    x = data.to_float(x)
+    record = audit.audit(model, x, y, out=out, eps=eps, budget=budget, surrogates=surrogates)
     return record, {row["number"]: row for row in record["checks"]}
 
 
@@ -43,10 +45,11 @@ def small():
 def test_a_plain_adversarially_trained_network_passes(tmp_path):
     relu, _, _ = networks.load(str(NETWORKS / "cifar10-resnet18-w16-relu.safetensors"))
     sparta, _, _ = networks.load(str(NETWORKS / "cifar10-resnet18-w16.safetensors"))
-    record, rows = audited(relu, tmp_path, 400, sparta=sparta)
+    budget = dataclasses.replace(FEW, queries=600, control=10)
+    record, rows = audited(relu, tmp_path, 400, budget, 12 / 255, sparta=sparta)
     assert {n: row["verdict"] for n, row in rows.items()} == dict.fromkeys(range(1, 11), PASS) | {11: NO_GATE}
     worst, plain = record["worst case"]["error"], record["attacks"][attempts.PLAIN]["error"]
-    assert plain <= worst < plain + 0.03
+    assert 0.8 < plain <= worst < min(1, plain + 0.03)
     assert record["evidence"]["images"] == record["evidence"]["wrong again"] == round(400 * worst)
     assert record["evidence"]["within eps"]
 
@@ -54,12 +57,12 @@ def test_a_plain_adversarially_trained_network_passes(tmp_path):
 @pytest.mark.slow
 def test_a_hard_gate_fails_as_a_hard_mask(tmp_path):
     soft, _, _ = networks.load(str(NETWORKS / "cifar10-resnet18-w16.safetensors"))
-    _, rows = audited(suspects.hardened(soft), tmp_path, 60)
-    assert failing(rows) == {11}
+    tiny = attempts.Budget(2, 1, 1, 2, 1, 1, 1, 4)
+    _, rows = audited(suspects.hardened(soft), tmp_path, 100, tiny)
+    assert rows[11]["verdict"] == FAIL
     assert rows[11]["meaning"].startswith("hard mask at layer1.1.act2")
-    _, rows = audited(soft, tmp_path / "soft", 60)
+    _, rows = audited(soft, tmp_path / "soft", 100, tiny)
     assert rows[11]["verdict"] == PASS
-    assert not failing(rows)
 
 
 @pytest.mark.slow
@@ -232,7 +235,8 @@ def test_the_command_line_audits_any_network_and_writes_all_of_it(made, tmp_path
     audit.main([made, *arguments, "--out", str(out)])
     printed = capsys.readouterr().out
     assert "not enough data" in printed
-    assert "Nothing fails, but not all could be told" in printed
+    assert "Nothing fails, but" in printed
+    assert "checks could not be told" in printed
     record = json.loads((out / "audit.json").read_text())
     assert [row["number"] for row in record["checks"]] == list(range(1, 12))
     stored = load_file(out / "audit.safetensors")
@@ -271,7 +275,7 @@ def test_a_killed_audit_goes_on_and_says_the_same(made, tmp_path, tiny_data, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(attempts, "_noise", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         audit.main([*arguments, "--out", str(tmp_path / "killed")])
     assert not (tmp_path / "killed" / "audit.json").exists()
     monkeypatch.setattr(attempts, "_noise", noise)
@@ -317,10 +321,21 @@ def test_new_weights_behind_the_same_file_are_audited_anew(tmp_path, tiny_data):
 def test_what_cannot_work_is_said_in_one_line_with_2(made, tmp_path, tiny_data, capsys, monkeypatch):
     file = made.partition(":")[0]
     (tmp_path / "wide.py").write_text("from torch import nn\n\ndef f():\n    return nn.Flatten(2)\n")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "cut.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Cut(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.detach()).detach()\n\n"
+        "def f():\n"
+        "    return Cut(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
     cases = {
         (str(tmp_path / "no.pt"),): "there is no",
         (f"{file}:nothing",): "no function 'nothing'",
         (f"{tmp_path / 'wide.py'}:f",): r"must return logits",
+        (f"{tmp_path / 'ends.py'}:f",): "raised SystemExit",
+        (f"{tmp_path / 'cut.py'}:f",): "do not depend on the images by autograd",
         (made, "--device", "nowhere"): "--device nowhere",
         (made, "--data-dir", str(tmp_path / "empty")): "wanted one folder",
         (made, "--dataset", "svhn"): "our sample is of cifar10",

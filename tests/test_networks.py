@@ -368,7 +368,7 @@ def test_a_network_that_answers_is_let_through(n):
     networks.check(Answers(logits(10)), images(n), torch.full((n,), 9))
 
 
-def test_it_is_asked_about_two_images_without_gradient():
+def test_it_is_asked_about_two_images_without_gradient_and_with():
     seen = []
 
     def answer(x):
@@ -376,7 +376,7 @@ def test_it_is_asked_about_two_images_without_gradient():
         return logits(10)(x)
 
     networks.check(Answers(answer), images(50), torch.zeros(50, dtype=torch.long))
-    assert seen == [(2, False)]
+    assert seen == [(2, False), (2, True)]
 
 
 @pytest.mark.parametrize(

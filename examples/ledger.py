@@ -63,6 +63,7 @@ class Ledger:
         told = {"key": self.key, "numbers": json.dumps(self.numbers), "by": json.dumps(self.by)}
         with replacing(self.path) as scratch:
             save_file(tensors, scratch, told)
+            scratch.chmod(0o644)  # safetensors writes for its owner alone; it is evidence for anybody
 
     def _read(self) -> None:
         try:

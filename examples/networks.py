@@ -64,6 +64,7 @@ def save(checkpoint: Path, path: Path) -> None:
         raise ValueError(f"{checkpoint}: float16 does not hold {', '.join(lost)}")
     with replacing(path) as scratch:
         save_file(tensors, scratch, {"settings": json.dumps({k: settings[k] for k in SETTINGS})})
+        scratch.chmod(0o644)  # safetensors writes for its owner alone
 
 
 def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -132,11 +133,12 @@ def in_float32(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _made(path: Path, function: str) -> nn.Module:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"audited_{path.stem}"  # torch.py must not take torch's place
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles look for it there
+    sys.modules[name] = module  # dataclasses and pickles look for it there
     sys.path.append(str(path.parent.resolve()))  # for what it imports from beside it
     try:
         spec.loader.exec_module(module)

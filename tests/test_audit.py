@@ -70,7 +70,7 @@ def test_loud_logits_fail_for_cross_entropys_vanished_gradient(small, tmp_path):
     record, rows = audited(suspects.LoudLogits(small), tmp_path)
     assert {8, 9, 10} <= failing(rows)
     assert failing(rows).isdisjoint({1, 5, 6, 7, 11})
-    assert "cross-entropy has no gradient" in rows[9]["meaning"]
+    assert "there is no gradient to follow" in rows[9]["meaning"]
     assert "cross-entropy differ" in rows[8]["meaning"]
     assert "float64 is the better gradient" in rows[10]["meaning"]
     assert record["attacks"]["PGD, CW"]["error"] > record["attacks"]["PGD"]["error"] + 0.05
@@ -83,8 +83,9 @@ def test_rounded_images_fail_for_a_gradient_that_is_zero(small, tmp_path):
     record, rows = audited(suspects.Rounding(small), tmp_path)
     assert {2, 4, 5, 9} <= failing(rows)
     assert rows[2]["meaning"] == "PGD cannot raise the loss"
-    assert "without a gradient" in rows[5]["meaning"]
-    assert "zero gradient" in rows[9]["figure"]
+    assert "without the gradient" in rows[5]["meaning"]
+    zero = record["numbers"]["zero gradients"]
+    assert zero["without"] == zero["images"] > 100
     assert record["attacks"]["PGD"]["error"] == record["attacks"]["clean"]["error"]
     assert record["worst case"]["error"] > record["attacks"]["PGD"]["error"] + 0.03
 
@@ -92,9 +93,9 @@ def test_rounded_images_fail_for_a_gradient_that_is_zero(small, tmp_path):
 @pytest.mark.slow
 def test_random_resizing_fails_as_randomized(small, tmp_path):
     record, rows = audited(suspects.RandomResize(small), tmp_path)
-    assert {4, 9} <= failing(rows)
+    assert 9 in failing(rows)
     assert "randomized" in rows[9]["figure"]
-    assert "loses its way" in rows[4]["meaning"]
+    assert "does not stand by its answers" in rows[9]["meaning"]
     assert record["evidence"]["wrong again"] < record["evidence"]["images"]
 
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import gate
 import losses
-from attacks import attacking, pgd_at, pgd_steps, random_images
+from attacks import attacking, pgd_steps, random_images
 from gradient_free import hard_label, noise, other_classes, square
 from ledger import Ledger
 from robust_error import Loss, clean_errors
@@ -170,16 +170,15 @@ def _zero_gradients(suspect: Suspect, ledger: Ledger, name: str) -> None:
 
 
 def _gate(suspect: Suspect, ledger: Ledger, name: str) -> None:
-    found = gate.statistics(suspect.model, suspect.x, suspect.y)
-    ledger.tell(name, {site: {k: v.tolist() for k, v in g._asdict().items()} for site, g in found.items()})
+    _tell_gates(suspect, ledger, name, suspect.x)
 
 
 def _gate_attacked(suspect: Suspect, ledger: Ledger, name: str) -> None:
     """The gate where an attack has brought the images after ten steps, whether they fell or not."""
-    suspect.random("start")
-    attack = {"eps": suspect.eps, "step_size": suspect.eps / 4, "steps": [10]}
-    parts = zip(suspect.x.split(BATCH), suspect.y.split(BATCH), strict=True)
-    images = torch.cat([pgd_at(suspect.model, x, y, **attack)[10] for x, y in parts])
+    _tell_gates(suspect, ledger, name, suspect.moved(suspect.model, 10))
+
+
+def _tell_gates(suspect: Suspect, ledger: Ledger, name: str, images: Tensor) -> None:
     found = gate.statistics(suspect.model, images, suspect.y)
     ledger.tell(name, {site: {k: v.tolist() for k, v in g._asdict().items()} for site, g in found.items()})
 
@@ -187,11 +186,8 @@ def _gate_attacked(suspect: Suspect, ledger: Ledger, name: str) -> None:
 def _restarts(suspect: Suspect, ledger: Ledger, budget: Budget, name: str) -> None:
     """The plain attack from more random starts, on what it left standing."""
     broken, images = ledger.wrong[PLAIN].to(suspect.x.device), ledger.images.to(suspect.x.device)
-    for k in tqdm(range(1, budget.restarts), desc=name, unit="restart", leave=False):
-        at, found = suspect.pgd(steps=budget.steps, start=f"restart {k}", spared=broken)
-        new = (at >= 0) & ~broken
-        broken, images = broken | new, torch.where(new[:, None, None, None], found, images)
-    ledger.note(name, broken, images)
+    runs = [{"start": f"restart {k}"} for k in range(1, budget.restarts)]
+    _one_by_one(suspect, ledger, name, broken, images, runs, steps=budget.steps)
 
 
 def _targeted(suspect: Suspect, ledger: Ledger, loss: Loss, steps: int, name: str) -> None:
@@ -199,9 +195,22 @@ def _targeted(suspect: Suspect, ledger: Ledger, loss: Loss, steps: int, name: st
     with attacking(suspect.model), torch.no_grad():
         logits = torch.cat([suspect.model(part) for part in suspect.x.split(BATCH)])
     nearest = logits.scatter(1, suspect.y[:, None], -torch.inf).topk(TARGETS, 1).indices
-    broken, images = suspect.clean, suspect.x.clone()
-    for k in tqdm(range(TARGETS), desc=name, unit="target", leave=False):
-        at, found = suspect.pgd(steps=steps, loss=loss, target=nearest[:, k], spared=broken)
+    runs = [{"target": target} for target in nearest.unbind(1)]
+    _one_by_one(suspect, ledger, name, suspect.clean, suspect.x.clone(), runs, loss=loss, steps=steps)
+
+
+def _one_by_one(
+    suspect: Suspect,
+    ledger: Ledger,
+    name: str,
+    broken: Tensor,
+    images: Tensor,
+    runs: Sequence[Mapping[str, Any]],
+    **arguments: Any,
+) -> None:
+    """Runs of PGD, each on what `broken` and the runs before it leave standing."""
+    for run in tqdm(runs, desc=name, unit="run", leave=False):
+        at, found = suspect.pgd(**arguments, **run, spared=broken)
         new = (at >= 0) & ~broken
         broken, images = broken | new, torch.where(new[:, None, None, None], found, images)
     ledger.note(name, broken, images)
@@ -252,10 +261,7 @@ def _derivative(suspect: Suspect, ledger: Ledger, name: str) -> None:
 
 
 def _transfer(suspect: Suspect, ledger: Ledger, surrogate: nn.Module, steps: int, name: str) -> None:
-    suspect.random("start")
-    attack = {"eps": suspect.eps, "step_size": suspect.eps / 4, "steps": [steps]}
-    parts = zip(suspect.x.split(BATCH), suspect.y.split(BATCH), strict=True)
-    images = torch.cat([pgd_at(surrogate, x, y, **attack)[steps] for x, y in parts])
+    images = suspect.moved(surrogate, steps)
     with attacking(suspect.model):
         wrong = clean_errors(suspect.model, images, suspect.y, BATCH)
     ledger.note(name, wrong | suspect.clean, images)

@@ -35,12 +35,12 @@ import strong
 from attacks import attacking
 from audit_page import draw
 from audit_text import made, markdown, show
-from command_line import at_least, fraction
+from command_line import at_least, check_device, fraction
 from gradient_free import load_foolbox
 from kept import packed, sha256, write_record
 from ledger import Ledger
 from measure import exact_arithmetic
-from replacing import replacing
+from replacing import write_text
 from report import interval, stamp
 from robust_error import clean_errors
 from sparta_act import SpartaError
@@ -106,12 +106,6 @@ def audit(
     )
     draw(out / "audit.png", record, ledger)
     return record
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text, or leave the file as it was."""
-    with replacing(path) as scratch:
-        scratch.write_text(text)
 
 
 def evidence(fresh: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float) -> dict[str, Any]:
@@ -187,10 +181,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     loaded = {_name(where): networks.load(where) for where in args.surrogate}
     if len(loaded) < len(args.surrogate):
         raise ValueError(f"two surrogates have one name: {', '.join(map(_name, args.surrogate))}")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} is of no use here: {str(error).splitlines()[0]}") from None
+    check_device(args.device)
     x, y = (t[: args.limit] for t in data.load("test", args.data_dir, args.dataset or dataset or "cifar10"))
     about = {"network": args.network, "sha256": sha256(content)}
     about["sha256 of surrogates"] = [sha256(content) for _, _, content in loaded.values()]
@@ -209,14 +200,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _name(where: str) -> str:
     """What a network is called: the folder of a checkpoint, a file's name, a function's."""
-    path = Path(where.rpartition(":")[0] or where)
-    return (
-        where.rpartition(":")[2]
-        if ".py:" in where
-        else path.parent.name
-        if path.suffix == ".pt"
-        else path.stem
-    )
+    if ".py:" in where:
+        return where.rpartition(":")[2]
+    return Path(where).parent.name if where.endswith(".pt") else Path(where).stem
 
 
 def main(argv: list[str] | None = None) -> None:

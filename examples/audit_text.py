@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import attempts as a
-from replacing import replacing
+from replacing import write_text
 from verdicts import FAIL, PASS, UNKNOWN
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -99,5 +99,4 @@ def filled(page: str, audits: Path) -> str:
 
 if __name__ == "__main__":
     page = filled((DOCS / "audit.md").read_text(), DOCS / "audits")
-    with replacing(DOCS / "audit.md") as scratch:
-        scratch.write_text(page)
+    write_text(DOCS / "audit.md", page)

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from command_line import plain_errors
-from replacing import replacing
+from replacing import write_text
 from running import carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
 from tables import lacking, leader, render
@@ -146,8 +146,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise SystemExit(f"{out} is not what is filed; write it with: campaign.py tables")
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(out) as scratch:
-                scratch.write_text(text)
+            write_text(out, text)
             print(f"written: {out}")
 
 

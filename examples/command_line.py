@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
+import torch
+
 from sparta_act import SpartaError
 
 
@@ -64,3 +66,11 @@ def share(text: str) -> float:
 def not_negative(text: str) -> float:
     """Type of an option: 0 or a number above."""
     return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+
+
+def check_device(device: str) -> None:
+    """Raise `ValueError` if torch cannot use the device of `--device` here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} is of no use here: {str(error).splitlines()[0]}") from None

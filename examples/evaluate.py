@@ -23,7 +23,7 @@ import torch
 import data
 import kept
 import strong
-from command_line import at_least, plain_errors
+from command_line import at_least, check_device, plain_errors
 from measure import (
     BATCH,
     PAPER,
@@ -180,10 +180,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"the checkpoints are of {' and '.join(sorted(datasets))}; evaluate one data set at a time"
         )
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} is of no use here: {str(error).splitlines()[0]}") from None
+    check_device(args.device)
     if args.autoattack:
         strong.load()
 

@@ -19,7 +19,7 @@ import networks
 from audit_text import headline, made
 from command_line import plain_errors
 from contest import minus
-from replacing import replacing
+from replacing import write_text
 from report import percent, told
 from sets import activations_of, round_to_half
 from sparta_act import Sparta, SpartaSet
@@ -146,8 +146,7 @@ def ship(name: str) -> None:
         for s in sorted(shipped)
     ]
     body = "    },\n".join(lines)
-    with replacing(path) as scratch:
-        scratch.write_text(head + "{  # name of the set -> file -> its sha256\n" + body + "    },\n}\n")
+    write_text(path, head + "{  # name of the set -> file -> its sha256\n" + body + "    },\n}\n")
 
 
 def set_name(text: str) -> str:

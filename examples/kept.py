@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from measure import Attack, Outcome
-from replacing import replacing
+from replacing import replacing, write_text
 
 
 def sha256(*parts: bytes) -> str:
@@ -81,5 +81,4 @@ def write(path: Path, kept: Mapping[str, Outcome]) -> None:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a whole record, or leave the file as it was."""
-    with replacing(path) as scratch:
-        scratch.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")

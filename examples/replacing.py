@@ -16,3 +16,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text, or leave the file as it was."""
+    with replacing(path) as scratch:
+        scratch.write_text(text)

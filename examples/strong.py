@@ -60,10 +60,8 @@ def autoattack(
         attack.attacks_to_run, attack.square.n_queries = list(parts), queries
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes_of(model, x) - 1)
         attack.fab.n_iter = steps
-        for apgd in (
-            attack.apgd,
-            attack.apgd_targeted,
-        ):  # with the schedule its authors derive from the steps
+        for apgd in (attack.apgd, attack.apgd_targeted):
+            # the schedule that its authors derive from the steps
             apgd.n_iter, apgd.n_iter_2 = steps, max(int(0.22 * steps), 1)
             apgd.n_iter_min, apgd.size_decr = max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)

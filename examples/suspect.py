@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from attacks import attacking, random_images
+from attacks import attacking, pgd_at, random_images
 from folding import folded
 from robust_error import Loss, clean_errors, first_breaks
 
@@ -68,3 +68,10 @@ class Suspect:
             at[left], found = first_breaks(self._asked, fast, x, begin, loss, goals, **attack)
         images[left] = found.to(images.dtype)
         return at, images
+
+    def moved(self, model: nn.Module, steps: int) -> Tensor:
+        """The images after so many steps of the plain attack on a network, this one or another."""
+        self.random("start")
+        attack = {"eps": self.eps, "step_size": self.eps / 4, "steps": [steps]}
+        parts = zip(self.x.split(BATCH), self.y.split(BATCH), strict=True)
+        return torch.cat([pgd_at(model, x, y, **attack)[steps] for x, y in parts])

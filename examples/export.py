@@ -21,7 +21,7 @@ from command_line import plain_errors
 from contest import minus
 from replacing import write_text
 from report import percent, told
-from sets import activations_of, round_to_half
+from sets import activations_of, in_pixels, round_to_half
 from sparta_act import Sparta, SpartaSet
 from sparta_act.files import CARD, CONFIG, WEIGHTS
 from sparta_act.shipped import SHIPPED
@@ -115,11 +115,10 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
     if not activations:
         raise ValueError(f"{run}: its network has no SPARTA, its activation is {settings['activation']}")
     round_to_half(activations)
-    pixels = {k: f"{255 * settings[k]:g}/255" for k in ("eps", "step_size")}
     info = {
         "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
         "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
-        "recipe": settings | pixels,
+        "recipe": in_pixels(settings),
         "measured": table,
         "measured on": "the first test images; 95% intervals over images, of one training each; attacks of "
         f"seed {record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, SPARTA's "

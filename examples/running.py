@@ -21,7 +21,7 @@ import evaluate
 import strong
 import train
 from kept import write_record
-from runs import FOLDERS, Queue, Run, lock, read_begun, state
+from runs import FOLDERS, Queue, Run, given_set, lock, read_begun, state
 from sets import activations_of, round_to_half
 from sparta_act import SpartaSet
 
@@ -60,7 +60,8 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
         with lock(folder):
             if read_begun(folder) is None:
                 write_record(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
-            if not trained(run, _training(run, args, args.runs, images), folder, deadline):
+            words = _training(run, args, args.runs, images, given_set(queue, run, args.runs))
+            if not trained(run, words, folder, deadline):
                 return False
             if time.monotonic() > deadline:
                 print(f"{run.name}: trained; its evaluation did not begin, the time is over")
@@ -106,6 +107,9 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
     model, settings = train.load_trained(folder / "checkpoint.pt")
     begun = read_begun(folder)
     runs, images = Path("runs/campaign"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
+    given = settings["pretrained"]
+    if run.set and given == str(args.runs / run.set / "set"):
+        given = str(runs / run.set / "set")
     result = {
         "run": run.name,
         "settings": run.settings(),
@@ -123,7 +127,7 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         "date": datetime.date.today().isoformat(),
         "git commit": begun["git commit"] if begun else "unknown",
         "commands": [
-            shlex.join(["python", "examples/train.py", *_training(run, args, runs, images)]),
+            shlex.join(["python", "examples/train.py", *_training(run, args, runs, images, given)]),
             shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images)]),
         ],
     }
@@ -155,14 +159,14 @@ def commit() -> str:
     return head + (", changed" if changed else "")
 
 
-def _training(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
-    """Arguments of train.py that make this run."""
+def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given: str | None) -> list[str]:
+    """Arguments of train.py that make this run, with the set `given` if it gets one."""
     words = ["--out", str(runs / run.name), "--dataset", run.dataset, "--data-dir", images]
     words += ["--arch", run.arch, "--width", str(run.width), "--activation", run.activation]
     words += ["--sites", run.sites, "--recipe", run.recipe, "--epochs", str(run.epochs)]
     words += ["--seed", str(run.seed), "--device", args.device]
     words += ["--limit", str(run.limit)] if run.limit else []
-    words += ["--pretrained", str(runs / run.set / "set")] if run.set else []
+    words += ["--pretrained", given] if given else []
     words += ["--amp", args.amp] if args.amp else []
     return words + (["--compile", args.compile] if args.compile else [])
 

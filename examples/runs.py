@@ -9,9 +9,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from data import DATASETS
 from kept import check_errors
 from models import ACTIVATIONS, BLOCKS
 from recipes import RECIPES
+from sets import trained_alike
 from train import read_log
 
 if sys.version_info >= (3, 11):
@@ -45,8 +47,12 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What a result must agree with to be this run's, the recipe's numbers included."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "name"} | {
-            "numbers": dataclasses.asdict(RECIPES[self.recipe]) | {"epochs": self.epochs}
+            "numbers": self.numbers()
         }
+
+    def numbers(self) -> dict[str, Any]:
+        """The recipe's, with this run's epochs."""
+        return dataclasses.asdict(RECIPES[self.recipe]) | {"epochs": self.epochs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +171,30 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
         return State("running", f"epoch {min(epoch + 1, run.epochs)} of {run.epochs}")
     if (begun := read_begun(folder)) and (changed := changes(run, begun)):
         return State("changed", f"{folder} was begun otherwise: {changed}; move or delete it")
-    if run.set is not None:
-        giver, place = read_begun(runs / run.set), runs / run.set / "set"
-        if not place.exists() or not giver or changes(queue.runs[run.set], giver):
-            return State("waiting", f"for {run.set}, whose set is not in {place}")
+    if run.set is not None and given_set(queue, run, runs) is None:
+        place = runs / run.set / "set"
+        return State("waiting", f"for {run.set}, whose set is neither in {place} nor in the package")
     if (folder / "checkpoint.pt").exists():
         return State("stopped", f"after epoch {epoch} of {run.epochs}")
     return State("missing", f"an older result is filed: {changes(run, result)}" if result is not None else "")
+
+
+def given_set(queue: Queue, run: Run, runs: Path) -> str | None:
+    """The set that a run gets frozen, if it is there: a folder, or the short name of a set of the package.
+
+    Of the run that it waits for, or, where that is not on this machine, shipped from a training alike.
+    """
+    if run.set is None:
+        return None
+    giver, place = queue.runs[run.set], runs / run.set / "set"
+    begun = read_begun(runs / run.set)
+    if place.exists() and begun and not changes(giver, begun):
+        return str(place)
+    if giver.sample or giver.limit:
+        return None
+    named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe")
+    settings = {k: getattr(giver, k) for k in named} | {"pretrained": None} | giver.numbers()
+    return trained_alike(settings | {"images": DATASETS[giver.dataset].images["train"]})
 
 
 def read_begun(folder: Path) -> dict[str, Any] | None:

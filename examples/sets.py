@@ -1,8 +1,15 @@
-"""SPARTA of a trained network, as a set stores it."""
+"""SPARTA of a trained network, as a set stores it, and which set of the package came from which training."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from sparta_act import Sparta
+from sparta_act.files import CONFIG
+from sparta_act.shipped import SHIPPED
+from sparta_act.sources import SETS
 
 
 def gates(model: nn.Module) -> dict[str, Sparta]:
@@ -25,3 +32,19 @@ def round_to_half(activations: dict[str, Sparta]) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.half().float()
+
+
+def in_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training as a set's card tells them: bounds and steps of the attack as parts of 255."""
+    return dict(settings) | {k: f"{255 * settings[k]:g}/255" for k in ("eps", "step_size")}
+
+
+def trained_alike(settings: Mapping[str, Any]) -> str | None:
+    """Short name of the set in this package that was trained with these settings, if there is one."""
+    told = in_pixels(settings)
+    for name in SHIPPED:
+        config = SETS / name / CONFIG
+        recipe = json.loads(config.read_text())["info"].get("recipe", {}) if config.exists() else {}
+        if all(recipe.get(k) == v for k, v in told.items()):
+            return name
+    return None

@@ -15,7 +15,7 @@ import campaign
 import train
 from kept import packed
 from runs import read_queue
-from sparta_act import SpartaSet
+from sparta_act import Sparta, SpartaSet
 from sparta_act.baselines import PooledSparta
 
 QUEUE = read_queue()
@@ -127,7 +127,7 @@ def test_a_changed_winner_never_files_the_old_reading(place, capsys):
 def test_a_transfer_run_never_takes_the_old_readings_set(place):
     run(place, "short-sparta")
     change_winner(place)
-    with pytest.raises(ValueError, match="waiting for short-sparta, whose set is not in"):
+    with pytest.raises(ValueError, match="waiting for short-sparta, whose set is neither in"):
         run(place, "short-sparta-from-sparta")
 
 
@@ -142,6 +142,39 @@ def test_a_transfer_run_trains_around_the_frozen_set(place):
     assert taken.frozen
     torch.testing.assert_close(taken.conv3, given.conv3.half().float())
     assert not (place / "runs/short-sparta-from-sparta/set").exists()
+
+
+SHIPPED = (
+    SMALL.replace("short = 1", "short = 1\ncpu = 8")
+    .replace("width = 8", "width = 16")
+    .replace(
+        'short-sparta = { activation = "winner" }',
+        'cpu-pooled = { activation = "winner", limit = 0, sample = false }',
+    )
+    .replace('set = "short-sparta"', 'set = "cpu-pooled"')
+)
+
+
+def test_a_shipped_set_stands_in_for_the_run_it_came_from(place):
+    (place / "queue.toml").write_text(SHIPPED)
+    run(place, "short-sparta-from-sparta")
+    model, settings = train.load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
+    assert settings["pretrained"] == "cifar10-resnet18-w16"
+    assert model.layer4[1].act2.frozen
+    assert model.layer4[1].act2.conv3.equal(Sparta.from_pretrained("cifar10-resnet18-w16")["G4.B2"].conv3)
+    filed = json.loads((place / "results/short-sparta-from-sparta.json").read_text())
+    assert "--pretrained cifar10-resnet18-w16" in filed["commands"][0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("cpu = 8", "cpu = 9"), ("seed = 0", "seed = 1"), ("limit = 0", "limit = 9"), ("false", "true")],
+)
+def test_a_shipped_set_of_another_training_does_not(place, old, new):
+    assert old in SHIPPED
+    (place / "queue.toml").write_text(SHIPPED.replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"neither in .*cpu-pooled.set nor in the package"):
+        run(place, "short-sparta-from-sparta")
 
 
 def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):

@@ -120,9 +120,9 @@ class SpartaSet(nn.ModuleDict):
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> "SpartaSet":
-        """Load a set, frozen, in float32 on the CPU: from a folder, shipped with sparta-act, or from the Hub.
+        """Load a set, frozen, in float32 on the CPU: from a folder, from this package, or from the Hub.
 
-        `name_or_path` is a folder, else the short name of a set which ships in the package or stands on the
+        `name_or_path` is a folder, else the short name of a set of ours, which lies in the package or on the
         Hub as `sparta-act/<name>`, else `organisation/name` there. `revision` pins a branch, tag or commit.
         Raises `WeightsError`, and loads nothing, where anything is not as it should be.
 

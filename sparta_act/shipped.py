@@ -1,4 +1,8 @@
-"""Sets of activations which ship inside this package, in `sparta_act/sets/<name>/`."""
+"""The sets of sparta-act by their short names, and what their files must be.
+
+All of them lie in a checkout, in `sparta_act/sets/<name>/`; pyproject.toml says which go into the wheel. The
+others are fetched from the Hub, `sparta-act/<name>`. A set does not change: what is better gets another name.
+"""
 
 SHIPPED: dict[str, dict[str, str]] = {  # name of the set -> file -> its sha256
     "cifar10-resnet18-w16": {

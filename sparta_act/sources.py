@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import HfHubHTTPError
 
 from sparta_act.errors import WeightsError
-from sparta_act.files import CONFIG, WEIGHTS
+from sparta_act.files import CARD, CONFIG, WEIGHTS
 from sparta_act.shipped import SHIPPED
 
 ORGANISATION = "sparta-act"
@@ -24,39 +24,48 @@ def locate(
     token: str | bool | None,
     local_files_only: bool,
 ) -> Path:
-    """Folder with the files of a set: an existing folder, else a shipped set, else a download from the Hub.
+    """Folder with the files of a set: an existing folder, else a set of ours, else a download from the Hub.
 
-    Raises `WeightsError` where there is none.
+    Raises `WeightsError` where there is none, or where a set of ours is not as it was made.
     """
     if not isinstance(name_or_path, str | os.PathLike) or not os.fspath(name_or_path):
         raise WeightsError(
-            f"asked for {name_or_path!r}; give a folder, 'organisation/name' or one of the sets shipped "
-            f"here: {list(SHIPPED)}"
+            f"asked for {name_or_path!r}; give a folder, 'organisation/name', or one of our sets: "
+            f"{list(SHIPPED)}"
         )
     name, folder = os.fspath(name_or_path), Path(name_or_path)
     if folder.is_dir() or name in SHIPPED:
         if revision is not None:
             raise WeightsError(
-                f"asked for {name!r} at revision {revision!r}, found a set which is not on the Hub and has "
-                f"no revisions; leave revision out, or give 'organisation/name' for a set on the Hub"
+                f"asked for {name!r} at revision {revision!r}, found a set which has no revisions; leave "
+                f"revision out, or give 'organisation/name' for a set on the Hub"
             )
-        return folder if folder.is_dir() else _shipped(name)
+        if folder.is_dir():
+            return folder
+        if (SETS / name).is_dir():
+            return _as_made(name, SETS / name, (CARD, CONFIG, WEIGHTS), "install sparta-act again")
     a_path = isinstance(name_or_path, os.PathLike) or folder.exists()
     if a_path or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
         raise WeightsError(
             f"asked for {name!r}, found no such folder, and it is no name on the Hub; give a folder with "
-            f"{CONFIG} and {WEIGHTS}, 'organisation/name', or one of the sets shipped here: {list(SHIPPED)}"
+            f"{CONFIG} and {WEIGHTS}, 'organisation/name', or one of our sets: {list(SHIPPED)}"
         )
     repo_id = name if "/" in name else f"{ORGANISATION}/{name}"
     try:
-        return _download(repo_id, revision, cache_dir, token, local_files_only)
+        found = _download(repo_id, revision, cache_dir, token, local_files_only)
     except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface-hub
         raise WeightsError(
-            f"asked for {name!r}, neither a folder nor one of the sets shipped here, {list(SHIPPED)}; looked "
-            f"for {repo_id} at revision {revision or constants.DEFAULT_REVISION} on {constants.ENDPOINT}, "
-            f"found {reason(error)}. Check name and revision, and `token` if the set is private or gated; "
-            f"without a network, only folders, shipped sets and sets downloaded before can be loaded"
+            f"asked for {name!r}, which is no folder and not in this package; our sets are {list(SHIPPED)}; "
+            f"looked for {repo_id} at revision {revision or constants.DEFAULT_REVISION} on "
+            f"{constants.ENDPOINT}, found {reason(error)}. Check name and revision, and `token` if it is "
+            f"private or gated; without a network, only folders, sets in the package and sets downloaded "
+            f"before can be loaded"
         ) from error
+    if name not in SHIPPED:
+        return found
+    return _as_made(
+        name, found, (CONFIG, WEIGHTS), "a newer sparta-act may know them; the cache may be broken"
+    )
 
 
 def reason(error: Exception) -> str:
@@ -64,17 +73,18 @@ def reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _shipped(name: str) -> Path:
-    folder = SETS / name
+def _as_made(name: str, folder: Path, files: tuple[str, ...], advice: str) -> Path:
+    """The folder, if these files of a set of ours are there and are the ones it was made of."""
     wrong = [
         file
-        for file, sha256 in SHIPPED[name].items()
-        if not (folder / file).is_file() or hashlib.sha256((folder / file).read_bytes()).hexdigest() != sha256
+        for file in files
+        if not (folder / file).is_file()
+        or hashlib.sha256((folder / file).read_bytes()).hexdigest() != SHIPPED[name][file]
     ]
     if wrong:
         raise WeightsError(
-            f"asked for {name!r}, shipped with sparta-act, found {wrong} missing or not as shipped (sha256); "
-            f"install sparta-act again"
+            f"asked for {name!r}, a set of sparta-act, found in {folder} {wrong} missing or not as made "
+            f"(sha256); nothing was loaded. What to do: {advice}"
         )
     return folder
 

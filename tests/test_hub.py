@@ -1,6 +1,7 @@
 """Loading from the Hub and sending to it: the real client, in its own process, against a small local Hub."""
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -22,8 +23,10 @@ pytestmark = pytest.mark.slow
 CLIENT = """
 import json, sys, time
 from sparta_act.pretrained import Sparta, SpartaSet
+from sparta_act.shipped import SHIPPED
 for line in sys.stdin:
     ask = json.loads(line)
+    SHIPPED.update(ask.pop("ours", {}))
     start = time.monotonic()
     try:
         loaded = SpartaSet.from_pretrained(ask.pop("folder")) if "folder" in ask else None
@@ -171,6 +174,30 @@ def test_short_name_is_one_of_our_organisation(hub, client, tmp_path):
     assert client.load("small", cache_dir=str(tmp_path / "cache")) == weights_of(make(4))
 
 
+def test_a_set_of_ours_that_is_not_in_the_package_comes_from_the_hub_as_it_was_made(hub, client, tmp_path):
+    files = files_of(make(8), tmp_path / "made")
+    ours = {"of-ours": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    hub.create("sparta-act/of-ours")
+    hub.commit("sparta-act/of-ours", files)
+    assert client.load("of-ours", ours=ours, **cache) == weights_of(make(8))
+    hub.requests.clear()
+    assert client.load("of-ours", local_files_only=True, **cache) == weights_of(make(8))
+    assert hub.requests == []
+    assert "no revisions" in client.load("of-ours", revision="main", **cache)
+    other = files_of(make(9), tmp_path / "other")
+    for changed in ({"model.safetensors": other["model.safetensors"]}, other):  # a file, and a whole set
+        hub.commit("sparta-act/of-ours", files | changed)
+        answer = client.load("of-ours", **cache)
+        assert answer.startswith("WeightsError: asked for 'of-ours', a set of sparta-act, found in")
+        assert "'model.safetensors'] missing or not as made (sha256); nothing was loaded" in answer
+        with troubled(hub, "down"):  # nor from the cache
+            assert "not as made" in client.load("of-ours", **cache)
+    hub.commit("sparta-act/of-ours", files)
+    assert client.load("of-ours", **cache) == weights_of(make(8))
+    assert client.load("sparta-act/of-ours", **cache) == weights_of(make(8))
+
+
 def test_revision_pins_the_weights(hub, client, two_commits, tmp_path):
     name, commits, weights = two_commits
     hub.repos[name]["branches"]["v1"] = commits[0]
@@ -202,7 +229,7 @@ def test_cache_answers_when_the_hub_does_not(hub, client, impatient, two_commits
         for arguments in ({}, {"revision": commits[0]}):
             unknown = "org/other" if not arguments else name
             answer = impatient.load(unknown, **arguments, **cache)
-            assert answer.startswith(f"WeightsError: asked for '{unknown}', neither a folder nor one of")
+            assert answer.startswith(f"WeightsError: asked for '{unknown}', which is no folder and not")
             assert impatient.seconds < 8  # the client's own retries take 23 s
 
 
@@ -239,7 +266,7 @@ def test_offline_variable_is_honoured(hub, client, two_commits, home):
     assert offline.seconds < 2
     offline.close()
     assert answer.startswith(
-        "WeightsError: asked for 'nowhere', neither a folder nor one of the sets shipped here, ["
+        "WeightsError: asked for 'nowhere', which is no folder and not in this package; our sets are ["
     )
     assert "sparta-act/nowhere" in answer
     assert "OfflineModeIsEnabled" in answer

@@ -423,7 +423,7 @@ NO_NAMES = [
 def test_name_which_is_no_name_is_refused_without_asking_anyone(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").touch()
-    with pytest.raises(WeightsError, match=r"^asked for .*sets shipped here") as error:
+    with pytest.raises(WeightsError, match=r"^asked for .*our sets") as error:
         Sparta.from_pretrained(name, cache_dir=tmp_path)
     assert "Connect" not in str(error.value)
 
@@ -431,7 +431,7 @@ def test_name_which_is_no_name_is_refused_without_asking_anyone(tmp_path, monkey
 def test_unknown_short_name_lists_what_is_shipped(tmp_path, monkeypatch):
     monkeypatch.setitem(SHIPPED, "ours", {})
     with pytest.raises(
-        WeightsError, match=r"'nowhere', neither a folder nor .* \[.*'ours'\].*sparta-act/nowhere"
+        WeightsError, match=r"'nowhere', which is no folder and .* \[.*'ours'\].*sparta-act/nowhere"
     ):
         Sparta.from_pretrained("nowhere", cache_dir=tmp_path, local_files_only=True)
 
@@ -462,7 +462,7 @@ def test_shipped_set_loads_by_its_short_name(ship):
 def test_shipped_set_which_changed_is_refused(ship, name):
     SpartaSet({"G1.B2": Sparta(3)}).save_pretrained(ship.parent / "other")
     shutil.copy(ship.parent / "other" / name, ship / name)
-    with pytest.raises(WeightsError, match=rf"found \['{name}'\] missing or not as shipped"):
+    with pytest.raises(WeightsError, match=rf"found in .* \['{name}'\] missing or not as made"):
         Sparta.from_pretrained("ours")
     (ship / name).unlink()
     with pytest.raises(WeightsError, match="install sparta-act again"):
@@ -638,7 +638,7 @@ def test_unfreeze_brings_training_back(net):
 def test_no_name_is_no_set(nothing, tmp_path, monkeypatch):
     two_sites().save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match="give a folder, 'organisation/name' or one of the sets"):
+    with pytest.raises(WeightsError, match="give a folder, 'organisation/name', or one of our sets"):
         Sparta.from_pretrained(nothing)
 
 

@@ -45,9 +45,9 @@ def render(queue: Queue, results: Path) -> str:
             count = queue.epochs[budget]
             parts.append(f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n")
             parts.append(_beside(queue, table, budget, results))
-            for part in (_more, _against):
-                if more := part(queue, table, budget, results):
-                    parts.append(more)
+            if more := _more(queue, table, budget, results):
+                parts.append(more)
+            parts += _against(queue, table, budget, results)
             if table.get("contest") and (won := leader(queue, results, budget)):
                 parts.append(f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n")
     return "\n".join(parts)
@@ -131,9 +131,16 @@ def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> st
     return _markdown(lines)
 
 
-def _against(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
-    """Every row minus the first, on the same images and from the same seed."""
-    first, *others = table["rows"]
+def _against(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> Iterator[str]:
+    """Every row minus the last `base` above it, or minus the first: on the same images, of the same seed."""
+    starts = [i for i, row in enumerate(table["rows"]) if i == 0 or row.get("base")]
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        if text := _minus_first(queue, table["rows"][start:end], budget, results):
+            yield text
+
+
+def _minus_first(queue: Queue, rows: list[dict[str, Any]], budget: str, results: Path) -> str | None:
+    first, *others = rows
     base = {r["settings"]["seed"]: r for r in _results(queue, first, budget, results)}
     pairs = {
         f"{row['label']}, seed {seed}": (result, base[seed])

@@ -339,6 +339,47 @@ def test_the_page_tells_differences_on_the_same_images_and_who_wins_why(place):
     )
 
 
+def test_rows_are_held_against_the_last_base_above_them(place):
+    base = '{ label = "MNIST-M, ReLU", run = "sparta", base = true }, { label = "more", run = "other" }'
+    text = SMALL.replace('run = "sparta", paper = [15.48] }', f'run = "sparta" }}, {base}', 1).replace(
+        '{ label = "SPARTA", run = "sparta" }',
+        '{ label = "ReLU", run = "relu" }, { label = "SPARTA", run = "sparta-from-sparta" }',
+    )
+    text = text.replace("[[tables]]", 'short-other = { activation = "relu" }\n[[tables]]')
+    (place / "queue.toml").write_text(text)
+    queue = read_queue(place / "queue.toml")
+    (place / "results").mkdir()
+    errors = {
+        "relu": (0.2, "one"),
+        "sparta-from-sparta": (0.3, "one"),
+        "sparta": (0.5, "two"),
+        "other": (0.5, "two"),
+    }
+    for name, (error, images) in errors.items():
+        settings = queue.runs[f"short-{name}"].settings()
+        filed = result(error, settings=settings, **{"test images": images})
+        (place / f"results/short-{name}.json").write_text(json.dumps(filed))
+    call(place, "tables")
+    page = (place / "results.md").read_text()
+    heads = [line.split(" | ")[0] for line in page.splitlines() if "points, minus" in line]
+    assert heads == ["| points, minus ReLU", "| points, minus MNIST-M, ReLU"]
+    assert "| SPARTA, seed 0 | +10.0 ± 2.6 | " in page
+    assert "| more, seed 0 | +0.0 ± 0.0" in page
+
+
+@pytest.mark.parametrize("table", QUEUE.tables, ids=lambda table: table["number"])
+def test_a_base_and_what_is_held_against_it_are_of_one_network_and_data_set(table):
+    for budget in table.get("budgets", ("short", "paper")):
+        against = None
+        for row in table["rows"]:
+            run = QUEUE.runs.get(f"{budget}-{row['run']}")
+            if row is table["rows"][0] or row.get("base"):
+                against = run
+            if run and against:
+                assert (run.dataset, run.width) == (against.dataset, against.width), row
+                assert run.arch.removesuffix("-wide") == against.arch, row
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

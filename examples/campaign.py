@@ -22,7 +22,7 @@ from rich.table import Table
 
 from command_line import plain_errors
 from replacing import write_text
-from running import carry_out, source
+from running import BusyError, carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
 from tables import lacking, leader, render
 from trainer import COMPILERS
@@ -45,9 +45,14 @@ def work(queue: Queue, args: argparse.Namespace) -> None:
             continue
         if args.next and (now.word in ("waiting", "running", "changed") or not has_data(run, args)):
             continue
-        if not carry_out(queue, run, args, deadline):
-            print("go on with the same command")
-            return
+        try:
+            if not carry_out(queue, run, args, deadline):
+                print("go on with the same command")
+                return
+        except BusyError:
+            if args.next:  # it began a moment ago
+                continue
+            raise
         finished += 1
         if args.next and not args.budget:
             return

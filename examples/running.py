@@ -26,6 +26,10 @@ from sets import activations_of, round_to_half
 from sparta_act import SpartaSet
 
 
+class BusyError(ValueError):
+    """Another process works on the run."""
+
+
 def source(run: Run, folder: str | None) -> str:
     """`--data-dir` of a run. Raises `ValueError` where its data is not, or not whole."""
     if run.sample:
@@ -46,8 +50,8 @@ def source(run: Run, folder: str | None) -> str:
 def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float) -> bool:
     """Train, evaluate and file one run; False if the time was over first, and then it can go on.
 
-    Raises `ValueError` if its data or the set it needs is missing, another process works on it, or its folder
-    was begun with other settings.
+    Raises `ValueError` if its data or the set it needs is missing or its folder was begun with other
+    settings, and `BusyError` if another process works on it.
     """
     folder, images = args.runs / run.name, source(run, args.data)
     now = state(queue, run, args.runs, args.results)
@@ -69,7 +73,7 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
             evaluate.main(_evaluation(run, args, args.runs, images))
             file_result(run, args)
     except Timeout:
-        raise ValueError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
+        raise BusyError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
     return True
 
 

@@ -1,13 +1,12 @@
 """SPARTA of a trained network, as a set stores it, and which set of the package came from which training."""
 
-import json
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from sparta_act import Sparta
-from sparta_act.files import CONFIG
 from sparta_act.shipped import SHIPPED
 from sparta_act.sources import SETS
 
@@ -43,8 +42,12 @@ def trained_alike(settings: Mapping[str, Any]) -> str | None:
     """Short name of the set in this package that was trained with these settings, if there is one."""
     told = in_pixels(settings)
     for name in SHIPPED:
-        config = SETS / name / CONFIG
-        recipe = json.loads(config.read_text())["info"].get("recipe", {}) if config.exists() else {}
-        if all(recipe.get(k) == v for k, v in told.items()):
+        if (SETS / name).is_dir() and told.items() <= _recipe(name).items():
             return name
     return None
+
+
+@functools.cache
+def _recipe(name: str) -> dict[str, Any]:
+    recipe: dict[str, Any] = Sparta.from_pretrained(name).info.get("recipe", {})
+    return recipe

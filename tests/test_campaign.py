@@ -14,7 +14,7 @@ from fixtures import write_parquet
 import campaign
 import train
 from kept import packed
-from runs import read_queue
+from runs import State, lock, read_queue
 from sparta_act import Sparta, SpartaSet
 from sparta_act.baselines import PooledSparta
 
@@ -435,6 +435,14 @@ def test_a_run_locked_by_another_process_is_running(place, capsys):
         other.stdin.close()
     call(place)
     assert "running" not in capsys.readouterr().out
+
+
+def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
+    monkeypatch.setattr(campaign, "state", lambda *_: State("missing"))  # as both saw it a moment ago
+    (place / "runs/short-relu").mkdir(parents=True)
+    with lock(place / "runs/short-relu"):
+        run(place, "--next", "--data", "hub")
+    assert [p.stem for p in (place / "results").iterdir()] == ["short-sparta"]
 
 
 def test_bad_input_is_one_error_that_names_what_is_wrong(place):

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 import kept
 import networks
 from audit_text import filled, markdown
+from contest import minus
+from report import told
+from runs import read_result
 from sets import activations_of
 from sparta_act import Sparta
 
@@ -29,6 +33,20 @@ def test_the_surgery_page():
     pytest.importorskip("torchvision")
     failed, tried = doctest.testfile(str(DOCS / "surgery.md"), module_relative=False)
     assert (failed, tried > 15) == (0, True)
+
+
+def test_differences_in_the_readme_are_those_of_the_filed_results():
+    lines, filed = (
+        (ROOT / "README.md").read_text().splitlines(),
+        re.compile(r"\(docs/results/([\w-]+)\.json\)"),
+    )
+    rows = [line for line in lines if len(filed.findall(line)) == 2 and line.startswith("|")]
+    assert len(rows) > 3
+    for line in rows:
+        run, twin = (read_result(name, DOCS / "results") for name in filed.findall(line))
+        head = next(h for h in reversed(lines[: lines.index(line)]) if "---" not in h and "](docs" not in h)
+        for attack, cell in list(zip(head.split(" | "), line.rstrip(" |").split(" | "), strict=True))[2:]:
+            assert cell == told(*minus(run, twin, attack.rstrip(" |"))), (line, attack)
 
 
 @pytest.mark.parametrize("path", AUDITS, ids=lambda path: path.parent.name)

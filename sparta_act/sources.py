@@ -43,7 +43,9 @@ def locate(
         if folder.is_dir():
             return folder
         if (SETS / name).is_dir():
-            return _as_made(name, SETS / name, (CARD, CONFIG, WEIGHTS), "install sparta-act again")
+            return _as_made(
+                name, SETS / name, (CARD, CONFIG, WEIGHTS), "Install sparta-act again, or restore the files"
+            )
     a_path = isinstance(name_or_path, os.PathLike) or folder.exists()
     if a_path or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
         raise WeightsError(
@@ -63,9 +65,10 @@ def locate(
         ) from error
     if name not in SHIPPED:
         return found
-    return _as_made(
-        name, found, (CONFIG, WEIGHTS), "a newer sparta-act may know them; the cache may be broken"
+    advice = (
+        "A newer sparta-act may know these files, or the cache is broken: delete that folder and try again"
     )
+    return _as_made(name, found, (CONFIG, WEIGHTS), advice)
 
 
 def reason(error: Exception) -> str:
@@ -83,8 +86,8 @@ def _as_made(name: str, folder: Path, files: tuple[str, ...], advice: str) -> Pa
     ]
     if wrong:
         raise WeightsError(
-            f"asked for {name!r}, a set of sparta-act, found in {folder} {wrong} missing or not as made "
-            f"(sha256); nothing was loaded. What to do: {advice}"
+            f"asked for {name!r}, a set of sparta-act, found in {folder}: {', '.join(wrong)} missing or not "
+            f"as made (sha256); nothing was loaded. {advice}"
         )
     return folder
 

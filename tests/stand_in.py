@@ -4,10 +4,8 @@ What runs on it is computed by the CPU's kernels. Code that passes on it may sti
 does not imitate: kernels that a GPU lacks, CUDA's own random generators, compiled networks.
 """
 
-import contextlib
 import copy
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,24 +60,7 @@ def is_possible() -> bool:
     return hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 
 
-@contextlib.contextmanager
-def present() -> Iterator[str]:
-    """Inside, torch has the device, of this name; elsewhere DataParallel and its like do not look for it."""
-    name = install()
-    module = getattr(torch, name)
-    module.is_here = True
-    try:
-        yield name
-    finally:
-        module.is_here = False
-
-
 class _Backend(getattr(backend_registration, "_DummyBackendModule", object)):
-    is_here = False
-
-    def is_available(self) -> bool:
-        return self.is_here
-
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

@@ -24,6 +24,7 @@ from command_line import plain_errors
 from replacing import write_text
 from running import BusyError, carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
+from sparta_act import SpartaError
 from tables import lacking, leader, render
 from trainer import COMPILERS
 
@@ -35,7 +36,7 @@ def work(queue: Queue, args: argparse.Namespace) -> None:
         told = "; ".join(f"{name} (near: {', '.join(n) or 'none'})" for name, n in near.items())
         raise ValueError(f"no such run: {told}; `campaign.py` lists them")
     deadline = time.monotonic() + args.budget if args.budget else float("inf")
-    finished = 0
+    finished, failed = 0, list[str]()
     for name in args.names or queue.runs:
         run = queue.runs[name]
         now = state(queue, run, args.runs, args.results)
@@ -49,15 +50,22 @@ def work(queue: Queue, args: argparse.Namespace) -> None:
             if not carry_out(queue, run, args, deadline):
                 print("go on with the same command")
                 return
-        except BusyError:
-            if args.next:  # it began a moment ago
-                continue
-            raise
+        except (SpartaError, ValueError, OSError) as error:
+            if not args.next:
+                raise
+            if not isinstance(error, BusyError):  # else another process began it a moment ago
+                failed.append(name)
+                print(f"error: {name}: {error}; going on with the next", flush=True)
+            continue
         finished += 1
         if args.next and not args.budget:
             return
+    if failed:
+        raise SystemExit(f"error: not done: {', '.join(failed)}")
     if args.next and not finished:
-        print("nothing to do: every run is done, waits for another, or lacks its data")
+        print(
+            "nothing to do: every run is done or running, waits for another, has changed, or lacks its data"
+        )
 
 
 def has_data(run: Run, args: argparse.Namespace) -> bool:

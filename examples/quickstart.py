@@ -1,6 +1,6 @@
 """The main job, once through: a frozen, pretrained SPARTA in a network it has never seen, against plain ReLU.
 
-`python examples/quickstart.py` needs no network and no GPU and takes about four minutes on two CPU cores.
+`python examples/quickstart.py` needs no network and no GPU and takes about two minutes on two CPU cores.
 """
 
 import argparse

@@ -39,6 +39,8 @@ def source(run: Run, folder: str | None) -> str:
             f"{run.name} wants the whole {run.dataset}: --data FOLDER that holds it, or --data hub"
         )
     if folder == "hub":
+        if data.DATASETS[run.dataset].hub is None:
+            raise ValueError(f"{run.name} wants {run.dataset}, which is not on the Hub: --data FOLDER")
         return "hub"
     inner = Path(folder) / FOLDERS[run.dataset]
     if not inner.is_dir():

@@ -14,6 +14,7 @@ from kept import check_errors
 from models import ACTIVATIONS, BLOCKS
 from recipes import RECIPES
 from sets import trained_alike
+from sparta_act.files import CONFIG, WEIGHTS
 from train import read_log
 
 if sys.version_info >= (3, 11):
@@ -188,7 +189,8 @@ def given_set(queue: Queue, run: Run, runs: Path) -> str | None:
         return None
     giver, place = queue.runs[run.set], runs / run.set / "set"
     begun = read_begun(runs / run.set)
-    if place.exists() and begun and not changes(giver, begun):
+    whole = (place / CONFIG).exists() and (place / WEIGHTS).exists()  # config.json is written last
+    if whole and begun and not changes(giver, begun):
         return str(place)
     if giver.sample or giver.limit:
         return None

@@ -63,12 +63,12 @@ def locate(
             f"private or gated; without a network, only folders, sets in the package and sets downloaded "
             f"before can be loaded"
         ) from error
-    if name not in SHIPPED:
+    ours = name.removeprefix(f"{ORGANISATION}/").lower()  # the Hub takes other cases, too
+    if ours not in SHIPPED or revision is not None:
         return found
-    advice = (
-        "A newer sparta-act may know these files, or the cache is broken: delete that folder and try again"
-    )
-    return _as_made(name, found, (CONFIG, WEIGHTS), advice)
+    cache = found.parents[1]  # the files themselves lie beside the commits that link to them
+    advice = f"A newer sparta-act may know them, or the cache is broken: delete {cache} and try again"
+    return _as_made(ours, found, (CONFIG, WEIGHTS), advice)
 
 
 def reason(error: Exception) -> str:

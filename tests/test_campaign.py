@@ -445,6 +445,22 @@ def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
     assert [p.stem for p in (place / "results").iterdir()] == ["short-sparta"]
 
 
+def test_what_fails_does_not_keep_the_rest_from_being_done(place, capsys):
+    (place / "runs/short-relu").mkdir(parents=True)
+    (place / "runs/short-relu/checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(SystemExit, match="not done: short-relu"):
+        run(place, "--next", "--budget", "9m", "--data", "hub")
+    assert "error: short-relu: " in capsys.readouterr().out
+    assert {p.stem for p in (place / "results").iterdir()} == {"short-sparta", "short-sparta-from-sparta"}
+
+
+def test_a_set_that_is_half_there_is_not_taken(place):
+    run(place, "short-sparta")
+    (place / "runs/short-sparta/set/config.json").unlink()
+    with pytest.raises(ValueError, match="waiting for short-sparta"):
+        run(place, "short-sparta-from-sparta")
+
+
 def test_bad_input_is_one_error_that_names_what_is_wrong(place):
     with pytest.raises((ValueError, SystemExit), match="short-relu"):
         run(place, "short-rel")

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -196,6 +198,17 @@ def test_a_set_of_ours_that_is_not_in_the_package_comes_from_the_hub_as_it_was_m
     hub.commit("sparta-act/of-ours", files)
     assert client.load("of-ours", **cache) == weights_of(make(8))
     assert client.load("sparta-act/of-ours", **cache) == weights_of(make(8))
+    hub.commit("sparta-act/of-ours", other)
+    assert "not as made" in client.load("sparta-act/of-ours", **cache)
+    hub.commit("sparta-act/of-ours", files)
+    (copy,) = {p.resolve() for p in (tmp_path / "cache").glob("*/snapshots/*/model.safetensors")} & {
+        p for p in (tmp_path / "cache").rglob("blobs/*") if p.read_bytes() == files["model.safetensors"]
+    }
+    copy.write_bytes(other["model.safetensors"])
+    answer = client.load("of-ours", **cache)
+    broken = re.search(r"delete (\S+) and try again", answer)[1]
+    shutil.rmtree(broken)  # as it says
+    assert client.load("of-ours", **cache) == weights_of(make(8))
 
 
 def test_revision_pins_the_weights(hub, client, two_commits, tmp_path):

@@ -478,7 +478,7 @@ def test_all_that_ships_is_listed_and_loads():
     there = (
         {path.name for path in sources.SETS.iterdir() if path.is_dir()} if sources.SETS.is_dir() else set()
     )
-    assert there == set(SHIPPED)
+    assert there <= set(SHIPPED)  # an sdist has not all of them
     for name, hashes in SHIPPED.items():
         assert hashes.keys() == FILES
         assert Sparta.from_pretrained(name).info["backbone"]

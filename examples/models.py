@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,24 @@ def build(
     num_classes: int = 10,
     dataset: str = "cifar10",
 ) -> ResNet:
-    """Fresh network with `activation` at `sites`; `pretrained` names a set whose frozen SPARTA goes there."""
+    """Fresh network with `activation` at `sites`; `pretrained` names a set whose frozen SPARTA goes there.
+
+    Raises `ValueError` if the set holds another activation, so that what is said of a network is true.
+    """
     model = ResNet(arch, width=width, num_classes=num_classes, dataset=dataset)
-    make = Sparta.from_pretrained(pretrained) if pretrained else ACTIVATIONS[activation]
-    return model if make is None else replace_relus(model, sites, make)
+    if not pretrained:
+        make = ACTIVATIONS[activation]
+        return model if make is None else replace_relus(model, sites, make)
+    taken = Sparta.from_pretrained(pretrained)
+    if (held := {_name(a) for _, a in taken.items()}) != {activation}:
+        raise ValueError(f"{pretrained} holds {', '.join(sorted(held))}, and asked for is {activation}")
+    return replace_relus(model, sites, taken)
+
+
+def _name(activation: Sparta) -> str:
+    """What `ACTIVATIONS` calls it; what it calls itself, if that knows no such thing."""
+    what = {"dynamic": activation.dynamic, "neighborhood": activation.neighborhood}
+    for (reading, kind), (variant, more) in product(READINGS.items(), VARIANTS.items()):
+        if kind is type(activation) and {"dynamic": True, "neighborhood": 1} | more == what:
+            return reading + variant
+    return repr(activation)

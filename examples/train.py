@@ -157,7 +157,8 @@ def parser() -> argparse.ArgumentParser:
         help="which ReLUs to replace, e.g. 'G4.B2', 'G{1,2}.B*' or, for all, '*act*' (default %(default)s)",
     )
     p.add_argument(
-        "--pretrained", help="name or path of a SPARTA set to put there, frozen, as the activation"
+        "--pretrained",
+        help="name or path of a SPARTA set to put there, frozen; --activation says what it holds",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

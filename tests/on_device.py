@@ -232,7 +232,7 @@ def test_a_run_goes_on_and_is_read_on_the_cpu(run):
         "--recipe paper --steps 2 --clean-start 0.2 --label-smoothing 0.1",
         "--recipe fast --attack-norm train --amp bf16 --nesterov",
         "--recipe standard --activation relu",
-        f"--recipe fast --width 16 --pretrained {SET}",
+        f"--recipe fast --width 16 --activation sparta-pooled --pretrained {SET}",
     ],
 )
 def test_every_recipe_trains(text, device, tiny_data, tmp_path):

@@ -304,3 +304,9 @@ def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, t
     model, settings = train.load_trained(tmp_path / "checkpoint.pt")
     assert settings["dataset"] == "mnist-m"
     assert model.normalize.mean.flatten().tolist() == pytest.approx([0.4580, 0.4629, 0.4093])
+
+
+def test_a_set_of_another_reading_than_asked_for_is_refused():
+    name = "cifar10-resnet18-w16"
+    with pytest.raises(ValueError, match=f"{name} holds sparta-pooled, and asked for is sparta-static"):
+        train.build("resnet18", "sparta-static", "G*.B-1", width=16, pretrained=name)

@@ -49,7 +49,7 @@ def work(queue: Queue, args: argparse.Namespace) -> None:
         try:
             if not carry_out(queue, run, args, deadline):
                 print("go on with the same command")
-                return
+                break
         except (SpartaError, ValueError, OSError) as error:
             if not args.next:
                 raise
@@ -59,13 +59,12 @@ def work(queue: Queue, args: argparse.Namespace) -> None:
             continue
         finished += 1
         if args.next and not args.budget:
-            return
+            break
+    else:
+        if args.next and not finished and not failed:
+            print("nothing to do: all are done or running, wait for another, have changed or lack their data")
     if failed:
         raise SystemExit(f"error: not done: {', '.join(failed)}")
-    if args.next and not finished:
-        print(
-            "nothing to do: every run is done or running, waits for another, has changed, or lacks its data"
-        )
 
 
 def has_data(run: Run, args: argparse.Namespace) -> bool:

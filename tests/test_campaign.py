@@ -448,6 +448,9 @@ def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
 def test_what_fails_does_not_keep_the_rest_from_being_done(place, capsys):
     (place / "runs/short-relu").mkdir(parents=True)
     (place / "runs/short-relu/checkpoint.pt").write_bytes(b"no checkpoint")
+    for last in ([], ["--budget", "0.01s"]):  # done, or the time is over
+        with pytest.raises(SystemExit, match="not done: short-relu"):
+            run(place, "--next", *last, "--data", "hub")
     with pytest.raises(SystemExit, match="not done: short-relu"):
         run(place, "--next", "--budget", "9m", "--data", "hub")
     assert "error: short-relu: " in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-import torch
+from torch import library
 
 
 def peer(name: str) -> Any:
@@ -22,7 +22,7 @@ def _define_operators() -> None:
     except ImportError:
         pass
     except RuntimeError:
-        operators = torch.library.Library("torchvision", "DEF")
+        operators = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(operators)

@@ -9,7 +9,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -41,14 +41,14 @@ _libraries = []  # what is registered stays while they live
 def install() -> str:
     """Make the device known to torch, for the rest of the process; returns its name."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
-    everything, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    everything, aten = library.Library("_", "IMPL"), library.Library("aten", "IMPL")
     _libraries.extend([everything, aten])
     everything.fallback(_run, "PrivateUse1")
     names = [name + overload for overload, names in FACTORIES.items() for name in names.split()]
     for name in ["copy_", *names]:  # torch.tensor copies past `__torch_dispatch__`
         op = functools.reduce(getattr, f"{name}.default".split(".")[:2], torch.ops.aten)
         aten.impl(name, functools.partial(_run, op), "PrivateUse1")
-    everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    everything.fallback(library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in HALVED:
         op = getattr(torch.ops.aten, name).default
         aten.impl(name, functools.partial(_halved, op), "AutocastPrivateUse1")

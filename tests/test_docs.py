@@ -36,10 +36,8 @@ def test_the_surgery_page():
 
 
 def test_differences_in_the_readme_are_those_of_the_filed_results():
-    lines, filed = (
-        (ROOT / "README.md").read_text().splitlines(),
-        re.compile(r"\(docs/results/([\w-]+)\.json\)"),
-    )
+    lines = (ROOT / "README.md").read_text().splitlines()
+    filed = re.compile(r"\(docs/results/([\w-]+)\.json\)")
     rows = [line for line in lines if len(filed.findall(line)) == 2 and line.startswith("|")]
     assert len(rows) > 3
     for line in rows:

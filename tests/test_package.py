@@ -70,9 +70,9 @@ def test_imports_run_one_way():
 @pytest.mark.slow
 def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    checkout, taken = tmp_path / "checkout", ("pyproject.toml", "README.md", "LICENSE")
+    checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "sparta_act", checkout / "sparta_act")
-    for name in taken:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     small = checkout / "sparta_act/sets/cifar10-resnet18-w16"
     for name in ("cifar10-resnet18", "cifar10-resnet34"):  # of these the first goes into the wheel

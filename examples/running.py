@@ -172,6 +172,7 @@ def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given
     words += ["--sites", run.sites, "--recipe", run.recipe, "--epochs", str(run.epochs)]
     words += ["--seed", str(run.seed), "--device", args.device]
     words += ["--limit", str(run.limit)] if run.limit else []
+    words += ["--validation", str(run.validation)] if run.validation else []
     words += ["--pretrained", given] if given else []
     words += ["--amp", args.amp] if args.amp else []
     return words + (["--compile", args.compile] if args.compile else [])

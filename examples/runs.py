@@ -44,6 +44,7 @@ class Run:
     set: str | None = None
     sample: bool = False
     limit: int | None = None
+    validation: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a result must agree with to be this run's, the recipe's numbers included."""
@@ -196,7 +197,8 @@ def given_set(queue: Queue, run: Run, runs: Path) -> str | None:
         return None
     named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe")
     settings = {k: getattr(giver, k) for k in named} | {"pretrained": None} | giver.numbers()
-    return trained_alike(settings | {"images": DATASETS[giver.dataset].images["train"]})
+    images = DATASETS[giver.dataset].images["train"] - (giver.validation or 0)
+    return trained_alike(settings | {"images": images})
 
 
 def read_begun(folder: Path) -> dict[str, Any] | None:

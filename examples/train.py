@@ -1,6 +1,9 @@
 """Adversarial training: `python examples/train.py --recipe paper --activation sparta --out runs/sparta`.
 
 Each epoch is one checkpoint, written atomically; a killed run goes on with `--resume`, on a CPU bit for bit.
+With `--validation 1000` so many training images are held out and attacked after each epoch, and the network
+that erred least on them is kept besides, in OUT/best: robust error often rises again towards the end of a
+training (Rice et al. 2020, arXiv:2002.11569).
 On several GPUs or machines: `torchrun --nproc-per-node=4 examples/train.py ...`, with the same options, which
 learns the same as one process would: the batch size is that of all processes together.
 """
@@ -26,19 +29,25 @@ from command_line import at_least, plain_errors
 from models import ACTIVATIONS, BLOCKS, ResNet, build
 from recipes import RECIPES, Recipe
 from replacing import replacing
+from robust_error import clean_errors, robust_errors
 from sparta_act import Sparta
 from trainer import COMPILERS, Trainer, averaged, read_checkpoint
 
+BEST = Path("best", "checkpoint.pt")  # in the folder of a run that holds out images for validation
+
 __all__ = [
+    "BEST",
     "RECIPES",
     "Trainer",
     "build",
     "epochs",
     "fit",
     "gate_shares",
+    "held_out",
     "load_trained",
     "read_checkpoint",
     "read_log",
+    "validation_error",
 ]
 
 
@@ -64,10 +73,46 @@ def gate_shares(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]]:
     return shares
 
 
+def held_out(count: int, images: int) -> Tensor:
+    """Which of the training images are for validation, (images,) of bool: `count`, evenly spread over them.
+
+    The same for every seed, and of all classes also where the file is sorted by them.
+    Raises `ValueError` if none would be left to train on.
+    """
+    if count >= images:
+        raise ValueError(f"--validation {count}: there are {images} training images, and none would be left")
+    held = torch.zeros(images, dtype=torch.bool)
+    held[torch.arange(count) * images // count] = True
+    return held
+
+
+def validation_error(trainer: Trainer, x: Tensor, y: Tensor) -> float:
+    """Robust error of the network to evaluate: untargeted PGD from the image itself, else as in training.
+
+    It draws no random numbers, so that a training is the same with it. Standard training: clean error.
+    Shapes: x (N, C, H, W) uint8, y (N,).
+    """
+    r, images, labels = trainer.recipe, data.to_float(x, trainer.device), y.to(trainer.device)
+    model = trainer.final()
+    with attacking(model):
+        if not r.steps:
+            return clean_errors(model, images, labels).float().mean().item()
+        attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "random_start": False}
+        return robust_errors(model, images, labels, **attack).float().mean().item()
+
+
 def fit(
-    trainer: Trainer, x: Tensor, y: Tensor, out: Path, settings: dict[str, Any]
+    trainer: Trainer,
+    x: Tensor,
+    y: Tensor,
+    out: Path,
+    settings: dict[str, Any],
+    held: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Train to the recipe's end; after each epoch write checkpoint and log line, and yield the line."""
+    """Train to the recipe's end; after each epoch write checkpoint and log line, and yield the line.
+
+    `held`: images and labels to choose the best epoch by.
+    """
     checkpoint, log, first = out / "checkpoint.pt", out / "log.csv", distributed.is_first()
     out.mkdir(parents=True, exist_ok=True)
     rows = read_log(log)[: trainer.epoch]  # a killed run may have logged what its checkpoint does not know
@@ -82,6 +127,11 @@ def fit(
             shares = gate_shares(trainer.model, data.to_float(x[:256], trainer.device))
             for name, (closed, opened) in shares.items():
                 row |= {f"{name} < 0.01": closed, f"{name} > 0.99": opened}
+            if held is not None:
+                row["validation error"] = error = validation_error(trainer, *held)
+                if error < trainer.lowest:
+                    trainer.lowest = error
+                    trainer.save(out / BEST, settings)
             rows.append(row)
             _write_log(log, rows)
             trainer.save(checkpoint, settings)
@@ -143,6 +193,11 @@ def parser() -> argparse.ArgumentParser:
         help="'sample' (ours, of cifar10; default), 'hub', or a folder of parquet files",
     )
     p.add_argument("--limit", type=at_least(1), help="train on the first so many images only")
+    p.add_argument(
+        "--validation",
+        type=at_least(1),
+        help="hold out so many training images, and keep the network that errs least on them in OUT/best",
+    )
     p.add_argument("--arch", choices=BLOCKS, default="resnet18", help="default %(default)s")
     p.add_argument(
         "--width",
@@ -184,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     for row in epochs(argv):
         if first:
             told = f"loss {row['loss']:.3f}, error {row['error']:.1%} on the training batches"
+            told += f", {row['validation error']:.1%} on those held out" if "validation error" in row else ""
             print(f"epoch {row['epoch']}: {told}, {row['seconds']:.1f} s")
     if first:
         checkpoint = args.out / "checkpoint.pt"
@@ -199,6 +255,10 @@ def _epochs(
         torch.compiler.reset()  # after a few networks in one process torch would give up compiling
     dataset = data.DATASETS[args.dataset]
     x, y = (t[: args.limit].to(device) for t in data.load("train", args.data_dir, args.dataset))
+    held = None
+    if args.validation:
+        out = held_out(args.validation, len(x)).to(device)
+        held, x, y = (x[out], y[out]), x[~out], y[~out]
     rest, processes = len(x) % recipe.batch_size, distributed.processes()
     if 0 < rest < processes:
         raise ValueError(f"the last batch has {rest} images for {processes} processes; change --batch-size")
@@ -211,7 +271,7 @@ def _epochs(
         num_classes=len(dataset.classes),
         dataset=args.dataset,
     )
-    named = ("dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp")
+    named = ("dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp", "validation")
     settings = {k: getattr(args, k) for k in named}
     settings |= {"images": len(x), "recipe": args.recipe, **dataclasses.asdict(recipe)}
     trainer = Trainer(
@@ -226,7 +286,7 @@ def _epochs(
     )
     if args.resume:
         trainer.load(checkpoint, settings)
-    yield from fit(trainer, x, y, args.out, settings)
+    yield from fit(trainer, x, y, args.out, settings, held)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

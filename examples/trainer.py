@@ -66,7 +66,7 @@ class Trainer:
         if compiler is not None:
             self.attacked = _compiled(self.attacked, compiler)
             self.learning = _compiled(self.learning, compiler)
-        self.epoch = 0
+        self.epoch, self.lowest = 0, float("inf")  # the lowest validation error, if there is validation
 
     def run_epoch(self, x: Tensor, y: Tensor, bar: "tqdm[Any]") -> tuple[float, float]:
         """One epoch over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error meanwhile.
@@ -122,6 +122,7 @@ class Trainer:
         state = {
             "settings": settings,
             "epoch": self.epoch,
+            "lowest validation error": self.lowest,
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -129,6 +130,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self._on_cuda() else None,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
             torch.save(state, scratch)
 
@@ -141,7 +143,7 @@ class Trainer:
         if changed:
             told = ", ".join(f"{k} was {old!r}, now {new!r}" for k, (old, new) in changed.items())
             raise ValueError(f"{path} is of another run: {told}; give the old settings or another --out")
-        self.epoch = state["epoch"]
+        self.epoch, self.lowest = state["epoch"], state.get("lowest validation error", float("inf"))
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

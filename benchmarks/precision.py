@@ -13,8 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import data
+from arithmetic import exact_arithmetic
 from command_line import at_least, plain_errors
-from measure import MODERN, PAPER, exact_arithmetic, find_errors
+from measure import MODERN, PAPER, find_errors
 from measuring import add_machine, begin, told
 from report import print_table
 from train import load_trained

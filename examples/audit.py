@@ -32,6 +32,7 @@ import attempts
 import data
 import networks
 import strong
+from arithmetic import exact_arithmetic
 from attacks import attacking
 from audit_page import draw
 from audit_text import made, markdown, show
@@ -39,7 +40,6 @@ from command_line import at_least, check_device, fraction
 from gradient_free import load_foolbox
 from kept import packed, sha256, write_record
 from ledger import Ledger
-from measure import exact_arithmetic
 from replacing import write_text
 from report import interval, stamp
 from robust_error import clean_errors

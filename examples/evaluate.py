@@ -6,7 +6,8 @@ says of an image is always asked in float32 without TF32, with SPARTA's weights 
 stores them.
 Each attack has its own random numbers, from --seed and its name without the number of steps: PGD-10 is the
 beginning of PGD-50, and no figure depends on what else is asked for.
-What is measured is kept beside the checkpoint, in evaluation.npz; a second call does only what is missing.
+What is measured is kept beside the checkpoint, in evaluation.npz, AutoAttack's batch by batch; a second call
+does only what is missing.
 evaluation.json is written at the end, of all that the call asked for, and taken away when a call begins.
 
 Robustness figures are of the attacks named and of nothing stronger; they are no certificate.
@@ -15,6 +16,7 @@ Robustness figures are of the attacks named and of nothing stronger; they are no
 import argparse
 import dataclasses
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 import data
 import kept
 import strong
+from arithmetic import exact_arithmetic
 from command_line import at_least, check_device, plain_errors
 from measure import (
     BATCH,
@@ -30,9 +33,10 @@ from measure import (
     Attack,
     Outcome,
     carry_out,
-    exact_arithmetic,
+    joined,
     loss_curve,
     menu,
+    parts,
     worst_cases,
 )
 from report import difference, interval, percent, print_table, stamp, told
@@ -40,8 +44,13 @@ from sets import gates, round_to_half
 from train import load_trained, read_checkpoint
 
 
-def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dict[str, Outcome]:
-    """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated."""
+def evaluate(
+    path: Path, attacks: list[Attack], args: argparse.Namespace
+) -> Generator[float, None, dict[str, Outcome]]:
+    """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated.
+
+    Before each part that is missing it yields the seconds that such a part took before, 0 if none did.
+    """
     began, name = time.perf_counter(), str(path.parent)
     model, settings = load_trained(path)
     round_to_half(gates(model))
@@ -50,23 +59,29 @@ def evaluate(path: Path, attacks: list[Attack], args: argparse.Namespace) -> dic
     whole, store = path.parent / "evaluation.json", path.parent / "evaluation.npz"
     whole.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
     measured, network = kept.read(store), kept.sha256(path.read_bytes())
-    keys = {a.name: kept.key(a, network, x, y, args.seed) for a in attacks}
+    outcomes: dict[str, Outcome] = {}
     for family in families(attacks):
-        missing = [a for a in family if keys[a.name] not in measured]
-        if missing:
-            found = carry_out(missing, model, x, y, seed=args.seed, device=args.device, title=name)
-            measured |= {keys[a]: outcome for a, outcome in found.items()}
-            kept.write(store, measured)
+        found: dict[str, list[Outcome]] = {attack.name: [] for attack in family}
+        before = set(found)
+        for part in parts(family, args.device):
+            keys = {a.name: kept.key(a, network, x, y, args.seed) for a in part}
+            if missing := [a for a in part if keys[a.name] not in measured]:
+                yield max((o.seconds for o in found[missing[0].name]), default=0.0)
+                new = carry_out(missing, model, x, y, seed=args.seed, device=args.device, title=name)
+                measured |= {keys[a]: outcome for a, outcome in new.items()}
+                kept.write(store, measured)
+                before -= new.keys()
+            for attack in part:
+                found[attack.name].append(measured[keys[attack.name]])
         for attack in family:
-            outcome = measured[keys[attack.name]]
-            if attack not in missing:
+            outcomes[attack.name] = outcome = joined(found[attack.name])
+            if attack.name in before:
                 print(f"{name}: {attack.name} was measured before")
             if outcome.standing:
                 standing = ", ".join(f"{left} after {part}" for part, left in outcome.standing.items())
                 print(f"{name}: {attack.name}, right of {len(outcome.wrong)}: {standing}")
             for warning in outcome.warnings:
                 print(f"{name}: {attack.name} warns: {warning}")
-    outcomes = {a.name: measured[keys[a.name]] for a in attacks}
     for case, wrong in worst_cases(attacks, outcomes).items():
         outcomes[case] = Outcome(wrong, 0.0, [])
     torch.manual_seed(args.seed)
@@ -185,13 +200,17 @@ def check(args: argparse.Namespace) -> None:
         strong.load()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Evaluate as the command line says."""
+def evaluations(argv: list[str] | None = None) -> Iterator[float]:
+    """Evaluate as the command line says; before each part it yields the seconds that such a part took before.
+
+    A caller who stops then leaves what the next call goes on with.
+    """
     args = parser().parse_args(argv)
     check(args)
-    attacks = chosen(args)
+    attacks, outcomes = chosen(args), {}
     with exact_arithmetic():
-        outcomes = {str(path.parent): evaluate(path, attacks, args) for path in args.checkpoint}
+        for path in args.checkpoint:
+            outcomes[str(path.parent)] = yield from evaluate(path, attacks, args)
     first, *others = outcomes
     columns = {
         name: {
@@ -207,6 +226,12 @@ def main(argv: list[str] | None = None) -> None:
             for name in others
         }
         print_table(f"minus the errors of {first}, points, paired 95% intervals", columns)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate as the command line says."""
+    for _ in evaluations(argv):
+        pass
 
 
 if __name__ == "__main__":

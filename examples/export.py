@@ -25,7 +25,7 @@ from sets import activations_of, in_pixels, round_to_half
 from sparta_act import Sparta, SpartaSet
 from sparta_act.files import CARD, CONFIG, WEIGHTS
 from sparta_act.shipped import SHIPPED
-from train import load_trained
+from train import load_trained, read_checkpoint
 
 PACKAGE = Path(__file__).parents[1] / "sparta_act"
 ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
@@ -124,6 +124,10 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
         f"seed {record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, SPARTA's "
         f"weights in float16 as stored; {record['machine']}, torch {record['torch']}, {record['date']}",
     }
+    if settings.get("validation"):
+        last, epoch = settings["epochs"], read_checkpoint(run / "checkpoint.pt")["epoch"]
+        chosen = f"erred least on {settings['validation']} training images held out"
+        info["epoch"] = f"{epoch} of {last}, " + ("the last" if epoch == last else f"the one that {chosen}")
     if audit:
         info["audit"] = audited(audit, activations)
     if other:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+from arithmetic import exact_arithmetic
 from attacks import attacking
 from command_line import at_least, plain_errors
-from measure import BATCH, PAPER, exact_arithmetic, loss_curve
+from measure import BATCH, PAPER, loss_curve
 from report import stamp
 from train import load_trained
 

@@ -24,9 +24,9 @@ def sha256(*parts: bytes) -> str:
 def key(attack: Attack, network: str, x: Tensor, y: Tensor, seed: int) -> str:
     """All that an attack's result depends on; `network` is the sha256 of its checkpoint, rounded to float16.
 
-    Shapes: x (N, C, H, W) uint8, y (N,), of which the attack sees the first.
+    Shapes: x (N, C, H, W) uint8, y (N,), of which the attack sees its own.
     """
-    images = sha256(*(t[: attack.images].numpy().tobytes() for t in (x, y)))
+    images = sha256(*(t[attack.seen].numpy().tobytes() for t in (x, y)))
     return json.dumps([f"{network} rounded", images, seed, attack.name, dict(attack.arguments)])
 
 

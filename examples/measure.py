@@ -4,8 +4,7 @@ import dataclasses
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 import data
 from attacks import attacking, classes_of, pgd, pgd_at, pgd_steps, random_targets
-from strong import autoattack
+from strong import autoattack_by_copy
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
@@ -24,11 +23,15 @@ BATCH = 250
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """One attack by its name: arguments of `pgd`, or of AutoAttack if without `steps`; none for clean."""
+    """One attack by its name: arguments of `pgd`, or of AutoAttack if without `steps`; none for clean.
+
+    It is of so many `images`, the first ones or those from `start` on.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     images: int
+    start: int = 0
 
     @property
     def eps(self) -> float:
@@ -40,6 +43,11 @@ class Attack:
         """Its name without the number of steps: attacks of one family begin alike."""
         return re.sub(r"PGD-\d+", "PGD", self.name)
 
+    @property
+    def seen(self) -> slice:
+        """Which images it is of."""
+        return slice(self.start, self.start + self.images)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -49,6 +57,27 @@ class Outcome:
     seconds: float
     warnings: list[str]
     standing: dict[str, int] = dataclasses.field(default_factory=dict)  # right after each part of AutoAttack
+
+
+def parts(attacks: Sequence[Attack], device: str) -> list[list[Attack]]:
+    """Attacks of one family in the parts to be carried out and kept one by one: AutoAttack's are batches."""
+    first, *others = attacks
+    if others or "steps" in first.arguments or not first.arguments:
+        return [list(attacks)]
+    size = _batch_size(device)
+    starts = range(0, first.images, size)
+    return [[dataclasses.replace(first, start=i, images=min(size, first.images - i))] for i in starts]
+
+
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """What parts of one attack found, as one outcome, with the first warning of each kind."""
+    kinds = {re.sub(r"\d+", "", w): w for o in reversed(outcomes) for w in reversed(o.warnings)}
+    return Outcome(
+        torch.cat([o.wrong for o in outcomes]),
+        sum(o.seconds for o in outcomes),
+        list(kinds.values())[::-1],
+        {part: sum(o.standing[part] for o in outcomes) for part in outcomes[0].standing},
+    )
 
 
 def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, dict[str, Any]]:
@@ -77,7 +106,7 @@ def find_errors(
     """
     wrong: dict[str, list[Tensor]] = {name: [] for name in ("clean", *attacks)}
     model = model.to(device, memory_format=torch.channels_last).eval()
-    batch_size = batch_size or (1000 if torch.device(device).type == "cuda" else BATCH)
+    batch_size = batch_size or _batch_size(device)
     runs = _runs(attacks)
     passes = [max(named) * attacks[named[max(named)]].get("restarts", 1) for named in runs]
     with tqdm(total=(1 + sum(passes)) * len(x), unit="img", unit_scale=True, desc=title) as bar:
@@ -120,12 +149,12 @@ def _attacked(
 def carry_out(
     attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, *, seed: int, device: str, title: str
 ) -> dict[str, Outcome]:
-    """Attack the first images of x (N, C, H, W), uint8, by the attacks of one family.
+    """Attack images of x (N, C, H, W), uint8, by the attacks of one family, all of the same images.
 
     They draw their own random numbers; those that share a run share its seconds.
     """
     began, (first, *_) = time.perf_counter(), attacks
-    x, y = x[: first.images], y[: first.images]
+    x, y = x[first.seen], y[first.seen]
     own = zlib.crc32(f"{seed} {first.family}".encode())
     torch.manual_seed(own)
     title, warnings, standing = f"{title}: {first.family}", list[str](), dict[str, int]()
@@ -135,15 +164,14 @@ def carry_out(
         pgds = {a.name: a.arguments for a in attacks}
         wrong = find_errors(model, x, y, pgds, device=device, title=title)
     else:
-        # the library takes views of gradients that only this layout allows
-        model = model.to(device, memory_format=torch.contiguous_format).eval()
-        found, _, standing, warnings = autoattack(
+        model = model.to(device, memory_format=torch.channels_last).eval()
+        found, _, standing, warnings = autoattack_by_copy(
             model,
             data.to_float(x, device),
             y.to(device),
             **first.arguments,
             seed=own,
-            batch_size=BATCH,
+            batch_size=_batch_size(device),
             title=title,
         )
         wrong = {first.name: found}
@@ -177,19 +205,9 @@ def loss_curve(
     return torch.stack(losses), images[-1]
 
 
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Inside, float32 is float32 on every GPU; afterwards torch's settings are what they were."""
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
-    try:
-        torch.set_float32_matmul_precision("highest")
-        cudnn.allow_tf32 = False
-        cudnn.benchmark = False  # pays for one size of batch; a restart attacks as many images as still stand
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32, cudnn.benchmark = before[1:]
+def _batch_size(device: str) -> int:
+    """Of images: a GPU is left idle by less."""
+    return 1000 if torch.device(device).type == "cuda" else BATCH
 
 
 def _errs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import Timeout
@@ -69,10 +70,8 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
             words = _training(run, args, args.runs, images, given_set(queue, run, args.runs))
             if not trained(run, words, folder, deadline):
                 return False
-            if time.monotonic() > deadline:
-                print(f"{run.name}: trained; its evaluation did not begin, the time is over")
+            if not evaluated(run, _evaluation(run, args, args.runs, images), deadline):
                 return False
-            evaluate.main(_evaluation(run, args, args.runs, images))
             file_result(run, args)
     except Timeout:
         raise BusyError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
@@ -105,11 +104,20 @@ def trained(run: Run, arguments: list[str], folder: Path, deadline: float) -> bo
     return True
 
 
+def evaluated(run: Run, arguments: list[str], deadline: float) -> bool:
+    """Evaluate what was trained; False if a part of it would end after the deadline."""
+    with closing(evaluate.evaluations(arguments)) as parts:
+        for seconds in parts:
+            if time.monotonic() + seconds > deadline:
+                print(f"{run.name}: trained; its evaluation is not done, the time is over")
+                return False
+    return True
+
+
 def file_result(run: Run, args: argparse.Namespace) -> None:
     """Write the run's result, whole or not at all."""
     folder = args.runs / run.name
-    measured = json.loads((folder / "evaluation.json").read_text())
-    log = train.read_log(folder / "log.csv")
+    measured, log = _measured(folder), train.read_log(folder / "log.csv")
     model, settings = train.load_trained(folder / "checkpoint.pt")
     begun = read_begun(folder)
     runs, images = Path("runs/campaign"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
@@ -127,7 +135,7 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply-adds": multiply_adds(model),
-        "last epoch": {k: float(v) for k, v in log[-1].items() if v != ""},
+        "last epoch": _floats(log[-1]),
         "machine": measured["machine"],
         "torch": measured["torch"],
         "date": datetime.date.today().isoformat(),
@@ -137,9 +145,25 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
             shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images)]),
         ],
     }
+    if run.validation:
+        best = train.read_checkpoint(folder / train.BEST)
+        again = best["epoch"] < run.epochs
+        result["best errors"] = _measured((folder / train.BEST).parent if again else folder)["errors"]
+        row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
+        known = {"epoch": best["epoch"], "validation error": best["lowest validation error"]}
+        result["best epoch"] = _floats(known | row)
     args.results.mkdir(parents=True, exist_ok=True)
     write_record(args.results / f"{run.name}.json", result)
     print(f"filed: {args.results / run.name}.json")
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return record
+
+
+def _floats(row: dict[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in row.items() if v != ""}
 
 
 def multiply_adds(model: nn.Module) -> int:
@@ -179,6 +203,9 @@ def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given
 
 
 def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
-    """Arguments of evaluate.py for it."""
-    words = [str(runs / run.name / "checkpoint.pt"), "--data-dir", images, *run.evaluation.split()]
+    """Arguments of evaluate.py for it: for the last epoch's network, and the best one's if it is another."""
+    words, best = [str(runs / run.name / "checkpoint.pt")], args.runs / run.name / train.BEST
+    if run.validation and train.read_checkpoint(best)["epoch"] < run.epochs:
+        words.append(str(runs / run.name / train.BEST))
+    words += ["--data-dir", images, *run.evaluation.split()]
     return [*words, "--seed", str(run.seed), "--device", args.device]

@@ -133,7 +133,11 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
         dict(result["settings"]), str(result["machine"]), str(result["test images"])
         check_errors(result["errors"])
         numbers = [result[k] for k in ("seconds per epoch", "parameters", "multiply-adds")]
-        if wrong := [n for n in (*numbers, *result["last epoch"].values()) if not _is_number(n)]:
+        numbers += result["last epoch"].values()
+        if result["settings"].get("validation"):
+            check_errors(result["best errors"])
+            numbers += result["best epoch"].values()
+        if wrong := [n for n in numbers if not _is_number(n)]:
             raise ValueError(f"no number: {wrong}")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(

@@ -48,6 +48,8 @@ def render(queue: Queue, results: Path) -> str:
             if more := _more(queue, table, budget, results):
                 parts.append(more)
             parts += _against(queue, table, budget, results)
+            if "neighbours" in table:
+                parts.append(_neighbours(queue, table, budget, results))
             if table.get("contest") and (won := leader(queue, results, budget)):
                 parts.append(f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n")
     return "\n".join(parts)
@@ -91,8 +93,11 @@ def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
 
 
 def _results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
-    found = (result_of(run, results) for run in _runs(queue, row, budget))
-    return [result for result in found if result is not None]
+    """Results of a row; where it says `best`, of the epoch that erred least on images held out."""
+    found = [r for run in _runs(queue, row, budget) if (r := result_of(run, results)) is not None]
+    if row.get("best"):
+        return [r | {"errors": r["best errors"], "last epoch": r["best epoch"]} for r in found]
+    return found
 
 
 def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str:
@@ -107,7 +112,8 @@ def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> 
         line = [row["label"]]
         for i, column in enumerate(table["columns"]):
             line += [f"{row['paper'][i]:.2f}" if "paper" in row else ""] if printed else []
-            line.append(_cell([f["errors"].get(ATTACKS[column]) for f in found]))
+            errors = [f["errors"].get(ATTACKS.get(column, column)) for f in found]
+            line.append(_cell(errors, images=column not in ATTACKS))
         lines.append(line)
     return _markdown(lines)
 
@@ -116,7 +122,7 @@ def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> st
     rows = {row["label"]: _results(queue, row, budget, results) for row in table["rows"]}
     rows = {label: found for label, found in rows.items() if found}
     attacks = list(dict.fromkeys(a for found in rows.values() for f in found for a in f["errors"]))
-    attacks = [a for a in attacks if a not in ATTACKS.values()]
+    attacks = [a for a in attacks if a not in (*ATTACKS.values(), *table["columns"])]
     if not rows:
         return None
     lines = [["", *attacks, "saturated gates", "parameters", "multiply-adds", "seconds per epoch", "machine"]]
@@ -157,6 +163,22 @@ def _minus_first(queue: Queue, rows: list[dict[str, Any]], budget: str, results:
     for (label, (result, twin)), both in zip(pairs.items(), known, strict=True):
         lines.append([label, *(told(*minus(result, twin, a)) if a in both else MISSING for a in attacks)])
     return _markdown(lines)
+
+
+def _neighbours(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str:
+    """Accuracies that others print, lowest first, and then ours, under the table's last attack."""
+    attack = table["compared"]
+    lines = [["", f"accuracy, {attack}", "source"], ["---"] * 3]
+    lines += [[n["label"], f"{n['accuracy']:.2f}", n["source"]] for n in table["neighbours"]]
+    for row in table["rows"]:
+        found = [f["errors"].get(attack) for f in _results(queue, row, budget, results)]
+        lines.append([row["label"], _cell([e and _accuracy(e) for e in found], images=True), "this table"])
+    return _markdown(lines)
+
+
+def _accuracy(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of errors as one of accuracies."""
+    return entry | {"error": 1 - entry["error"], "low": 1 - entry["high"], "high": 1 - entry["low"]}
 
 
 def _cell(errors: list[dict[str, Any] | None], *, images: bool = False) -> str:

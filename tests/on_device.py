@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from test_autoattack import TenLevels
 from torch import nn
 
+import arithmetic
 import attempts
 import audit
 import campaign
@@ -30,6 +31,7 @@ import measure
 import models
 import precision
 import quickstart
+import strong
 import train
 from attacks import attacking, pgd
 from folding import folded
@@ -156,13 +158,13 @@ def learnt(make, device):
 
 @pytest.mark.parametrize("name", [n for n, make in models.ACTIVATIONS.items() if make])
 def test_every_activation_is_what_it_is_on_the_cpu(name, device):
-    with measure.exact_arithmetic():
+    with arithmetic.exact_arithmetic():
         found, expected = (learnt(models.ACTIVATIONS[name], d) for d in (device, "cpu"))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_frozen_set_is_what_it_is_on_the_cpu(device):
-    with measure.exact_arithmetic():
+    with arithmetic.exact_arithmetic():
         found, expected = (learnt(lambda _: Sparta.from_pretrained(SET)["G1.B2"], d) for d in (device, "cpu"))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -230,6 +232,7 @@ def test_a_run_goes_on_and_is_read_on_the_cpu(run):
         "--recipe paper --steps 2 --clean-start 0.2 --label-smoothing 0.1",
         "--recipe fast --attack-norm train --amp bf16 --nesterov",
         "--recipe standard --activation relu",
+        "--recipe modern --steps 2 --validation 8",
         f"--recipe fast --width 16 --activation sparta-pooled --pretrained {SET}",
     ],
 )
@@ -261,6 +264,19 @@ def test_autoattack_takes_what_evaluation_has(device):
     attack = measure.Attack("AutoAttack", {"eps": 8 / 255}, 3)
     found = measure.carry_out([attack], TenLevels(), x, y, seed=0, device=device, title="black")
     assert found["AutoAttack"].wrong.tolist() == [True] * 3
+
+
+def test_autoattack_by_a_copy(device, run):
+    """On a network with batch norms to fold away."""
+    pytest.importorskip("pyautoattack")
+    model, _ = train.load_trained(run / "checkpoint.pt")
+    model, x = model.to(device), torch.rand(3, 3, 32, 32, device=device)
+    y = model(x).argmax(1)
+    few = {"parts": ["apgd-t", "fab-t", "square"], "steps": 2, "queries": 2, "title": "few"}
+    found = strong.autoattack_by_copy(model, x, y, eps=1e-4, seed=0, batch_size=2, **few)
+    assert found.images.device.type == found.wrong.device.type == "cpu"
+    assert (found.images - x.cpu()).abs().max() <= 2e-4
+    assert found.standing["square"] == 3 - found.wrong.sum()
 
 
 class AllWrong(nn.Module):

@@ -10,9 +10,11 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import strong
+from arithmetic import exact_arithmetic
 from measure import Attack, carry_out
 from recipes import RECIPES
-from strong import autoattack
+from strong import autoattack, autoattack_by_copy
 from trainer import Trainer
 
 
@@ -144,6 +146,64 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
         autoattack(
             Brightness(), torch.rand(1, 3, 4, 4), torch.zeros(1), eps=0.1, seed=0, batch_size=1, title=""
         )
+
+
+class Mistaken(nn.Module):
+    """A bad copy of ten levels: it is off by one class."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = TenLevels()
+
+    def forward(self, x):
+        return self.of(x).roll(1, 1)
+
+
+OFFSET = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
+BY_COPY = {
+    "eps": 8 / 255,
+    "seed": 0,
+    "batch_size": 4,
+    "title": "copy",
+    "parts": ["apgd-ce", "fab-t"],
+    "steps": 10,
+}
+
+
+@pytest.mark.parametrize("copy", [None, Mistaken()])
+def test_what_only_a_copy_gets_wrong_does_not_count(copy, monkeypatch):
+    if copy is not None:
+        monkeypatch.setattr(strong, "folded", lambda *_: copy)
+    (x, y), known = at_the_levels(OFFSET), (OFFSET.abs() + 8 / 255 > 1 / 18).tolist()
+    model = TenLevels().train()
+    y[0] = 9  # wrong as it is
+    known[0] = True
+    found = autoattack_by_copy(model, x, y, **BY_COPY)
+    assert found.wrong.tolist() == known
+    assert torch.equal(model(found.images).argmax(1) != y, found.wrong)
+    assert torch.equal(found.images[~found.wrong], x[~found.wrong])
+    assert found.standing == {"apgd-ce": 5, "fab-t": 5}
+    assert (found.images - x).abs().max() <= 8 / 255 + 1e-6
+    assert model.training
+    assert model.levels.requires_grad
+
+
+def test_a_copy_is_asked_in_tf32_and_the_network_is_not(monkeypatch):
+    asked = {TenLevels: set(), Mistaken: set()}
+
+    def look(module, inputs):
+        (x,) = inputs
+        asked[type(module)].add(torch.backends.cudnn.allow_tf32)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+
+    model, copy = TenLevels(), Mistaken()
+    monkeypatch.setattr(strong, "folded", lambda *_: copy)
+    model.register_forward_pre_hook(lambda m, i: asked[TenLevels].add(torch.backends.cudnn.allow_tf32))
+    copy.register_forward_pre_hook(look)
+    x, y = at_the_levels(OFFSET)
+    with exact_arithmetic():
+        autoattack_by_copy(model, x, y, **BY_COPY)
+    assert asked == {TenLevels: {False}, Mistaken: {True}}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from fixtures import write_parquet
 
 import campaign
+import evaluate
 import train
 from kept import packed
 from runs import State, lock, read_queue
@@ -489,6 +490,60 @@ def test_a_run_out_of_time_goes_on(place):
     assert not list(place.rglob("short-relu.json"))
     run(place, "short-relu")
     assert train.read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
+
+
+def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys, monkeypatch):
+    parts = []
+
+    def evaluations(arguments):
+        for seconds in (0, 0, 1000):
+            yield seconds
+            parts.append(seconds)
+
+    monkeypatch.setattr(evaluate, "evaluations", evaluations)
+    run(place, "short-relu", "--budget", "10m")
+    assert parts == [0, 0]
+    printed = capsys.readouterr().out
+    assert "short-relu: trained; its evaluation is not done, the time is over" in printed
+    assert "go on with the same command" in printed
+    assert not list(place.rglob("short-relu.json"))
+    monkeypatch.undo()
+    run(place, "short-relu")
+    assert (place / "results/short-relu.json").exists()
+
+
+VALIDATED = SMALL.replace("short = 1", "short = 3").replace("limit = 40", "limit = 40\nvalidation = 10")
+
+
+@pytest.mark.parametrize(("errors", "best"), [([0.5, 0.3, 0.4], 2), ([0.5, 0.4, 0.3], 3)])
+def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, best):
+    found = iter(errors)
+    monkeypatch.setattr(train, "validation_error", lambda *_: next(found))
+    text = VALIDATED.replace("paper = [15.48]", "best = true") + 'compared = "clean"\n'
+    text += 'neighbours = [ { label = "Others", accuracy = 43.21, source = "their page" } ]\n'
+    (place / "queue.toml").write_text(text)
+    run(place, "short-sparta")
+    folder, filed = place / "runs/short-sparta", json.loads((place / "results/short-sparta.json").read_text())
+    assert filed["training images"] == 30
+    assert "--validation 10" in filed["commands"][0]
+    assert (filed["best epoch"]["epoch"], filed["last epoch"]["epoch"]) == (best, 3)
+    assert filed["best epoch"]["validation error"] == min(errors)
+    other = (folder / "best/evaluation.json").exists()
+    assert other == (best < 3) == ("runs/campaign/short-sparta/best/checkpoint.pt" in filed["commands"][1])
+    measured = folder / ("best" if other else "") / "evaluation.json"
+    assert filed["best errors"] == json.loads(measured.read_text())["errors"]
+    assert filed["errors"] == json.loads((folder / "evaluation.json").read_text())["errors"]
+    error = {"low": 0.6, "high": 0.8, "images": 10, "error": 0.7, "wrong": packed(torch.arange(10) < 7)}
+    filed["best errors"]["clean"] = error
+    (place / "results/short-sparta.json").write_text(json.dumps(filed))
+    call(place, "tables")
+    page = (place / "results.md").read_text()
+    assert "| SPARTA | 70.00 (60.0-80.0) |\n" in page
+    assert "| Others | 43.21 | their page |\n| SPARTA | 30.00 (20.0-40.0; 10 images) | this table |\n" in page
+    filed["best errors"]["clean"] = error | {"error": 0.6}
+    (place / "results/short-sparta.json").write_text(json.dumps(filed))
+    with pytest.raises(ValueError, match=r"short-sparta\.json is no result"):
+        call(place, "tables")
 
 
 def test_the_committed_page_is_what_tables_renders():

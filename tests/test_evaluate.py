@@ -8,13 +8,14 @@ from torch import nn
 
 import kept
 import train
+from arithmetic import exact_arithmetic
 from evaluate import main
 from measure import (
     Attack,
     Outcome,
     carry_out,
-    exact_arithmetic,
     find_errors,
+    joined,
     loss_curve,
     menu,
     worst_cases,
@@ -193,7 +194,7 @@ def checkpoint(tmp_path_factory, tiny_data):
     return out / "checkpoint.pt"
 
 
-def evaluated(path, tiny_data, *more):
+def words(path, tiny_data, *more):
     arguments = [
         path,
         "--data-dir",
@@ -206,7 +207,11 @@ def evaluated(path, tiny_data, *more):
         "cpu",
         *more,
     ]
-    main([str(a) for a in arguments])
+    return [str(a) for a in arguments]
+
+
+def evaluated(path, tiny_data, *more):
+    main(words(path, tiny_data, *more))
     return json.loads((path.parent / "evaluation.json").read_text())
 
 
@@ -307,6 +312,53 @@ def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, caps
     capsys.readouterr()
     evaluated(checkpoint, tiny_data, "--limit", 10)
     assert capsys.readouterr().out.count("was measured before") == 2
+
+
+def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkeypatch, tmp_path):
+    import evaluate
+    import measure
+
+    monkeypatch.setattr(measure, "BATCH", 2)
+    carried = []
+
+    def watched(attacks, *arguments, **more):
+        carried.append((attacks[0].name, attacks[0].start, attacks[0].images))
+        return carry_out(attacks, *arguments, **more)
+
+    monkeypatch.setattr(evaluate, "carry_out", watched)
+    strong = ("--limit", 5, "--restarts", 1, "--autoattack")
+    shutil.copy(checkpoint, tmp_path)
+    begun = evaluate.evaluations(words(tmp_path / "checkpoint.pt", tiny_data, *strong))
+    seconds = [
+        next(begun) for _ in range(6)
+    ]  # clean, three families of PGD, and then AutoAttack's first part of three
+    begun.close()
+    assert seconds[:5] == [0] * 5
+    assert seconds[5] > 0
+    assert carried[4:] == [("AutoAttack, 8/255", 0, 2)]
+    assert not (tmp_path / "evaluation.json").exists()
+    carried.clear()
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong)
+    assert carried == [("AutoAttack, 8/255", 2, 2), ("AutoAttack, 8/255", 4, 1)]
+    assert capsys.readouterr().out.count("was measured before") == 4
+    entry = record["errors"]["AutoAttack, 8/255"]
+    assert entry["images"] == 5
+    assert entry["standing"]["square"] == round(5 * (1 - entry["error"]))
+    carried.clear()
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong[2:], "--limit", 4)
+    assert not [c for c in carried if c[0].startswith("Auto")]  # the first four are there
+
+
+def test_parts_joined_are_the_whole():
+    one, two = (
+        Outcome(torch.tensor(w), s, [f"{n} points of a kind", "flat"], {"a": n, "b": 1})
+        for w, s, n in (([True, False], 1.0, 3), ([False], 2.5, 4))
+    )
+    whole = joined([one, two])
+    assert whole.wrong.tolist() == [True, False, False]
+    assert whole.seconds == 3.5
+    assert whole.warnings == ["3 points of a kind", "flat"]
+    assert whole.standing == {"a": 7, "b": 2}
 
 
 def test_another_checkpoint_is_measured_anew(checkpoint, tiny_data, capsys, tmp_path):

@@ -61,6 +61,21 @@ def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
         assert line in card
 
 
+def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, monkeypatch):
+    errors = iter([0.5, 0.6])
+    monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
+    words = ["--out", tmp_path / "run", "--activation", "sparta-pooled", "--recipe", "fast", "--epochs", 2]
+    words += ["--validation", 9, "--limit", 40, "--data-dir", tiny_data, "--width", 8, "--device", "cpu"]
+    train.main([str(w) for w in words])
+    for run, epoch in (
+        ("run/best", "1 of 2, the one that erred least on 9 training"),
+        ("run", "2 of 2, the last"),
+    ):
+        _evaluate(tmp_path / run, tiny_data, "--limit", 5)
+        _export(tmp_path / run, "--out", tmp_path / "set")
+        assert f"| epoch | {epoch}" in (tmp_path / "set/README.md").read_text()
+
+
 def test_a_set_without_a_twin_has_its_own_column_alone(runs, tmp_path):
     _export(runs / "sparta-pooled", "--out", tmp_path / "set")
     assert {tuple(row) for row in Sparta.from_pretrained(tmp_path / "set").info["measured"]} == {

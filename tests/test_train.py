@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_autoattack import TenLevels
 from torch import nn
 
 import data
@@ -310,3 +311,81 @@ def test_a_set_of_another_reading_than_asked_for_is_refused():
     name = "cifar10-resnet18-w16"
     with pytest.raises(ValueError, match=f"{name} holds sparta-pooled, and asked for is sparta-static"):
         train.build("resnet18", "sparta-static", "G*.B-1", width=16, pretrained=name)
+
+
+def test_what_is_held_out_is_spread_evenly_and_leaves_something():
+    assert torch.where(train.held_out(3, 9))[0].tolist() == [0, 3, 6]
+    for count, images in ((1, 2), (7, 50), (49, 50), (1000, 50000)):
+        held = train.held_out(count, images)
+        assert held.sum() == count
+        assert len(held) == images
+        assert (~held).any()
+    with pytest.raises(ValueError, match="--validation 50: there are 50 training images, and none"):
+        train.held_out(50, 50)
+
+
+@pytest.mark.parametrize(("steps", "known"), [(0, [0, 0, 0, 0]), (10, [0, 1, 1, 0]), (1, [0, 1, 0, 0])])
+def test_the_validation_error_is_that_of_pgd(steps, known):
+    """Four grey images, of brightness k / 9 and an offset: which can be moved to half the way to the next."""
+    levels, offset = torch.tensor([1, 3, 5, 7]) / 9, torch.tensor([0.0, 13.0, 7.0, -5.0])  # of 255
+    x = (255 * levels + offset).round().to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 6, 6)
+    recipe = replace(
+        train.RECIPES["modern"], steps=steps
+    )  # 8/255 by steps of 2/255: half the way is 14.2/255
+    trainer = tiny_trainer(TenLevels(), recipe)
+    before = torch.get_rng_state()
+    assert train.validation_error(trainer, x, torch.tensor([1, 3, 5, 7])) == sum(known) / 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_network_validated_is_the_one_evaluated():
+    trainer = tiny_trainer(TenLevels(), train.RECIPES["modern"])
+    x, y = torch.full((2, 3, 6, 6), 28, dtype=torch.uint8), torch.tensor([1, 1])
+    assert train.validation_error(trainer, x, y) == 0
+    with torch.no_grad():
+        trainer.average.module.levels.add_(1)
+    assert train.validation_error(trainer, x, y) == 1
+
+
+def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_data, monkeypatch):
+    x, y = data.load("train", tiny_data)
+    errors, trained = iter([0.6, 0.4, 0.4, 0.5]), {}
+    monkeypatch.setattr(
+        train, "validation_error", lambda t, *held: (trained.update({t.epoch: copied(t)}), next(errors))[1]
+    )
+    for out, held in ((tmp_path / "with", (x[60:], y[60:])), (tmp_path / "without", None)):
+        trainer = tiny_trainer(recipe=replace(TINY, epochs=4, averaging=0.9), images=60)
+        list(train.fit(trainer, x[:60], y[:60], out, {}, held))
+    best, last, other = (
+        torch.load(tmp_path / f / "checkpoint.pt", weights_only=True)
+        for f in ("with/best", "with", "without")
+    )
+    assert_same(last["model"], other["model"])
+    assert (best["epoch"], best["lowest validation error"]) == (2, 0.4)
+    assert_same(best["average"], trained[2])
+    rows = train.read_log(tmp_path / "with/log.csv")
+    assert [float(r["validation error"]) for r in rows] == [0.6, 0.4, 0.4, 0.5]
+    assert not (tmp_path / "without/best").exists()
+
+
+def copied(trainer):
+    return {k: v.clone() for k, v in trainer.average.state_dict().items()}
+
+
+def test_a_resumed_run_remembers_the_best_epoch(tmp_path, tiny_data, monkeypatch):
+    arguments = ["--out", tmp_path, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 3]
+    arguments = [str(a) for a in (*arguments, "--validation", 8, "--recipe", "modern", "--device", "cpu")]
+    errors = iter([0.4, 0.6, 0.5])
+    monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
+    begun = train.epochs(arguments)
+    next(begun)
+    begun.close()
+    train.main([*arguments, "--resume"])
+    best = train.read_checkpoint(tmp_path / "best/checkpoint.pt")
+    assert best["epoch"] == 1
+    assert best["settings"]["images"] == 32
+    assert train.read_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 3
+    with pytest.raises(ValueError, match="validation was 8, now 9"):
+        train.main([*arguments, "--resume", "--validation", "9"])
+    model, _ = train.load_trained(tmp_path / "best/checkpoint.pt")
+    assert not model.training

@@ -150,7 +150,7 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         again = best["epoch"] < run.epochs
         result["best errors"] = _measured((folder / train.BEST).parent if again else folder)["errors"]
         row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
-        known = {"epoch": best["epoch"], "validation error": best["lowest validation error"]}
+        known = {"epoch": best["epoch"], "validation error": best["validation error"]}
         result["best epoch"] = _floats(known | row)
     args.results.mkdir(parents=True, exist_ok=True)
     write_record(args.results / f"{run.name}.json", result)

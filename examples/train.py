@@ -131,7 +131,7 @@ def fit(
                 row["validation error"] = error = validation_error(trainer, *held)
                 if error < trainer.lowest:
                     trainer.lowest = error
-                    trainer.save(out / BEST, settings)
+                    trainer.save_network(out / BEST, settings)
             rows.append(row)
             _write_log(log, rows)
             trainer.save(checkpoint, settings)

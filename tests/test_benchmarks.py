@@ -56,6 +56,19 @@ def test_the_precision_benchmark_counts_who_changes_sides(tables, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_autoattack_benchmark_counts_who_changes_sides(tables):
+    network = FOLDER.parent / "examples/networks/cifar10-resnet18-w16.safetensors"
+    rows, _ = tables("autoattack.py", f"{network} --limit 20 --steps 3 --queries 5 --device cpu")
+    (itself,) = rows["wrong, the network itself"]
+    for how in ("its copy", "itself, other seed"):
+        more, fewer = map(int, rows[f"{how}: more, fewer"][0].split(", "))
+        wrong = int(rows[f"wrong, {how}"][0].removesuffix(" of 20"))
+        assert wrong - int(itself.removesuffix(" of 20")) == more - fewer
+        assert 0 < wrong < 20
+    assert float(rows["times as fast, its copy"][0]) > 0
+
+
+@pytest.mark.slow
 def test_the_network_benchmark_measures_every_contender(tables):
     rows, printed = tables("network.py", "--width 8 --batch-size 4 --rounds 1 --device cpu --compile none")
     for row in ("training, ms", "input grad, ms", "kept / relu"):

@@ -361,15 +361,15 @@ def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_
         for f in ("with/best", "with", "without")
     )
     assert_same(last["model"], other["model"])
-    assert (best["epoch"], best["lowest validation error"]) == (2, 0.4)
-    assert_same(best["average"], trained[2])
+    assert (best["epoch"], best["validation error"]) == (2, 0.4)
+    assert_same(best["model"], trained[2])
     rows = train.read_log(tmp_path / "with/log.csv")
     assert [float(r["validation error"]) for r in rows] == [0.6, 0.4, 0.4, 0.5]
     assert not (tmp_path / "without/best").exists()
 
 
 def copied(trainer):
-    return {k: v.clone() for k, v in trainer.average.state_dict().items()}
+    return {k: v.clone() for k, v in trainer.average.module.state_dict().items()}
 
 
 def test_a_resumed_run_remembers_the_best_epoch(tmp_path, tiny_data, monkeypatch):
@@ -388,4 +388,9 @@ def test_a_resumed_run_remembers_the_best_epoch(tmp_path, tiny_data, monkeypatch
     with pytest.raises(ValueError, match="validation was 8, now 9"):
         train.main([*arguments, "--resume", "--validation", "9"])
     model, _ = train.load_trained(tmp_path / "best/checkpoint.pt")
-    assert not model.training
+    assert_same(dict(model.state_dict()), dict(best["model"]))
+    begun = ["--out", str(tmp_path / "best"), *arguments[2:], "--resume"]
+    with pytest.raises(
+        ValueError, match="is the network of one epoch alone; go on with the run it came from"
+    ):
+        train.main(begun)

@@ -81,10 +81,9 @@ def autoattack(
 def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int, **attack: Any) -> Found:
     """`autoattack` on a copy that is quicker to ask; what it finds, the network itself judges.
 
-    The copy has its batch norms folded away and runs in channels_last; on a GPU its convolutions are those of
-    torch's default, TF32, in which published figures were found. Images that err in the copy alone are
-    attacked again, all parts, on the network itself in the caller's arithmetic. Arguments, shapes and errors
-    are those of `autoattack`.
+    The copy has its batch norms folded away and runs in channels_last; on a GPU its convolutions take TF32,
+    torch's default. Images that err in the copy alone are attacked again, all parts, on the network itself in
+    the caller's arithmetic. Arguments, shapes and errors are those of `autoattack`.
     """
     with attacking(model):
         wrong, images = clean_errors(model, x, y, batch_size), x.clone()

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     begin(args)
     attack = {"eps": 8 / 255, "batch_size": args.batch_size, "steps": args.steps, "queries": args.queries}
-    columns = {}
+    how = f"{args.steps} steps, {args.queries} queries, batches of {args.batch_size}"
     for name in args.network:
         model, dataset, _ = networks.load(name)
         x, y = (t[: args.limit] for t in data.load("test", args.data_dir, dataset or "cifar10"))
@@ -51,13 +51,13 @@ def main(argv: list[str] | None = None) -> None:
                 found = run(model, x, y, seed=seed, title=f"{name}, {way}", **attack)
             wrong[way], seconds[way] = found.wrong, time.perf_counter() - began
             column[f"wrong, {way}"] = f"{int(found.wrong.sum())} of {len(x)}"
+            column[f"seconds, {way}"] = f"{seconds[way]:.1f}"
         itself, copy, other = WAYS
         for way in (copy, other):
             more, fewer = (int(t.sum()) for t in (wrong[way] & ~wrong[itself], wrong[itself] & ~wrong[way]))
             column[f"{way}: more, fewer"] = f"{more}, {fewer}"
         column["times as fast, its copy"] = f"{seconds[itself] / seconds[copy]:.2f}"
-        columns[Path(name).stem] = column
-    print_table("AutoAttack, 8/255", columns)
+        print_table(f"AutoAttack, 8/255, {how}", {Path(name).stem: column})
     print(told(args))
 
 

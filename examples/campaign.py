@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument(
         "--budget",
         type=duration,
-        help="begin no epoch, and no part of an evaluation, that would end later, e.g. 25m",
+        help="begin no epoch or part of an evaluation that, by those before it, would end later, e.g. 25m",
     )
     r.add_argument(
         "--data",

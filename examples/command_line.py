@@ -1,6 +1,7 @@
 """What the command lines of the scripts share: numbers that make sense, and errors without a traceback."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -17,6 +18,9 @@ def plain_errors() -> Iterator[None]:
         yield
     except (SpartaError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -45,41 +45,48 @@ from train import load_trained, read_checkpoint
 
 
 def evaluate(
-    path: Path, attacks: list[Attack], args: argparse.Namespace
+    path: Path, attacks: list[Attack], args: argparse.Namespace, took: dict[str, float]
 ) -> Generator[float, None, dict[str, Outcome]]:
     """Attack one checkpoint and write evaluation.json beside it; what was measured before is not repeated.
 
-    Before each part that is missing it yields the seconds that such a part took before, 0 if none did.
+    Before each part that is missing it yields the seconds that such a part took before, of any checkpoint,
+    as kept in `took`; 0 if none did.
     """
-    began, name = time.perf_counter(), str(path.parent)
+    began, name, network = time.perf_counter(), str(path.parent), kept.sha256(path.read_bytes())
     model, settings = load_trained(path)
+    if network != kept.sha256(path.read_bytes()):
+        raise ValueError(f"{path} was written anew just now, as its training goes on; evaluate it again")
     round_to_half(gates(model))
     x, y = data.load("test", args.data_dir, settings["dataset"])
     attacks = [dataclasses.replace(a, images=min(a.images, len(x))) for a in attacks]
     whole, store = path.parent / "evaluation.json", path.parent / "evaluation.npz"
     whole.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
-    measured, network = kept.read(store), kept.sha256(path.read_bytes())
+    measured = kept.read(store)
     outcomes: dict[str, Outcome] = {}
     for family in families(attacks):
         found: dict[str, list[Outcome]] = {attack.name: [] for attack in family}
-        before = set(found)
+        before = dict.fromkeys(found, 0)
         for part in parts(family, args.device):
             keys = {a.name: kept.key(a, network, x, y, args.seed) for a in part}
-            if missing := [a for a in part if keys[a.name] not in measured]:
-                yield max((o.seconds for o in found[missing[0].name]), default=0.0)
+            if missing := [a for a in part if not kept.holds(measured, keys[a.name], a)]:
+                yield max(took.get(a.name, 0.0) for a in missing)
                 new = carry_out(missing, model, x, y, seed=args.seed, device=args.device, title=name)
                 measured |= {keys[a]: outcome for a, outcome in new.items()}
                 kept.write(store, measured)
-                before -= new.keys()
             for attack in part:
-                found[attack.name].append(measured[keys[attack.name]])
+                outcome = measured[keys[attack.name]]
+                found[attack.name].append(outcome)
+                took[attack.name] = max(took.get(attack.name, 0.0), outcome.seconds)
+                before[attack.name] += 0 if attack in missing else attack.images
         for attack in family:
             outcomes[attack.name] = outcome = joined(found[attack.name])
-            if attack.name in before:
+            if before[attack.name] == attack.images:
                 print(f"{name}: {attack.name} was measured before")
+            elif before[attack.name]:
+                print(f"{name}: {attack.name}, {before[attack.name]} images were measured before")
             if outcome.standing:
                 standing = ", ".join(f"{left} after {part}" for part, left in outcome.standing.items())
-                print(f"{name}: {attack.name}, right of {len(outcome.wrong)}: {standing}")
+                print(f"{name}: {attack.name}, still right of {len(outcome.wrong)}: {standing}")
             for warning in outcome.warnings:
                 print(f"{name}: {attack.name} warns: {warning}")
     for case, wrong in worst_cases(attacks, outcomes).items():
@@ -207,10 +214,11 @@ def evaluations(argv: list[str] | None = None) -> Iterator[float]:
     """
     args = parser().parse_args(argv)
     check(args)
-    attacks, outcomes = chosen(args), {}
+    attacks, outcomes, took = chosen(args), dict[str, dict[str, Outcome]](), dict[str, float]()
     with exact_arithmetic():
         for path in args.checkpoint:
-            outcomes[str(path.parent)] = yield from evaluate(path, attacks, args)
+            with kept.alone(path.parent):
+                outcomes[str(path.parent)] = yield from evaluate(path, attacks, args, took)
     first, *others = outcomes
     columns = {
         name: {

@@ -50,6 +50,15 @@ def measured(run: Path) -> dict[str, Any]:
     return record
 
 
+def epoch(run: Path) -> tuple[bool, str]:
+    """Whether a run's network is the best of its epochs or the last, and which that is, as text."""
+    state = read_checkpoint(run / "checkpoint.pt")
+    told, held = f"{state['epoch']} of {state['settings']['epochs']}", state["settings"].get("validation")
+    if "validation error" in state:
+        return True, f"{told}, which erred least on {held} training images held out"
+    return False, told + (", the last" if state["epoch"] == state["settings"]["epochs"] else ", unfinished")
+
+
 def check_twin(record: dict[str, Any], twin: dict[str, Any]) -> None:
     """Raise `ValueError` if the twin is no ReLU network that was trained and evaluated like the run."""
     ours, theirs = (
@@ -107,8 +116,11 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
     if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
         raise ValueError(f"{out} is a folder of something else than a set; name another")
     record, other = measured(run), measured(twin) if twin else None
-    if other:
+    best, which = epoch(run)
+    if twin and other:
         check_twin(record, other)
+        if epoch(twin)[0] != best:
+            raise ValueError(f"the twin is none: of {twin} it is epoch {epoch(twin)[1]}, of {run} {which}")
     table = rows(record, other)
     model, settings = load_trained(run / "checkpoint.pt")
     activations = activations_of(model)
@@ -125,9 +137,7 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
         f"weights in float16 as stored; {record['machine']}, torch {record['torch']}, {record['date']}",
     }
     if settings.get("validation"):
-        last, epoch = settings["epochs"], read_checkpoint(run / "checkpoint.pt")["epoch"]
-        chosen = f"erred least on {settings['validation']} training images held out"
-        info["epoch"] = f"{epoch} of {last}, " + ("the last" if epoch == last else f"the one that {chosen}")
+        info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
     if audit:
         info["audit"] = audited(audit, activations)
     if other:

@@ -3,13 +3,14 @@
 import base64
 import hashlib
 import json
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from measure import Attack, Outcome
@@ -65,8 +66,27 @@ def read(path: Path) -> dict[str, Outcome]:
                 k: Outcome(torch.from_numpy(file[f"wrong{i}"]), **rest)
                 for i, (k, rest) in enumerate(entries.items())
             }
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+    except Exception:  # of numpy, json or zlib, by what is wrong with the file
         return {}
+
+
+def holds(kept: Mapping[str, Outcome], key: str, attack: Attack) -> bool:
+    """Whether what was kept has a result of this attack on all its images."""
+    return key in kept and len(kept[key].wrong) == attack.images
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from what is kept in a folder. Raises `ValueError` if one works on it."""
+    lock = FileLock(folder / "evaluation.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process evaluates {folder}; wait for it ({lock.lock_file})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write(path: Path, kept: Mapping[str, Outcome]) -> None:

@@ -19,6 +19,7 @@ from strong import autoattack_by_copy
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
 BATCH = 250
+PART = 100  # images of AutoAttack on a CPU, before it is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def parts(attacks: Sequence[Attack], device: str) -> list[list[Attack]]:
     first, *others = attacks
     if others or "steps" in first.arguments or not first.arguments:
         return [list(attacks)]
-    size = _batch_size(device)
+    size = _batch_size(device) if torch.device(device).type == "cuda" else PART
     starts = range(0, first.images, size)
     return [[dataclasses.replace(first, start=i, images=min(size, first.images - i))] for i in starts]
 

@@ -93,8 +93,8 @@ def trained(run: Run, arguments: list[str], folder: Path, deadline: float) -> bo
             row = next(epochs)
             seconds.append(row["seconds"])
             done = row["epoch"]
-            told = f"loss {row['loss']:.3f}, error {row['error']:.1%}, {row['seconds']:.1f} s"
-            print(f"{run.name}, epoch {done} of {run.epochs}: {told}", flush=True)
+            told = f"loss {row['loss']:.3f}, error {row['error']:.1%}{train.validated(row)}"
+            print(f"{run.name}, epoch {done} of {run.epochs}: {told}, {row['seconds']:.1f} s", flush=True)
     if run.set is None:
         model, settings = train.load_trained(checkpoint)
         if activations := activations_of(model):
@@ -146,12 +146,12 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         ],
     }
     if run.validation:
-        best = train.read_checkpoint(folder / train.BEST)
+        best = train.read_best(folder, settings)
         again = best["epoch"] < run.epochs
         result["best errors"] = _measured((folder / train.BEST).parent if again else folder)["errors"]
         row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
         known = {"epoch": best["epoch"], "validation error": best["validation error"]}
-        result["best epoch"] = _floats(known | row)
+        result["best epoch"] = _floats(row | known)
     args.results.mkdir(parents=True, exist_ok=True)
     write_record(args.results / f"{run.name}.json", result)
     print(f"filed: {args.results / run.name}.json")
@@ -204,8 +204,10 @@ def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given
 
 def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
     """Arguments of evaluate.py for it: for the last epoch's network, and the best one's if it is another."""
-    words, best = [str(runs / run.name / "checkpoint.pt")], args.runs / run.name / train.BEST
-    if run.validation and train.read_checkpoint(best)["epoch"] < run.epochs:
-        words.append(str(runs / run.name / train.BEST))
+    words, folder = [str(runs / run.name / "checkpoint.pt")], args.runs / run.name
+    if run.validation:
+        settings = train.read_checkpoint(folder / "checkpoint.pt")["settings"]
+        if train.read_best(folder, settings)["epoch"] < run.epochs:
+            words.append(str(runs / run.name / train.BEST))
     words += ["--data-dir", images, *run.evaluation.split()]
     return [*words, "--seed", str(run.seed), "--device", args.device]

@@ -109,15 +109,36 @@ def read_queue(path: Path = QUEUE) -> Queue:
         if budget not in epochs:
             unknown.append(f"budget {budget!r}")
         unknown += [f"{k} {numbers.get(k)!r}" for k in ("width", "seed") if type(numbers.get(k)) is not int]
+        held = numbers.get("validation", 1)
+        unknown += [f"validation {held!r}"] if type(held) is not int or held < 1 else []
         unknown += [f"field {k!r}" for k in numbers.keys() - {f.name for f in dataclasses.fields(Run)}]
         if unknown:
             wrong.append(f"{name}: unknown {', '.join(unknown)}")
             continue
         numbers["evaluation"] = evaluations[numbers["evaluation"]]
         runs[name] = Run(name=name, epochs=epochs[budget], **numbers)
+    for i, table in enumerate(tables):
+        if lacks := flaw(table):
+            wrong.append(f"table {table.get('number', i + 1)}: {lacks}")
     if wrong:
         raise ValueError(f"{path}: " + "; ".join(wrong))
     return Queue(winner, epochs, runs, tables)
+
+
+def flaw(table: dict[str, Any]) -> str:
+    """What an entry of `[[tables]]` lacks or has wrong, as text; empty if nothing."""
+    needed = {"rows": ("label", "run"), "neighbours": ("label", "accuracy", "source")}
+    if lacks := [k for k in ("number", "title", "columns", "rows") if k not in table]:
+        return f"it lacks {', '.join(lacks)}"
+    for part, keys in needed.items():
+        for entry in table.get(part, ()):
+            if lacks := [k for k in keys if k not in entry]:
+                return f"{entry} of its {part} lacks {', '.join(lacks)}"
+    if any(len(row.get("paper", table["columns"])) != len(table["columns"]) for row in table["rows"]):
+        return f"`paper` of a row has not as many numbers as there are columns: {table['columns']}"
+    if "neighbours" in table and table.get("compared") not in table["columns"]:
+        return f"it has neighbours, and `compared` is {table.get('compared')!r}, none of its columns"
+    return ""
 
 
 def read_result(name: str, results: Path) -> dict[str, Any] | None:
@@ -181,7 +202,8 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
         place = runs / run.set / "set"
         return State("waiting", f"for {run.set}, whose set is neither in {place} nor in the package")
     if (folder / "checkpoint.pt").exists():
-        return State("stopped", f"after epoch {epoch} of {run.epochs}")
+        told = f"after epoch {epoch} of {run.epochs}" if epoch < run.epochs else "trained, not evaluated"
+        return State("stopped", told)
     return State("missing", f"an older result is filed: {changes(run, result)}" if result is not None else "")
 
 

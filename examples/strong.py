@@ -97,6 +97,8 @@ def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: in
                 found = autoattack(asked, x[right], y[right], batch_size=batch_size, **attack)
             images[right] = found.images.to(x.device)
             wrong[right] = clean_errors(model, images[right], y[right], batch_size)
+            if network is model:
+                wrong[right] |= found.wrong.to(x.device)  # also where it answers by what else is in the batch
             standing = {part: standing[part] + left for part, left in found.standing.items()}
             warnings += found.warnings
             right = right[found.wrong.to(x.device) & ~wrong[right]]

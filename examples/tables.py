@@ -94,8 +94,13 @@ def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
 
 def _results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
     """Results of a row; where it says `best`, of the epoch that erred least on images held out."""
-    found = [r for run in _runs(queue, row, budget) if (r := result_of(run, results)) is not None]
+    runs = _runs(queue, row, budget)
+    found = [r for run in runs if (r := result_of(run, results)) is not None]
     if row.get("best"):
+        if without := [run.name for run in runs if not run.validation]:
+            raise ValueError(
+                f"the row {row['label']} wants the best epoch, and {without} has no `validation`"
+            )
         return [r | {"errors": r["best errors"], "last epoch": r["best epoch"]} for r in found]
     return found
 
@@ -113,7 +118,7 @@ def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> 
         for i, column in enumerate(table["columns"]):
             line += [f"{row['paper'][i]:.2f}" if "paper" in row else ""] if printed else []
             errors = [f["errors"].get(ATTACKS.get(column, column)) for f in found]
-            line.append(_cell(errors, images=column not in ATTACKS))
+            line.append(_cell(errors, images=not printed and not ATTACKS.keys() >= set(table["columns"])))
         lines.append(line)
     return _markdown(lines)
 
@@ -125,10 +130,13 @@ def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> st
     attacks = [a for a in attacks if a not in (*ATTACKS.values(), *table["columns"])]
     if not rows:
         return None
-    lines = [["", *attacks, "saturated gates", "parameters", "multiply-adds", "seconds per epoch", "machine"]]
+    best = any(row.get("best") for row in table["rows"])
+    head = ["saturated gates", "parameters", "multiply-adds", "seconds per epoch", "machine"]
+    lines = [["", *attacks, *(["epoch"] if best else []), *head]]
     lines.append(["---"] * len(lines[0]))
     for label, found in rows.items():
         line = [label, *(_cell([f["errors"].get(a) for f in found], images=True) for a in attacks)]
+        line += [" / ".join(f"{f['last epoch']['epoch']:.0f}" for f in found)] if best else []
         seconds = " / ".join(f"{f['seconds per epoch']:.1f}" for f in found)
         machines = " / ".join(dict.fromkeys(f["machine"] for f in found))
         gates = " / ".join(", ".join(f"{s:.1%}" for s in saturated(f).values()) for f in found)

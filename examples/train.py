@@ -45,8 +45,10 @@ __all__ = [
     "gate_shares",
     "held_out",
     "load_trained",
+    "read_best",
     "read_checkpoint",
     "read_log",
+    "validated",
     "validation_error",
 ]
 
@@ -76,7 +78,8 @@ def gate_shares(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]]:
 def held_out(count: int, images: int) -> Tensor:
     """Which of the training images are for validation, (images,) of bool: `count`, evenly spread over them.
 
-    The same for every seed, and of all classes also where the file is sorted by them.
+    The same for every seed, and of all classes also where the file is sorted by them (not where it lists them
+    in turn).
     Raises `ValueError` if none would be left to train on.
     """
     if count >= images:
@@ -87,17 +90,18 @@ def held_out(count: int, images: int) -> Tensor:
 
 
 def validation_error(trainer: Trainer, x: Tensor, y: Tensor) -> float:
-    """Robust error of the network to evaluate: untargeted PGD from the image itself, else as in training.
+    """Robust error of the network to evaluate, or clean error if the recipe has no attack.
 
-    It draws no random numbers, so that a training is the same with it. Standard training: clean error.
-    Shapes: x (N, C, H, W) uint8, y (N,).
+    Untargeted PGD-10 within the recipe's bound, by steps of a quarter of it, from the image itself, whatever
+    the attack in training: a weak one would not see what only a strong one finds. It draws no random numbers,
+    so that a training is the same with it. Shapes: x (N, C, H, W) uint8, y (N,).
     """
-    r, images, labels = trainer.recipe, data.to_float(x, trainer.device), y.to(trainer.device)
-    model = trainer.final()
+    eps, model = trainer.recipe.eps, trainer.final()
+    images, labels = data.to_float(x, trainer.device), y.to(trainer.device)
     with attacking(model):
-        if not r.steps:
+        if not trainer.recipe.steps:
             return clean_errors(model, images, labels).float().mean().item()
-        attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "random_start": False}
+        attack = {"eps": eps, "step_size": eps / 4, "steps": 10, "random_start": False}
         return robust_errors(model, images, labels, **attack).float().mean().item()
 
 
@@ -116,6 +120,11 @@ def fit(
     checkpoint, log, first = out / "checkpoint.pt", out / "log.csv", distributed.is_first()
     out.mkdir(parents=True, exist_ok=True)
     rows = read_log(log)[: trainer.epoch]  # a killed run may have logged what its checkpoint does not know
+    lowest = float("inf")
+    if held is not None:
+        (out / BEST).parent.mkdir(exist_ok=True)
+        if trainer.epoch:
+            lowest = read_best(out, settings)["validation error"]
     while trainer.epoch < trainer.recipe.epochs:
         began, lr = time.perf_counter(), trainer.scheduler.get_last_lr()[0]
         title = f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
@@ -129,13 +138,27 @@ def fit(
                 row |= {f"{name} < 0.01": closed, f"{name} > 0.99": opened}
             if held is not None:
                 row["validation error"] = error = validation_error(trainer, *held)
-                if error < trainer.lowest:
-                    trainer.lowest = error
-                    trainer.save_network(out / BEST, settings)
+                if error < lowest:
+                    lowest = error
+                    trainer.save_network(out / BEST, settings, error)
             rows.append(row)
             _write_log(log, rows)
             trainer.save(checkpoint, settings)
         yield row
+
+
+def read_best(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """OUT/best of a run with these settings: its network, its epoch and its validation error.
+
+    Raises `ValueError` if it is not there or of another run.
+    """
+    state, path = None, out / BEST
+    if path.exists():
+        state = read_checkpoint(path)
+        if state["settings"] == settings and "validation error" in state:
+            return state
+    told = "is of another run" if state else "is not there"
+    raise ValueError(f"{path}, the best epoch of {out}, {told}; bring it back, or begin {out} anew")
 
 
 def load_trained(path: Path | str) -> tuple[ResNet, dict[str, Any]]:
@@ -183,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         default=Path("runs/latest"),
-        help="folder of checkpoint.pt and log.csv (default %(default)s)",
+        help="folder of checkpoint.pt, log.csv and, with --validation, best/ (default %(default)s)",
     )
     p.add_argument("--resume", action="store_true", help="finish a killed run of --out, with its settings")
     p.add_argument("--dataset", choices=data.DATASETS, default="cifar10", help="default %(default)s")
@@ -196,7 +219,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--validation",
         type=at_least(1),
-        help="hold out so many training images, and keep the network that errs least on them in OUT/best",
+        help="hold out so many of the training images, evenly spread over them, attack them after each epoch "
+        "and keep the network that errs least, the earliest of equals, in OUT/best",
     )
     p.add_argument("--arch", choices=BLOCKS, default="resnet18", help="default %(default)s")
     p.add_argument(
@@ -228,6 +252,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def validated(row: dict[str, Any]) -> str:
+    """What a line of the log says of the network to evaluate, as text; empty without `--validation`."""
+    if "validation error" not in row:
+        return ""
+    return f"; as it would be evaluated now, {row['validation error']:.1%} on those held out"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     args = parser().parse_args(argv)
@@ -239,11 +270,13 @@ def main(argv: list[str] | None = None) -> None:
     for row in epochs(argv):
         if first:
             told = f"loss {row['loss']:.3f}, error {row['error']:.1%} on the training batches"
-            told += f", {row['validation error']:.1%} on those held out" if "validation error" in row else ""
-            print(f"epoch {row['epoch']}: {told}, {row['seconds']:.1f} s")
+            print(f"epoch {row['epoch']}: {told}{validated(row)}, {row['seconds']:.1f} s")
     if first:
-        checkpoint = args.out / "checkpoint.pt"
-        print(f"done: {checkpoint}; evaluate it with: python examples/evaluate.py {checkpoint}")
+        checkpoints = f"{args.out / 'checkpoint.pt'}"
+        if args.validation:
+            checkpoints += f" {args.out / BEST}"
+            print(f"best: epoch {read_checkpoint(args.out / BEST)['epoch']}")
+        print(f"done; evaluate it with: python examples/evaluate.py {checkpoints}")
 
 
 def _epochs(
@@ -305,7 +338,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     with replacing(path) as scratch, scratch.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -66,7 +66,7 @@ class Trainer:
         if compiler is not None:
             self.attacked = _compiled(self.attacked, compiler)
             self.learning = _compiled(self.learning, compiler)
-        self.epoch, self.lowest = 0, float("inf")  # the lowest validation error, if there is validation
+        self.epoch = 0
 
     def run_epoch(self, x: Tensor, y: Tensor, bar: "tqdm[Any]") -> tuple[float, float]:
         """One epoch over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error meanwhile.
@@ -122,7 +122,6 @@ class Trainer:
         state = {
             "settings": settings,
             "epoch": self.epoch,
-            "lowest validation error": self.lowest,
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -133,11 +132,10 @@ class Trainer:
         with replacing(path) as scratch:
             torch.save(state, scratch)
 
-    def save_network(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write the network to evaluate alone: a third of `save`'s file, and nothing to go on from."""
-        state = {"settings": settings, "epoch": self.epoch, "validation error": self.lowest}
+    def save_network(self, path: Path, settings: dict[str, Any], error: float) -> None:
+        """Write the network to evaluate and its validation error, and nothing to go on training from."""
+        state = {"settings": settings, "epoch": self.epoch, "validation error": error}
         state |= {"model": self.final().state_dict(), "average": None}
-        path.parent.mkdir(exist_ok=True)
         with replacing(path) as scratch:
             torch.save(state, scratch)
 
@@ -152,7 +150,7 @@ class Trainer:
             raise ValueError(f"{path} is of another run: {told}; give the old settings or another --out")
         if "optimizer" not in state:
             raise ValueError(f"{path} is the network of one epoch alone; go on with the run it came from")
-        self.epoch, self.lowest = state["epoch"], state.get("lowest validation error", float("inf"))
+        self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

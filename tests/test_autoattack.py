@@ -206,6 +206,19 @@ def test_a_copy_is_asked_in_tf32_and_the_network_is_not(monkeypatch):
     assert asked == {TenLevels: {False}, Mistaken: {True}}
 
 
+def test_what_the_network_itself_gets_wrong_counts_whatever_it_is_asked_with(monkeypatch):
+    class Company(TenLevels):
+        """Errs on every image that is not alone."""
+
+        def forward(self, x):
+            return super().forward(x).roll(int(len(x) > 1), 1)
+
+    model, (x, y) = Company(), at_the_levels(torch.zeros(10))
+    monkeypatch.setattr(strong, "folded", lambda *_: Mistaken())
+    monkeypatch.setattr(strong, "clean_errors", lambda m, x, y, size: torch.zeros(len(y), dtype=torch.bool))
+    assert autoattack_by_copy(model, x, y, **BY_COPY | {"batch_size": 10}).wrong.all()
+
+
 @pytest.mark.slow
 def test_two_libraries_agree_on_64_images():
     """pyautoattack and torchattacks, on a small network that resists a little."""

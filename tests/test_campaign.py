@@ -484,6 +484,35 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
         call(place)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("limit = 40", "limit = 40\nvalidation = 0", "short-sparta: unknown validation 0"),
+        ("limit = 40", "limit = 40\nvalidation = true", "unknown validation True"),
+        ('title = "T"\n', "", "table 2: it lacks title"),
+        (', run = "sparta"', "", r"table 2: \{.*SPARTA.*\} of its rows lacks run"),
+        ("paper = [15.48]", "paper = [1, 2]", "table 2: `paper` of a row has not as many numbers"),
+        (" ]\n", ' ]\nneighbours = [{ label = "L", source = "S" }]\n', "of its neighbours lacks accuracy"),
+        (" ]\n", ' ]\ncompared = "x"\nneighbours = []\n', "`compared` is 'x', none of its columns"),
+        ("paper = [15.48]", "best = true", r"row SPARTA wants the best epoch, and \['short-sparta'\] has no"),
+    ],
+)
+def test_a_queue_that_makes_no_sense_is_told_before_anything_runs(place, old, new, told):
+    assert old in SMALL
+    (place / "queue.toml").write_text(SMALL.replace(old, new))
+    with pytest.raises(ValueError, match=told):
+        call(place, "tables")
+    assert not (place / "results.md").exists()
+
+
+def test_what_is_trained_and_not_evaluated_says_so(place, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluations", lambda arguments: (s for s in [1000]))
+    run(place, "short-relu", "--budget", "9m")
+    capsys.readouterr()
+    call(place)
+    assert "trained, not evaluated" in capsys.readouterr().out
+
+
 def test_a_run_out_of_time_goes_on(place):
     (place / "queue.toml").write_text(SMALL.replace("short = 1", "short = 3"))
     run(place, "short-relu", "--budget", "0.001s")
@@ -539,7 +568,14 @@ def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, bes
     call(place, "tables")
     page = (place / "results.md").read_text()
     assert "| SPARTA | 70.00 (60.0-80.0) |\n" in page
+    assert f"; 10 images) | {best} | " in page
     assert "| Others | 43.21 | their page |\n| SPARTA | 30.00 (20.0-40.0; 10 images) | this table |\n" in page
+    if other:  # another run's best epoch is not filed as this one's
+        (place / "results/short-sparta.json").unlink()
+        state = torch.load(folder / "best/checkpoint.pt", weights_only=True)
+        torch.save(state | {"settings": state["settings"] | {"seed": 7}}, folder / "best/checkpoint.pt")
+        with pytest.raises(ValueError, match=r"best.checkpoint\.pt, .* is of another run"):
+            run(place, "short-sparta")
     filed["best errors"]["clean"] = error | {"error": 0.6}
     (place / "results/short-sparta.json").write_text(json.dumps(filed))
     with pytest.raises(ValueError, match=r"short-sparta\.json is no result"):

@@ -318,7 +318,7 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
     import evaluate
     import measure
 
-    monkeypatch.setattr(measure, "BATCH", 2)
+    monkeypatch.setattr(measure, "PART", 2)
     carried = []
 
     def watched(attacks, *arguments, **more):
@@ -340,13 +340,68 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
     carried.clear()
     record = evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong)
     assert carried == [("AutoAttack, 8/255", 2, 2), ("AutoAttack, 8/255", 4, 1)]
-    assert capsys.readouterr().out.count("was measured before") == 4
+    printed = capsys.readouterr().out
+    assert printed.count("was measured before") == 4
+    assert "AutoAttack, 8/255, 2 images were measured before" in printed
     entry = record["errors"]["AutoAttack, 8/255"]
     assert entry["images"] == 5
     assert entry["standing"]["square"] == round(5 * (1 - entry["error"]))
     carried.clear()
     evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong[2:], "--limit", 4)
     assert not [c for c in carried if c[0].startswith("Auto")]  # the first four are there
+
+
+def test_the_next_checkpoint_is_expected_to_take_as_long(checkpoint, tiny_data, tmp_path):
+    import evaluate
+
+    both = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        both.append(shutil.copy(checkpoint, tmp_path / name))
+    arguments = words(both[0], tiny_data, "--limit", 3, "--restarts", 1)
+    main(arguments)  # what was measured before is known to the second too
+    seconds = list(evaluate.evaluations([both[0], *words(both[1], *arguments[2:3], *arguments[3:])]))
+    assert len(seconds) == 4
+    assert all(s > 0 for s in seconds)
+
+
+def test_two_processes_do_not_evaluate_one_folder(checkpoint, tiny_data):
+    with kept.alone(checkpoint.parent), pytest.raises(ValueError, match="another process evaluates"):
+        evaluated(checkpoint, tiny_data, "--limit", 3)
+    evaluated(checkpoint, tiny_data, "--limit", 3)
+
+
+def test_a_checkpoint_that_is_written_meanwhile_is_not_taken_for_the_old_one(
+    checkpoint, tiny_data, tmp_path, monkeypatch
+):
+    import evaluate
+
+    path = tmp_path / "checkpoint.pt"
+    shutil.copy(checkpoint, path)
+
+    def slow(path):
+        loaded = train.load_trained(path)
+        path.write_bytes(path.read_bytes() + b"0")
+        return loaded
+
+    monkeypatch.setattr(evaluate, "load_trained", slow)
+    with pytest.raises(ValueError, match="written anew just now"):
+        evaluated(path, tiny_data, "--limit", 3)
+    assert not (tmp_path / "evaluation.npz").exists()
+
+
+def test_a_kept_part_of_another_length_is_measured_again(checkpoint, tiny_data, tmp_path, capsys):
+    shutil.copy(checkpoint, tmp_path)
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 6)
+    store = tmp_path / "evaluation.npz"
+    whole = kept.read(store)
+    kept.write(store, {k: Outcome(o.wrong[:5], o.seconds, o.warnings) for k, o in whole.items()})
+    capsys.readouterr()
+    again = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 6)
+    assert "was measured before" not in capsys.readouterr().out
+    assert {k: e["wrong"] for k, e in again["errors"].items()} == {
+        k: e["wrong"] for k, e in record["errors"].items()
+    }
 
 
 def test_parts_joined_are_the_whole():

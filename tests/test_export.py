@@ -62,18 +62,28 @@ def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
 
 
 def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, monkeypatch):
-    errors = iter([0.5, 0.6])
+    errors = iter([0.5, 0.6, 0.5, 0.4])
     monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
-    words = ["--out", tmp_path / "run", "--activation", "sparta-pooled", "--recipe", "fast", "--epochs", 2]
-    words += ["--validation", 9, "--limit", 40, "--data-dir", tiny_data, "--width", 8, "--device", "cpu"]
-    train.main([str(w) for w in words])
-    for run, epoch in (
-        ("run/best", "1 of 2, the one that erred least on 9 training"),
-        ("run", "2 of 2, the last"),
+    words = ["--recipe", "fast", "--epochs", 2, "--limit", 40, "--data-dir", tiny_data, "--width", 8]
+    for activation in ("sparta-pooled", "relu"):
+        run = tmp_path / activation
+        more = ["--out", run, "--activation", activation, "--validation", 9, "--device", "cpu"]
+        train.main([str(w) for w in (*words, *more)])
+        for checkpoint in (run, run / "best"):
+            _evaluate(checkpoint, tiny_data, "--limit", 5)
+    run, twin, out = tmp_path / "sparta-pooled", tmp_path / "relu", tmp_path / "set"
+    held = "which erred least on 9 training images held out"
+    for ours, theirs, epoch in (
+        ("best", "best", f"1 of 2, {held}; of the twin 2 of 2, {held}"),
+        (".", ".", "2 of 2, the last; of the twin 2 of 2, the last"),
     ):
-        _evaluate(tmp_path / run, tiny_data, "--limit", 5)
-        _export(tmp_path / run, "--out", tmp_path / "set")
-        assert f"| epoch | {epoch}" in (tmp_path / "set/README.md").read_text()
+        _export(run / ours, "--twin", twin / theirs, "--out", out)
+        assert f"| epoch | {epoch} |" in (out / "README.md").read_text()
+    before = (out / "README.md").read_bytes()
+    for ours, theirs in (("best", "."), (".", "best")):
+        with pytest.raises(ValueError, match=r"the twin is none: of .* it is epoch 2 of 2, .*, of .* of 2"):
+            _export(run / ours, "--twin", twin / theirs, "--out", out)
+    assert (out / "README.md").read_bytes() == before
 
 
 def test_a_set_without_a_twin_has_its_own_column_alone(runs, tmp_path):

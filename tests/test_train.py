@@ -324,14 +324,12 @@ def test_what_is_held_out_is_spread_evenly_and_leaves_something():
         train.held_out(50, 50)
 
 
-@pytest.mark.parametrize(("steps", "known"), [(0, [0, 0, 0, 0]), (10, [0, 1, 1, 0]), (1, [0, 1, 0, 0])])
-def test_the_validation_error_is_that_of_pgd(steps, known):
+@pytest.mark.parametrize(("steps", "known"), [(0, [0, 0, 0, 0]), (10, [0, 1, 1, 0]), (1, [0, 1, 1, 0])])
+def test_the_validation_error_is_that_of_pgd_however_weak_the_attack_in_training(steps, known):
     """Four grey images, of brightness k / 9 and an offset: which can be moved to half the way to the next."""
     levels, offset = torch.tensor([1, 3, 5, 7]) / 9, torch.tensor([0.0, 13.0, 7.0, -5.0])  # of 255
     x = (255 * levels + offset).round().to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 6, 6)
-    recipe = replace(
-        train.RECIPES["modern"], steps=steps
-    )  # 8/255 by steps of 2/255: half the way is 14.2/255
+    recipe = replace(train.RECIPES["modern"], steps=steps)  # within 8/255: half the way is 14.2/255
     trainer = tiny_trainer(TenLevels(), recipe)
     before = torch.get_rng_state()
     assert train.validation_error(trainer, x, torch.tensor([1, 3, 5, 7])) == sum(known) / 4
@@ -366,6 +364,29 @@ def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_
     rows = train.read_log(tmp_path / "with/log.csv")
     assert [float(r["validation error"]) for r in rows] == [0.6, 0.4, 0.4, 0.5]
     assert not (tmp_path / "without/best").exists()
+
+
+def test_a_best_epoch_that_is_lost_or_of_another_run_is_told_before_training(tmp_path, tiny_data):
+    arguments = ["--out", tmp_path, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 2]
+    arguments = [str(a) for a in (*arguments, "--validation", 8, "--recipe", "standard", "--device", "cpu")]
+    begun = train.epochs(arguments)
+    next(begun)
+    begun.close()
+    best, before = tmp_path / "best/checkpoint.pt", (tmp_path / "log.csv").read_bytes()
+    state = torch.load(best, weights_only=True)
+    for change, told in (({"seed": 7}, "is of another run"), (None, "is not there")):
+        torch.save(state | {"settings": state["settings"] | (change or {})}, best)
+        if change is None:
+            best.unlink()
+        with pytest.raises(ValueError, match=rf"the best epoch of .*, {told}; bring it back, or begin"):
+            train.main([*arguments, "--resume"])
+    torch.save(state, best)
+    assert (tmp_path / "log.csv").read_bytes() == before
+    (tmp_path / "log.csv").write_text("epoch,seconds\n1,2.5\n")  # without what it validated
+    train.main([*arguments, "--resume"])
+    first, second = train.read_log(tmp_path / "log.csv")
+    assert (first["seconds"], first["validation error"]) == ("2.5", "")
+    assert second["validation error"]
 
 
 def copied(trainer):

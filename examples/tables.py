@@ -174,7 +174,7 @@ def _minus_first(queue: Queue, rows: list[dict[str, Any]], budget: str, results:
 
 
 def _neighbours(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str:
-    """Accuracies that others print, lowest first, and then ours, under the table's last attack."""
+    """Accuracies that others print, and then ours, under the attack that the table compares."""
     attack = table["compared"]
     lines = [["", f"accuracy, {attack}", "source"], ["---"] * 3]
     lines += [[n["label"], f"{n['accuracy']:.2f}", n["source"]] for n in table["neighbours"]]

@@ -62,7 +62,8 @@ class Recipe:
     averaging: float = _field(
         0.0,
         share,
-        "decay per step of an exponential average of the weights, which is then evaluated; 0: none",
+        "decay per step of an exponential average of the weights, which is then evaluated; lower at first, "
+        "(1 + step) / (10 + step); 0: none",
     )
 
     @property

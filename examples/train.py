@@ -177,7 +177,7 @@ def load_trained(path: Path | str) -> tuple[ResNet, dict[str, Any]]:
     if state["average"] is None:
         model.load_state_dict(state["model"])
     else:
-        average = averaged(model, s["averaging"])
+        average = averaged(model)
         average.load_state_dict(state["average"])
         model = average.module
     return model.eval(), s

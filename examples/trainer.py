@@ -59,7 +59,7 @@ class Trainer:
             groups, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.average = averaged(self.model, recipe.averaging) if recipe.averaging else None
+        self.average = averaged(self.model) if recipe.averaging else None
         self.attacked: Forward = self.model  # its weights need no gradients in the attack: no wrapper
         self.learning: Forward = distributed.wrapped(self.model, device)
         self.plain = self.attacked, self.learning
@@ -110,6 +110,8 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         if self.average is not None:
+            decay = decay_after(self.scheduler.last_epoch, r.averaging)
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.model)
         return torch.stack([loss.detach(), (logits.argmax(1) != y).sum()]).double()
 
@@ -190,9 +192,18 @@ def _compiled(model: nn.Module, compiler: dict[str, Any]) -> Forward:
     return forward
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential average of a model's parameters and buffers."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def averaged(model: nn.Module) -> AveragedModel:
+    """Average of a model's parameters and buffers."""
+    return AveragedModel(model, use_buffers=True)
+
+
+def decay_after(steps: int, decay: float) -> float:
+    """Decay of the average at a step, counted from 1: lower at first, so that it forgets the first weights.
+
+    Until it is `decay`, (1 + steps) / (10 + steps), as TensorFlow's `ExponentialMovingAverage` has it: the
+    memory of the average is then about a ninth of the training so far.
+    """
+    return min(decay, (1 + steps) / (10 + steps))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

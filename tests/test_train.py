@@ -196,6 +196,18 @@ def test_other_options_train(tmp_path, tiny_data, option):
 
 
 @pytest.mark.slow
+def test_the_average_forgets_its_first_weights():
+    trainer = tiny_trainer(TenLevels(), replace(train.RECIPES["standard"], averaging=0.6), images=4)
+    x, expected = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)), None
+    for step in range(1, 21):
+        trainer.step(x, torch.tensor([1, 3, 5, 7]))
+        now, decay = trainer.model.levels.detach().clone(), min(0.6, (1 + step) / (10 + step))
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+        torch.testing.assert_close(trainer.average.module.levels.detach(), expected)
+    assert not torch.allclose(expected, now)
+    assert (1 + 2) / (10 + 2) < 0.6 < (1 + step) / (10 + step)
+
+
 def test_compiled_training_is_the_same_training():
     x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
     losses, recipe = [], replace(TINY, batch_size=4, steps=2)

@@ -59,7 +59,7 @@ def evaluate(
     round_to_half(gates(model))
     x, y = data.load("test", args.data_dir, settings["dataset"])
     attacks = [dataclasses.replace(a, images=min(a.images, len(x))) for a in attacks]
-    whole, store = path.parent / "evaluation.json", path.parent / "evaluation.npz"
+    whole, store = path.parent / kept.RECORD, path.parent / "evaluation.npz"
     whole.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
     measured = kept.read(store)
     outcomes: dict[str, Outcome] = {}

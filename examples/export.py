@@ -33,7 +33,7 @@ ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that ar
 
 def measured(run: Path) -> dict[str, Any]:
     """What evaluate.py wrote for a run. Raises `ValueError` if it did not, or of another checkpoint."""
-    path, checkpoint = run / "evaluation.json", run / "checkpoint.pt"
+    path, checkpoint = run / kept.RECORD, run / "checkpoint.pt"
     if not checkpoint.exists():
         raise ValueError(f"there is no {checkpoint}; train.py writes it, and RUN is its folder")
     if not path.exists():

@@ -16,6 +16,8 @@ from torch import Tensor
 from measure import Attack, Outcome
 from replacing import replacing, write_text
 
+RECORD = "evaluation.json"
+
 
 def sha256(*parts: bytes) -> str:
     """Of the parts, one after the other, in hexadecimal."""

@@ -21,7 +21,7 @@ import data
 import evaluate
 import strong
 import train
-from kept import write_record
+from kept import RECORD, sha256, write_record
 from runs import FOLDERS, Queue, Run, given_set, lock, read_begun, state
 from sets import activations_of, round_to_half
 from sparta_act import SpartaSet
@@ -146,9 +146,10 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         ],
     }
     if run.validation:
-        best = train.read_best(folder, settings)
-        again = best["epoch"] < run.epochs
-        result["best errors"] = _measured((folder / train.BEST).parent if again else folder)["errors"]
+        best, path = train.read_best(folder, settings), folder / train.BEST
+        if best_is_last(folder):  # then it was measured once, and for both
+            write_record(path.with_name(RECORD), measured | {"checkpoint": sha256(path.read_bytes())})
+        result["best errors"] = _measured(path.parent)["errors"]
         row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
         known = {"epoch": best["epoch"], "validation error": best["validation error"]}
         result["best epoch"] = _floats(row | known)
@@ -157,8 +158,16 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
     print(f"filed: {args.results / run.name}.json")
 
 
+def best_is_last(folder: Path) -> bool:
+    """Whether the best epoch of a run is its last. Raises `ValueError` for a best one of another run."""
+    last, settings = train.load_trained(folder / "checkpoint.pt")
+    train.read_best(folder, settings)
+    best = train.load_trained(folder / train.BEST)[0].state_dict()
+    return all(torch.equal(value, best[key]) for key, value in last.state_dict().items())
+
+
 def _measured(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
     return record
 
 
@@ -205,9 +214,7 @@ def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given
 def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
     """Arguments of evaluate.py for it: for the last epoch's network, and the best one's if it is another."""
     words, folder = [str(runs / run.name / "checkpoint.pt")], args.runs / run.name
-    if run.validation:
-        settings = train.read_checkpoint(folder / "checkpoint.pt")["settings"]
-        if train.read_best(folder, settings)["epoch"] < run.epochs:
-            words.append(str(runs / run.name / train.BEST))
+    if run.validation and not best_is_last(folder):
+        words.append(str(runs / run.name / train.BEST))
     words += ["--data-dir", images, *run.evaluation.split()]
     return [*words, "--seed", str(run.seed), "--device", args.device]

@@ -13,6 +13,7 @@ from fixtures import write_parquet
 
 import campaign
 import evaluate
+import export
 import train
 from kept import packed
 from runs import State, lock, read_queue
@@ -557,11 +558,11 @@ def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, bes
     assert "--validation 10" in filed["commands"][0]
     assert (filed["best epoch"]["epoch"], filed["last epoch"]["epoch"]) == (best, 3)
     assert filed["best epoch"]["validation error"] == min(errors)
-    other = (folder / "best/evaluation.json").exists()
-    assert other == (best < 3) == ("runs/campaign/short-sparta/best/checkpoint.pt" in filed["commands"][1])
-    measured = folder / ("best" if other else "") / "evaluation.json"
-    assert filed["best errors"] == json.loads(measured.read_text())["errors"]
-    assert filed["errors"] == json.loads((folder / "evaluation.json").read_text())["errors"]
+    other, (last, chosen) = best < 3, (export.measured(folder / f) for f in (".", "best"))
+    assert other == ("runs/campaign/short-sparta/best/checkpoint.pt" in filed["commands"][1])
+    assert other == (chosen["errors"] != last["errors"])
+    assert filed["best errors"] == chosen["errors"]
+    assert filed["errors"] == last["errors"]
     error = {"low": 0.6, "high": 0.8, "images": 10, "error": 0.7, "wrong": packed(torch.arange(10) < 7)}
     filed["best errors"]["clean"] = error
     (place / "results/short-sparta.json").write_text(json.dumps(filed))

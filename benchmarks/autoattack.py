@@ -16,7 +16,7 @@ import networks
 import strong
 from arithmetic import exact_arithmetic
 from command_line import at_least, plain_errors
-from measuring import add_machine, begin, told
+from measuring import add_machine, begin, changed, told
 from report import print_table
 
 WAYS = {  # how, and its seed
@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             column[f"seconds, {way}"] = f"{seconds[way]:.1f}"
         itself, copy, other = WAYS
         for way in (copy, other):
-            more, fewer = (int(t.sum()) for t in (wrong[way] & ~wrong[itself], wrong[itself] & ~wrong[way]))
-            column[f"{way}: more, fewer"] = f"{more}, {fewer}"
+            column[f"{way}: more, fewer"] = changed(wrong[way], wrong[itself])
         column["times as fast, its copy"] = f"{seconds[itself] / seconds[copy]:.2f}"
         print_table(f"AutoAttack, 8/255, {how}", {Path(name).stem: column})
     print(told(args))

@@ -165,6 +165,12 @@ def hold_memory() -> None:
         mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
 
 
+def changed(found: Tensor, base: Tensor) -> str:
+    """How many images are wrong in one outcome alone, and how many in the other, (N,) of bool, as text."""
+    more, fewer = (int(t.sum()) for t in (found & ~base, base & ~found))
+    return f"{more}, {fewer}"
+
+
 def told(args: argparse.Namespace) -> str:
     """Where and when these figures were measured, as one line."""
     asked = {name: str(value) for name, value in vars(args).items() if name in ("threads", "rounds")}

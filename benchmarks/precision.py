@@ -16,7 +16,7 @@ import data
 from arithmetic import exact_arithmetic
 from command_line import at_least, plain_errors
 from measure import MODERN, PAPER, find_errors
-from measuring import add_machine, begin, told
+from measuring import add_machine, begin, changed, told
 from report import print_table
 from train import load_trained
 
@@ -49,8 +49,7 @@ def main(argv: list[str] | None = None) -> None:
             base = wrong["float32"]
             columns[title] = {f"wrong, {how}": str(int(w.sum())) for how, w in wrong.items()}
             for how in ("bfloat16", "other start"):
-                more, fewer = (int(t.sum()) for t in (wrong[how] & ~base, base & ~wrong[how]))
-                columns[title][f"{how}: more, fewer"] = f"{more}, {fewer}"
+                columns[title][f"{how}: more, fewer"] = changed(wrong[how], base)
             columns[title]["times as fast"] = f"{seconds['float32'] / seconds['bfloat16']:.2f}"
         print_table(f"{path.parent.name}: PGD-{args.steps} on {len(x)} test images", columns)
     print(told(args))

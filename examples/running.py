@@ -70,9 +70,10 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
             words = _training(run, args, args.runs, images, given_set(queue, run, args.runs))
             if not trained(run, words, folder, deadline):
                 return False
-            if not evaluated(run, _evaluation(run, args, args.runs, images), deadline):
+            both = run.validation is not None and not best_is_last(folder)
+            if not evaluated(run, _evaluation(run, args, args.runs, images, both), deadline):
                 return False
-            file_result(run, args)
+            file_result(run, args, both)
     except Timeout:
         raise BusyError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
     return True
@@ -114,8 +115,8 @@ def evaluated(run: Run, arguments: list[str], deadline: float) -> bool:
     return True
 
 
-def file_result(run: Run, args: argparse.Namespace) -> None:
-    """Write the run's result, whole or not at all."""
+def file_result(run: Run, args: argparse.Namespace, both: bool) -> None:
+    """Write the run's result, whole or not at all. `both`: its best epoch was evaluated besides the last."""
     folder = args.runs / run.name
     measured, log = _measured(folder), train.read_log(folder / "log.csv")
     model, settings = train.load_trained(folder / "checkpoint.pt")
@@ -142,12 +143,12 @@ def file_result(run: Run, args: argparse.Namespace) -> None:
         "git commit": begun["git commit"] if begun else "unknown",
         "commands": [
             shlex.join(["python", "examples/train.py", *_training(run, args, runs, images, given)]),
-            shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images)]),
+            shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images, both)]),
         ],
     }
     if run.validation:
         best, path = train.read_best(folder, settings), folder / train.BEST
-        if best_is_last(folder):  # then it was measured once, and for both
+        if not both:  # they are one network, which was measured once
             write_record(path.with_name(RECORD), measured | {"checkpoint": sha256(path.read_bytes())})
         result["best errors"] = _measured(path.parent)["errors"]
         row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
@@ -211,10 +212,8 @@ def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given
     return words + (["--compile", args.compile] if args.compile else [])
 
 
-def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str) -> list[str]:
-    """Arguments of evaluate.py for it: for the last epoch's network, and the best one's if it is another."""
-    words, folder = [str(runs / run.name / "checkpoint.pt")], args.runs / run.name
-    if run.validation and not best_is_last(folder):
-        words.append(str(runs / run.name / train.BEST))
+def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str, both: bool) -> list[str]:
+    """Arguments of evaluate.py for it: for the last epoch's network or, too, the best one's."""
+    words = [str(runs / run.name / "checkpoint.pt"), *([str(runs / run.name / train.BEST)] if both else [])]
     words += ["--data-dir", images, *run.evaluation.split()]
     return [*words, "--seed", str(run.seed), "--device", args.device]

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from command_line import plain_errors
+from forest import draw_all
 from replacing import write_text
 from running import BusyError, carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
@@ -159,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_text(out, text)
+            draw_all(queue, args.results)
             print(f"written: {out}")
 
 

@@ -136,6 +136,8 @@ def flaw(table: dict[str, Any]) -> str:
                 return f"{entry} of its {part} lacks {', '.join(lacks)}"
     if any(len(row.get("paper", table["columns"])) != len(table["columns"]) for row in table["rows"]):
         return f"`paper` of a row has not as many numbers as there are columns: {table['columns']}"
+    if table.get("against") not in (None, *(row["label"] for row in table["rows"])):
+        return f"`against` is {table['against']!r}, the label of none of its rows"
     if "neighbours" in table and table.get("compared") not in table["columns"]:
         return f"it has neighbours, and `compared` is {table.get('compared')!r}, none of its columns"
     return ""

@@ -26,8 +26,12 @@ attack (targeted PGD, eps 16/255, step 1/255). Ours have 95% intervals; where a 
 mean, lowest and highest. Under each table stand attacks that the paper does not show. Budgets are epochs:
 what is trained for 30 is not compared with what is trained for 90.
 
+Differences are of the same images, and their ± counts images alone, not the luck of a training. What that
+luck does is what the seeds of one row differ by; a difference between two rows that is no larger may be luck.
+
 Written by `python examples/campaign.py tables` from the files in [results](results), each of which names its
-commands, seed, machine, torch and commit; nothing here is typed by hand.
+commands, seed, machine, torch and commit; no number in a table is typed by hand. What a paragraph below a
+table concludes is ours; a difference that it quotes stands in the tables above it, else nothing is written.
 """
 
 
@@ -41,25 +45,46 @@ def render(queue: Queue, results: Path) -> str:
         number = table["number"]
         parts.append(f"## {'Table ' + number if number[0].isdigit() else number.capitalize()}\n")
         parts.append(f"{table['title']}.{' ' + table['note'] if 'note' in table else ''}\n")
-        for budget in budgets(queue, table, results):
-            count = queue.epochs[budget]
-            parts.append(f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n")
-            parts.append(_beside(queue, table, budget, results))
-            if more := _more(queue, table, budget, results):
-                parts.append(more)
-            parts += _against(queue, table, budget, results)
-            if "neighbours" in table:
-                parts.append(_neighbours(queue, table, budget, results))
-            if table.get("contest") and (won := leader(queue, results, budget)):
-                parts.append(f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n")
+        filed, findings = filed_budgets(queue, table, results), table.get("findings", {})
+        if lost := [b for b in findings if b not in filed]:
+            raise ValueError(f"table {number} has a finding for {', '.join(lost)}, of which nothing is filed")
+        for budget in filed or table.get("budgets", BUDGETS)[:1]:
+            told = list(_one_budget(queue, table, budget, results))
+            parts += told
+            if budget in findings:
+                parts.append(_confirmed(findings[budget], "".join(told), f"table {number}, {budget}"))
     return "\n".join(parts)
 
 
-def budgets(queue: Queue, table: dict[str, Any], results: Path) -> list[str]:
-    """Those of a table's budgets that have a result; if none has, the first."""
+def _one_budget(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> Iterator[str]:
+    count = queue.epochs[budget]
+    yield f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n"
+    yield _beside(queue, table, budget, results)
+    if more := _more(queue, table, budget, results):
+        yield more
+    yield from _against(queue, table, budget, results)
+    if name := picture(queue, table, budget, results):
+        first = table["rows"][0]["label"]
+        yield f"![Differences from {first}; grey: as much as its seeds differ by](results/{name})\n"
+    if spread := _between_seeds(queue, table, budget, results):
+        yield spread
+    if "neighbours" in table:
+        yield _neighbours(queue, table, budget, results)
+    if table.get("contest") and (won := leader(queue, results, budget)):
+        yield f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n"
+
+
+def _confirmed(finding: str, tables: str, where: str) -> str:
+    """A paragraph on some tables. Raises `ValueError` if they do not show a difference that it quotes."""
+    if lost := [d for d in re.findall(r"[+-]\d+\.\d ± \d+\.\d", finding) if d not in tables]:
+        raise ValueError(f"the finding of {where} quotes {', '.join(lost)}, not in its tables; write it anew")
+    return f"{finding}\n"
+
+
+def filed_budgets(queue: Queue, table: dict[str, Any], results: Path) -> list[str]:
+    """Those of a table's budgets that have a result."""
     known = table.get("budgets", BUDGETS)
-    found = [b for b in known if any(_results(queue, row, b, results) for row in table["rows"])]
-    return found or [known[0]]
+    return [b for b in known if any(row_results(queue, row, b, results) for row in table["rows"])]
 
 
 def lacking(queue: Queue, results: Path) -> Iterator[str]:
@@ -68,7 +93,7 @@ def lacking(queue: Queue, results: Path) -> Iterator[str]:
         told = []
         for budget in table.get("budgets", BUDGETS):
             there = [r for r in table["rows"] if _runs(queue, r, budget)]
-            missing = [r["label"] for r in there if not _results(queue, r, budget, results)]
+            missing = [r["label"] for r in there if not row_results(queue, r, budget, results)]
             if there:
                 lack = f", lacks {'; '.join(missing)}" if missing else ""
                 told.append(f"{budget} {len(there) - len(missing)} of {len(table['rows'])}{lack}")
@@ -92,7 +117,7 @@ def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
     return [run for run in queue.runs.values() if name.fullmatch(run.name)]
 
 
-def _results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
+def row_results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
     """Results of a row; where it says `best`, of the epoch that erred least on images held out."""
     runs = _runs(queue, row, budget)
     found = [r for run in runs if (r := result_of(run, results)) is not None]
@@ -113,7 +138,7 @@ def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> 
     ]
     lines = [head, ["---"] * len(head)]
     for row in table["rows"]:
-        found = _results(queue, row, budget, results)
+        found = row_results(queue, row, budget, results)
         line = [row["label"]]
         for i, column in enumerate(table["columns"]):
             line += [f"{row['paper'][i]:.2f}" if "paper" in row else ""] if printed else []
@@ -124,7 +149,7 @@ def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> 
 
 
 def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
-    rows = {row["label"]: _results(queue, row, budget, results) for row in table["rows"]}
+    rows = {row["label"]: row_results(queue, row, budget, results) for row in table["rows"]}
     rows = {label: found for label, found in rows.items() if found}
     attacks = list(dict.fromkeys(a for found in rows.values() for f in found for a in f["errors"]))
     attacks = [a for a in attacks if a not in (*ATTACKS.values(), *table["columns"])]
@@ -146,30 +171,70 @@ def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> st
 
 
 def _against(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> Iterator[str]:
-    """Every row minus the last `base` above it, or minus the first: on the same images, of the same seed."""
-    starts = [i for i, row in enumerate(table["rows"]) if i == 0 or row.get("base")]
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        if text := _minus_first(queue, table["rows"][start:end], budget, results):
+    """Every row minus the last `base` above it, or minus the first: on the same images, of the same seed.
+
+    And every row minus the one that the table calls `against`, if it does.
+    """
+    rows = table["rows"]
+    starts = [i for i, row in enumerate(rows) if i == 0 or row.get("base")]
+    groups = [rows[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    if "against" in table:
+        groups.append(sorted(rows, key=lambda row: row["label"] != table["against"]))  # stable: it first
+    for first, *others in groups:
+        if text := _minus(queue, first, others, budget, results):
             yield text
 
 
-def _minus_first(queue: Queue, rows: list[dict[str, Any]], budget: str, results: Path) -> str | None:
-    first, *others = rows
-    base = {r["settings"]["seed"]: r for r in _results(queue, first, budget, results)}
-    pairs = {
-        f"{row['label']}, seed {seed}": (result, base[seed])
+def held_against(
+    queue: Queue, first: dict[str, Any], others: list[dict[str, Any]], budget: str, results: Path
+) -> dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]]:
+    """By label and seed, the results of rows and beside each that of the first row of the same seed."""
+    base = {r["settings"]["seed"]: r for r in row_results(queue, first, budget, results)}
+    return {
+        (row["label"], seed): (result, base[seed])
         for row in others
-        for result in _results(queue, row, budget, results)
+        for result in row_results(queue, row, budget, results)
         if (seed := result["settings"]["seed"]) in base
     }
+
+
+def _minus(
+    queue: Queue, first: dict[str, Any], others: list[dict[str, Any]], budget: str, results: Path
+) -> str | None:
+    pairs = held_against(queue, first, others, budget, results)
     if not pairs:
         return None
     known = [result["errors"].keys() & twin["errors"].keys() for result, twin in pairs.values()]
-    attacks = [a for a in next(iter(base.values()))["errors"] if any(a in k for k in known)]
+    every = dict.fromkeys(a for _, twin in pairs.values() for a in twin["errors"])
+    attacks = [a for a in every if any(a in k for k in known)]
     lines = [[f"points, minus {first['label']}", *attacks]]
     lines.append(["---"] * len(lines[0]))
-    for (label, (result, twin)), both in zip(pairs.items(), known, strict=True):
-        lines.append([label, *(told(*minus(result, twin, a)) if a in both else MISSING for a in attacks)])
+    for ((label, seed), (result, twin)), both in zip(pairs.items(), known, strict=True):
+        cells = (told(*minus(result, twin, a)) if a in both else MISSING for a in attacks)
+        lines.append([f"{label}, seed {seed}", *cells])
+    return _markdown(lines)
+
+
+def picture(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
+    """File name of a table's picture, if it has one and there is something to draw."""
+    first, *others = table["rows"]
+    if "figure" not in table or not held_against(queue, first, others, budget, results):
+        return None
+    return re.sub(r"\W+", "-", f"{table['number']} {budget}") + ".png"
+
+
+def _between_seeds(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
+    """By how many points the seeds of a row differ, for each row that has several."""
+    rows = {row["label"]: row_results(queue, row, budget, results) for row in table["rows"]}
+    rows = {f"{label}, {len(found)} seeds": found for label, found in rows.items() if len(found) > 1}
+    if not rows:
+        return None
+    attacks = list(dict.fromkeys(a for found in rows.values() for f in found for a in f["errors"]))
+    lines = [["points, from the lowest seed to the highest", *attacks]]
+    lines.append(["---"] * len(lines[0]))
+    for label, found in rows.items():
+        errors = [[f["errors"][a]["error"] for f in found if a in f["errors"]] for a in attacks]
+        lines.append([label, *(f"{100 * (max(e) - min(e)):.1f}" if len(e) > 1 else MISSING for e in errors)])
     return _markdown(lines)
 
 
@@ -179,7 +244,7 @@ def _neighbours(queue: Queue, table: dict[str, Any], budget: str, results: Path)
     lines = [["", f"accuracy, {attack}", "source"], ["---"] * 3]
     lines += [[n["label"], f"{n['accuracy']:.2f}", n["source"]] for n in table["neighbours"]]
     for row in table["rows"]:
-        found = [f["errors"].get(attack) for f in _results(queue, row, budget, results)]
+        found = [f["errors"].get(attack) for f in row_results(queue, row, budget, results)]
         lines.append([row["label"], _cell([e and _accuracy(e) for e in found], images=True), "this table"])
     return _markdown(lines)
 

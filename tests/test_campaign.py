@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -284,6 +286,10 @@ T.
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | SPARTA | 25.00 (20.00 to 30.00, 2 seeds; 500 images) | 25.00 (20.00 to 30.00, 2 seeds; 500 images) |  | 1,234 | 5.6 M | 2.5 / 2.5 | a GPU |
 
+| points, from the lowest seed to the highest | clean | targeted PGD-10, 16/255 | worst case, 8/255 | worst case, 16/255 |
+| --- | --- | --- | --- | --- |
+| SPARTA, 2 seeds | 10.0 | 10.0 | 10.0 | 10.0 |
+
 2 epochs (`paper`):
 
 |  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours |
@@ -367,6 +373,79 @@ def test_rows_are_held_against_the_last_base_above_them(place):
     assert heads == ["| points, minus ReLU", "| points, minus MNIST-M, ReLU"]
     assert "| SPARTA, seed 0 | +10.0 ± 2.6 | " in page
     assert "| more, seed 0 | +0.0 ± 0.0" in page
+
+
+def rivals(place, finding, errors):
+    """A queue with ReLU and SPARTA in two seeds and one rival, these errors of theirs, and a conclusion."""
+    entries = """short-elu = { activation = "elu" }
+short-relu-seed1 = { activation = "relu", seed = 1 }
+short-sparta-seed1 = { activation = "winner", seed = 1 }
+"""
+    rows = "".join(f'{{ label = "{n}", run = "{n.lower()}" }}, ' for n in ("ReLU", "SPARTA", "ELU"))
+    text = SMALL.replace("[[tables]]", entries + "[[tables]]").split("rows = ")[0]
+    text += f'against = "SPARTA"\nfigure = ["clean", "worst case, 8/255"]\nrows = [ {rows} ]\n'
+    text += f'findings = {{ short = "{finding}" }}\n'
+    (place / "queue.toml").write_text(text)
+    queue = read_queue(place / "queue.toml")
+    (place / "results").mkdir(exist_ok=True)
+    for name, error in errors.items():
+        filed = result(error, settings=queue.runs[f"short-{name}"].settings())
+        (place / f"results/short-{name}.json").write_text(json.dumps(filed))
+
+
+ERRORS = {"relu": 0.4, "relu-seed1": 0.42, "sparta": 0.3, "sparta-seed1": 0.25, "elu": 0.36}
+
+
+def test_the_page_tells_what_rivals_and_seeds_differ_by(place):
+    rivals(place, "", ERRORS)
+    call(place, "tables")
+    page = (place / "results.md").read_text()
+    parts = re.findall(r"\| points, .*\n\| ---.*\n((?:\|.*\n)+)", page)
+    cells = [[line.split(" | ")[:2] for line in part.splitlines()] for part in parts]
+    assert cells == [
+        [
+            ["| SPARTA, seed 0", "-10.0 ± 2.6"],
+            ["| SPARTA, seed 1", "-17.0 ± 3.3"],
+            ["| ELU, seed 0", "-4.0 ± 1.7"],
+        ],
+        [
+            ["| ReLU, seed 0", "+10.0 ± 2.6"],
+            ["| ReLU, seed 1", "+17.0 ± 3.3"],
+            ["| ELU, seed 0", "+6.0 ± 2.1"],
+        ],
+        [["| ReLU, 2 seeds", "2.0"], ["| SPARTA, 2 seeds", "5.0"]],
+    ]
+
+
+def test_the_picture_is_of_what_is_filed(place):
+    rivals(place, "", ERRORS)
+    call(place, "tables")
+    assert "(results/2-short.png)\n" in (place / "results.md").read_text()
+    first = plt.imread(place / "results/2-short.png")
+    assert first.std() > 0.05  # not blank
+    rivals(place, "", {"elu": 0.2})
+    call(place, "tables")
+    assert not np.array_equal(first, plt.imread(place / "results/2-short.png"))
+    (place / "queue.toml").write_text((place / "queue.toml").read_text().replace("worst case", "best case"))
+    with pytest.raises(ValueError, match="table 2 draws 'best case, 8/255', which none of its results has"):
+        call(place, "tables")
+
+
+def test_a_conclusion_stands_below_its_table_and_quotes_what_is_there(place):
+    rivals(place, "SPARTA gains, -10.0 ± 2.6 points; ELU loses +6.0 ± 2.1.", ERRORS)
+    call(place, "tables")
+    before = (place / "results.md").read_text()
+    assert before.endswith("\n\nSPARTA gains, -10.0 ± 2.6 points; ELU loses +6.0 ± 2.1.\n")
+    rivals(place, "SPARTA gains, -10.0 ± 2.6 points; ELU loses +6.0 ± 2.1.", {"elu": 0.3})
+    with pytest.raises(
+        ValueError, match=r"finding of table 2, short quotes \+6\.0 ± 2\.1, not in its tables"
+    ):
+        call(place, "tables")
+    assert (place / "results.md").read_text() == before
+    for path in (place / "results").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="table 2 has a finding for short, of which nothing is filed"):
+        call(place, "tables")
 
 
 @pytest.mark.parametrize("table", QUEUE.tables, ids=lambda table: table["number"])
@@ -491,6 +570,7 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
         ("limit = 40", "limit = 40\nvalidation = 0", "short-sparta: unknown validation 0"),
         ("limit = 40", "limit = 40\nvalidation = true", "unknown validation True"),
         ('title = "T"\n', "", "table 2: it lacks title"),
+        (" ]\n", ' ]\nagainst = "ELU"\n', "table 2: `against` is 'ELU', the label of none of its rows"),
         (', run = "sparta"', "", r"table 2: \{.*SPARTA.*\} of its rows lacks run"),
         ("paper = [15.48]", "paper = [1, 2]", "table 2: `paper` of a row has not as many numbers"),
         (" ]\n", ' ]\nneighbours = [{ label = "L", source = "S" }]\n', "of its neighbours lacks accuracy"),

@@ -1,0 +1,59 @@
+"""A table as a picture: by how much each row errs more or less than the first, beside what seeds do."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from contest import minus
+from replacing import replacing
+from runs import Queue
+from tables import ATTACKS, filed_budgets, held_against, picture, row_results
+
+
+def draw_all(queue: Queue, results: Path) -> None:
+    """Write the pictures that the page of the tables shows, beside the results."""
+    for table in queue.tables:
+        for budget in filed_budgets(queue, table, results):
+            if name := picture(queue, table, budget, results):
+                _draw(queue, table, budget, results, results / name)
+
+
+def _draw(queue: Queue, table: dict[str, Any], budget: str, results: Path, path: Path) -> None:
+    """A forest plot: a panel for each attack that the table's `figure` names, a point for each run."""
+    first, *others = table["rows"]
+    pairs = held_against(queue, first, others, budget, results)
+    labels = list(dict.fromkeys(label for label, _ in pairs))
+    attacks = [ATTACKS.get(column, column) for column in table["figure"]]
+    size = (1.5 + 2.3 * len(attacks), 1.2 + 0.3 * len(labels))
+    figure, axes = plt.subplots(
+        1, len(attacks), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, attack in zip(axes[0], attacks, strict=True):
+        known = {key: both for key, both in pairs.items() if all(attack in r["errors"] for r in both)}
+        if not known:
+            raise ValueError(f"table {table['number']} draws {attack!r}, which none of its results has")
+        seeds = [100 * r["errors"][attack]["error"] for r in row_results(queue, first, budget, results)]
+        spread = max(seeds) - min(seeds)
+        ax.axvspan(-spread, spread, color="0.88", linewidth=0)
+        ax.axvline(0, color="0.4", linewidth=0.8)
+        for (label, seed), (result, twin) in known.items():
+            d, half = minus(result, twin, attack)
+            colour = "C0" if abs(d) > half else "0.55"
+            place = labels.index(label) + 0.2 * seed
+            ax.errorbar(100 * d, place, xerr=100 * half, fmt="o", color=colour, markersize=4, capsize=2)
+        ax.set_title(attack, fontsize=9)
+        ax.tick_params(labelsize=8)
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].set_ylim(len(labels) - 0.3, -0.5)
+    base = first["label"]
+    figure.supxlabel(
+        f"points, minus {base}; blue: more than the images' noise; grey: what {base}'s seeds differ by",
+        fontsize=9,
+    )
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=110, format="png")
+    plt.close(figure)

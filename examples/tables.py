@@ -49,10 +49,10 @@ def render(queue: Queue, results: Path) -> str:
         if lost := [b for b in findings if b not in filed]:
             raise ValueError(f"table {number} has a finding for {', '.join(lost)}, of which nothing is filed")
         for budget in filed or table.get("budgets", BUDGETS)[:1]:
-            told = list(_one_budget(queue, table, budget, results))
-            parts += told
+            shown = list(_one_budget(queue, table, budget, results))
+            parts += shown
             if budget in findings:
-                parts.append(_confirmed(findings[budget], "".join(told), f"table {number}, {budget}"))
+                parts.append(_confirmed(findings[budget], "".join(shown), f"table {number}, {budget}"))
     return "\n".join(parts)
 
 

@@ -76,12 +76,18 @@ def nonlocal_mean(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
     """Mean of x over all positions j, weighted by softmax_j(theta_i . phi_j / sqrt(D)).
 
     Shapes: x (N, C, H, W), theta and phi (N, D, H, W), result as x.
+    It is attention, so torch's fused kernels compute it without holding all pairs of positions. For second
+    derivatives, which those lack, call it inside `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     Source: Xie et al. 2019, arXiv:1812.03411, section 4.2: Gaussian version of non-local means, embedded.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    logit = (theta.flatten(2) / math.sqrt(theta.shape[1])).mT @ phi.flatten(2)  # (N, H * W of i, H * W of j)
-    weight = torch.softmax(logit, 2, dtype=wide).to(x.dtype)
-    return (x.flatten(2) @ weight.mT).view(x.shape)
+    channels, embedding = x.shape[1], theta.shape[1]
+    alike = max(
+        channels, embedding
+    )  # the fused kernels want one width, and each position's channels together
+    tokens = (t.flatten(2).mT.contiguous()[:, None] for t in (x, theta, phi))
+    value, query, key = (F.pad(t, (0, alike - t.shape[-1])) for t in tokens)
+    mean = F.scaled_dot_product_attention(query, key, value, scale=1 / math.sqrt(embedding))
+    return mean[:, 0, :, :channels].mT.reshape(x.shape)
 
 
 class _Channeled(nn.Module):

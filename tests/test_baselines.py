@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparta_act import baselines
 from sparta_act.baselines import DynamicReLUA, DynamicReLUB, DynamicReLUC, FeatureDenoising
@@ -64,7 +65,17 @@ def test_gradcheck(module):
 
     inputs = (normal(2, 4, 3, 2, dtype=torch.float64).requires_grad_(), *values)
     assert gradcheck(call, inputs, fast_mode=True)
-    assert gradgradcheck(call, inputs, fast_mode=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of feature denoising's attention have no second
+        assert gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_denoising_never_holds_all_pairs_of_positions(memory_format):
+    x = normal(1, 4, 32, 32).contiguous(memory_format=memory_format).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        FeatureDenoising(4)(x)
+    assert max(kept) < (32 * 32) ** 2 / 8
 
 
 @pytest.mark.parametrize("module", DYNAMIC)

@@ -15,6 +15,7 @@ from attack import attacks_on, check_attacks
 from measuring import kept_bytes, multiply_adds, race
 from plain import PlainSparta
 from sparta_act import Sparta
+from sparta_act.baselines import FeatureDenoising
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -147,6 +148,9 @@ def test_what_a_backward_keeps_and_what_is_multiplied():
     model, x = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Sigmoid()), torch.rand(2, 8, requires_grad=True)
     assert multiply_adds(lambda: model(x)) == 2 * 8 * 4
     assert kept_bytes(model, lambda: model(x)) == 4 * (2 * 8 + 2 * 4)  # input and result
+    denoising, y = FeatureDenoising(8), torch.rand(1, 8, 4, 4)
+    convolutions, attention = 2 * 8 * 4 * 16 + 8 * 8 * 16, 2 * 16 * 16 * 8
+    assert multiply_adds(lambda: denoising(y)) == convolutions + attention
 
 
 def test_two_functions_are_not_timed_as_one():

@@ -303,6 +303,16 @@ def test_the_wide_control_costs_what_sparta_costs():
     assert costs[1] == pytest.approx(costs[0], rel=0.01)
 
 
+def test_attention_counts_among_multiply_adds():
+    plain, denoising = (
+        multiply_adds(train.build("resnet18", activation, "G4.B2", width=8).eval())
+        for activation in ("relu", "feature-denoising")
+    )
+    channels, positions = 64, 4 * 4
+    convolutions = (2 * channels * channels // 2 + channels * channels) * positions
+    assert denoising - plain == convolutions + 2 * positions * positions * channels
+
+
 def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, tiny_data, monkeypatch):
     mirrored, augment = [], data.augment
 

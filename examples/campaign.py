@@ -159,8 +159,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise SystemExit(f"{out} is not what is filed; write it with: campaign.py tables")
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
+            draw_all(queue, args.results)  # first, for the page shows them
             write_text(out, text)
-            draw_all(queue, args.results)
             print(f"written: {out}")
 
 

@@ -24,6 +24,12 @@ else:
 
 QUEUE = Path(__file__).parent / "campaign.toml"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+FIELDS = {  # of a table
+    **dict.fromkeys(("number", "title", "note", "against", "compared"), str),
+    **dict.fromkeys(("columns", "rows", "budgets", "figure", "neighbours"), list),
+    "findings": dict,
+    "contest": bool,
+}
 FOLDERS = {"cifar10": "cifar10", "svhn": "svhn", "mnist-m": "mnist_m"}  # of each data set, beside each other
 
 
@@ -127,6 +133,14 @@ def read_queue(path: Path = QUEUE) -> Queue:
 
 def flaw(table: dict[str, Any]) -> str:
     """What an entry of `[[tables]]` lacks or has wrong, as text; empty if nothing."""
+    if odd := [k for k, v in table.items() if not isinstance(v, FIELDS.get(k, ()))]:
+        return f"{', '.join(odd)}: unknown, or of another type than text, a list, a table or true"
+    if odd := [
+        t for t in (*table.get("figure", ()), *table.get("findings", {}).values()) if type(t) is not str
+    ]:
+        return f"text was wanted in its figure and findings, found {odd}"
+    if table.get("figure") == []:
+        return "its figure names no column"
     needed = {"rows": ("label", "run"), "neighbours": ("label", "accuracy", "source")}
     if lacks := [k for k in ("number", "title", "columns", "rows") if k not in table]:
         return f"it lacks {', '.join(lacks)}"

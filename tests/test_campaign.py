@@ -570,6 +570,17 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
         ("limit = 40", "limit = 40\nvalidation = 0", "short-sparta: unknown validation 0"),
         ("limit = 40", "limit = 40\nvalidation = true", "unknown validation True"),
         ('title = "T"\n', "", "table 2: it lacks title"),
+        (
+            " ]\n",
+            ' ]\nfigures = ["clean"]\nagainst = 3\n',
+            "table 2: figures, against: unknown, or of another",
+        ),
+        (
+            " ]\n",
+            " ]\nfigure = [3]\nfindings = { short = 4 }\n",
+            r"table 2: text was wanted .* found \[3, 4\]",
+        ),
+        (" ]\n", " ]\nfigure = []\n", "table 2: its figure names no column"),
         (" ]\n", ' ]\nagainst = "ELU"\n', "table 2: `against` is 'ELU', the label of none of its rows"),
         (', run = "sparta"', "", r"table 2: \{.*SPARTA.*\} of its rows lacks run"),
         ("paper = [15.48]", "paper = [1, 2]", "table 2: `paper` of a row has not as many numbers"),

@@ -36,7 +36,8 @@ def _draw(queue: Queue, table: dict[str, Any], budget: str, results: Path, path:
         known = {key: both for key, both in pairs.items() if all(attack in r["errors"] for r in both)}
         if not known:
             raise ValueError(f"table {table['number']} draws {attack!r}, which none of its results has")
-        seeds = [100 * r["errors"][attack]["error"] for r in row_results(queue, first, budget, results)]
+        bases = row_results(queue, first, budget, results)
+        seeds = [100 * r["errors"][attack]["error"] for r in bases if attack in r["errors"]]
         spread = max(seeds) - min(seeds)
         ax.axvspan(-spread, spread, color="0.88", linewidth=0)
         ax.axvline(0, color="0.4", linewidth=0.8)

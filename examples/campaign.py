@@ -26,7 +26,7 @@ from replacing import write_text
 from running import BusyError, carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
 from sparta_act import SpartaError
-from tables import lacking, leader, render
+from tables import lacking, leader, left_out, render
 from trainer import COMPILERS
 
 
@@ -162,6 +162,10 @@ def main(argv: list[str] | None = None) -> None:
             draw_all(queue, args.results)  # first, for the page shows them
             write_text(out, text)
             print(f"written: {out}")
+            for where in left_out(queue, text):
+                print(
+                    f"left out: what campaign.toml concludes from table {where}, for the results are others"
+                )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ FIELDS = {  # of a table
     "findings": dict,
     "contest": bool,
 }
+DIFFERENCE = re.compile(r"[+-]\d+\.\d ± \d+\.\d")  # as the tables print it
 FOLDERS = {"cifar10": "cifar10", "svhn": "svhn", "mnist-m": "mnist_m"}  # of each data set, beside each other
 
 
@@ -139,6 +141,8 @@ def flaw(table: dict[str, Any]) -> str:
         t for t in (*table.get("figure", ()), *table.get("findings", {}).values()) if type(t) is not str
     ]:
         return f"text was wanted in its figure and findings, found {odd}"
+    if silent := [b for b, text in table.get("findings", {}).items() if not DIFFERENCE.search(text)]:
+        return f"its finding for {', '.join(silent)} quotes no difference such as '-1.2 ± 0.8'"
     if table.get("figure") == []:
         return "its figure names no column"
     needed = {"rows": ("label", "run"), "neighbours": ("label", "accuracy", "source")}

@@ -21,7 +21,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from command_line import plain_errors
-from forest import draw_all
 from replacing import write_text
 from running import BusyError, carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
@@ -158,6 +157,8 @@ def main(argv: list[str] | None = None) -> None:
             if not out.exists() or out.read_text() != text:
                 raise SystemExit(f"{out} is not what is filed; write it with: campaign.py tables")
         else:
+            from forest import draw_all  # matplotlib, which nothing else here needs
+
             out.parent.mkdir(parents=True, exist_ok=True)
             draw_all(queue, args.results)  # first, for the page shows them
             write_text(out, text)

@@ -11,21 +11,20 @@ import matplotlib.pyplot as plt
 from contest import minus
 from replacing import replacing
 from runs import Queue
-from tables import ATTACKS, filed_budgets, held_against, picture, row_results
+from tables import ATTACKS, Rows, by_budget, held_against_first, picture
 
 
 def draw_all(queue: Queue, results: Path) -> None:
     """Write the pictures that the page of the tables shows, beside the results."""
     for table in queue.tables:
-        for budget in filed_budgets(queue, table, results):
-            if name := picture(queue, table, budget, results):
-                _draw(queue, table, budget, results, results / name)
+        for budget, rows in by_budget(queue, table, results).items():
+            if name := picture(table, budget, rows):
+                _draw(table, rows, results / name)
 
 
-def _draw(queue: Queue, table: dict[str, Any], budget: str, results: Path, path: Path) -> None:
+def _draw(table: dict[str, Any], rows: Rows, path: Path) -> None:
     """A forest plot: a panel for each attack that the table's `figure` names, a point for each run."""
-    first, *others = table["rows"]
-    pairs = held_against(queue, first, others, budget, results)
+    pairs, (first, bases) = held_against_first(rows), rows[0]
     labels = list(dict.fromkeys(label for label, _ in pairs))
     attacks = [ATTACKS.get(column, column) for column in table["figure"]]
     size = (1.5 + 2.3 * len(attacks), 1.2 + 0.3 * len(labels))
@@ -36,7 +35,6 @@ def _draw(queue: Queue, table: dict[str, Any], budget: str, results: Path, path:
         known = {key: both for key, both in pairs.items() if all(attack in r["errors"] for r in both)}
         if not known:
             raise ValueError(f"table {table['number']} draws {attack!r}, which none of its results has")
-        bases = row_results(queue, first, budget, results)
         seeds = [100 * r["errors"][attack]["error"] for r in bases if attack in r["errors"]]
         spread = max(seeds) - min(seeds)
         ax.axvspan(-spread, spread, color="0.88", linewidth=0)

@@ -137,13 +137,12 @@ def flaw(table: dict[str, Any]) -> str:
     """What an entry of `[[tables]]` lacks or has wrong, as text; empty if nothing."""
     if odd := [k for k, v in table.items() if not isinstance(v, FIELDS.get(k, ()))]:
         return f"{', '.join(odd)}: unknown, or of another type than text, a list, a table or true"
-    if odd := [
-        t for t in (*table.get("figure", ()), *table.get("findings", {}).values()) if type(t) is not str
-    ]:
+    figure, findings = table.get("figure"), table.get("findings", {})
+    if odd := [t for t in (*(figure or ()), *findings.values()) if type(t) is not str]:
         return f"text was wanted in its figure and findings, found {odd}"
-    if silent := [b for b, text in table.get("findings", {}).items() if not DIFFERENCE.search(text)]:
+    if silent := [b for b, text in findings.items() if not DIFFERENCE.search(text)]:
         return f"its finding for {', '.join(silent)} quotes no difference such as '-1.2 ± 0.8'"
-    if table.get("figure") == []:
+    if figure == []:
         return "its figure names no column"
     needed = {"rows": ("label", "run"), "neighbours": ("label", "accuracy", "source")}
     if lacks := [k for k in ("number", "title", "columns", "rows") if k not in table]:

@@ -18,6 +18,7 @@ ATTACKS = {
     "clean": "clean",
 }
 BUDGETS = ("short", "paper")
+Rows = list[tuple[dict[str, Any], list[dict[str, Any]]]]  # of a table, each with its results
 MISSING = "missing"
 HEAD = """# Results
 
@@ -45,8 +46,8 @@ def render(queue: Queue, results: Path) -> str:
         number = table["number"]
         parts.append(f"## {'Table ' + number if number[0].isdigit() else number.capitalize()}\n")
         parts.append(f"{table['title']}.{' ' + table['note'] if 'note' in table else ''}\n")
-        for budget in filed_budgets(queue, table, results) or table.get("budgets", BUDGETS)[:1]:
-            shown = list(_one_budget(queue, table, budget, results))
+        for budget, rows in by_budget(queue, table, results).items():
+            shown = list(_one_budget(queue, table, budget, rows, results))
             finding = table.get("findings", {}).get(budget, "")
             if finding and all(quoted in "".join(shown) for quoted in DIFFERENCE.findall(finding)):
                 shown.append(f"{finding}\n")
@@ -60,28 +61,30 @@ def left_out(queue: Queue, page: str) -> list[str]:
     return [f"{number}, {budget}" for number, budget, text in findings if text not in page]
 
 
-def _one_budget(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> Iterator[str]:
+def _one_budget(queue: Queue, table: dict[str, Any], budget: str, rows: Rows, results: Path) -> Iterator[str]:
     count = queue.epochs[budget]
     yield f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n"
-    yield _beside(queue, table, budget, results)
-    if more := _more(queue, table, budget, results):
+    yield _beside(table, rows)
+    if more := _more(table, rows):
         yield more
-    yield from _against(queue, table, budget, results)
-    if name := picture(queue, table, budget, results):
+    yield from _against(table, rows)
+    if name := picture(table, budget, rows):
         first = table["rows"][0]["label"]
         yield f"![Differences from {first}; grey: as much as its seeds differ by](results/{name})\n"
-    if spread := _between_seeds(queue, table, budget, results):
+    if spread := _between_seeds(rows):
         yield spread
     if "neighbours" in table:
-        yield _neighbours(queue, table, budget, results)
+        yield _neighbours(table, rows)
     if table.get("contest") and (won := leader(queue, results, budget)):
         yield f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n"
 
 
-def filed_budgets(queue: Queue, table: dict[str, Any], results: Path) -> list[str]:
-    """Those of a table's budgets that have a result."""
+def by_budget(queue: Queue, table: dict[str, Any], results: Path) -> dict[str, Rows]:
+    """The rows of a table for each of its budgets that has a result; if none has, for the first."""
     known = table.get("budgets", BUDGETS)
-    return [b for b in known if any(row_results(queue, row, b, results) for row in table["rows"])]
+    every = {b: [(row, _results(queue, row, b, results)) for row in table["rows"]] for b in known}
+    filed = {b: rows for b, rows in every.items() if any(found for _, found in rows)}
+    return filed or {known[0]: every[known[0]]}
 
 
 def lacking(queue: Queue, results: Path) -> Iterator[str]:
@@ -90,7 +93,7 @@ def lacking(queue: Queue, results: Path) -> Iterator[str]:
         told = []
         for budget in table.get("budgets", BUDGETS):
             there = [r for r in table["rows"] if _runs(queue, r, budget)]
-            missing = [r["label"] for r in there if not row_results(queue, r, budget, results)]
+            missing = [r["label"] for r in there if not _results(queue, r, budget, results)]
             if there:
                 lack = f", lacks {'; '.join(missing)}" if missing else ""
                 told.append(f"{budget} {len(there) - len(missing)} of {len(table['rows'])}{lack}")
@@ -114,7 +117,7 @@ def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
     return [run for run in queue.runs.values() if name.fullmatch(run.name)]
 
 
-def row_results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
+def _results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
     """Results of a row; where it says `best`, of the epoch that erred least on images held out."""
     runs = _runs(queue, row, budget)
     found = [r for run in runs if (r := result_of(run, results)) is not None]
@@ -127,15 +130,14 @@ def row_results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -
     return found
 
 
-def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str:
-    printed = any("paper" in row for row in table["rows"])
+def _beside(table: dict[str, Any], rows: Rows) -> str:
+    printed = any("paper" in row for row, _ in rows)
     head = [
         "",
         *(f"{c}{who}" for c in table["columns"] for who in ([", paper", ", ours"] if printed else [""])),
     ]
-    lines = [head, ["---"] * len(head)]
-    for row in table["rows"]:
-        found = row_results(queue, row, budget, results)
+    lines = [head]
+    for row, found in rows:
         line = [row["label"]]
         for i, column in enumerate(table["columns"]):
             line += [f"{row['paper'][i]:.2f}" if "paper" in row else ""] if printed else []
@@ -145,19 +147,16 @@ def _beside(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> 
     return _markdown(lines)
 
 
-def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
-    rows = {row["label"]: row_results(queue, row, budget, results) for row in table["rows"]}
-    rows = {label: found for label, found in rows.items() if found}
-    attacks = list(dict.fromkeys(a for found in rows.values() for f in found for a in f["errors"]))
-    attacks = [a for a in attacks if a not in (*ATTACKS.values(), *table["columns"])]
+def _more(table: dict[str, Any], rows: Rows) -> str | None:
+    rows = [(row, found) for row, found in rows if found]
+    attacks = [a for a in _attacks(rows) if a not in (*ATTACKS.values(), *table["columns"])]
     if not rows:
         return None
     best = any(row.get("best") for row in table["rows"])
     head = ["saturated gates", "parameters", "multiply-adds", "seconds per epoch", "machine"]
     lines = [["", *attacks, *(["epoch"] if best else []), *head]]
-    lines.append(["---"] * len(lines[0]))
-    for label, found in rows.items():
-        line = [label, *(_cell([f["errors"].get(a) for f in found], images=True) for a in attacks)]
+    for row, found in rows:
+        line = [row["label"], *(_cell([f["errors"].get(a) for f in found], images=True) for a in attacks)]
         line += [" / ".join(f"{f['last epoch']['epoch']:.0f}" for f in found)] if best else []
         seconds = " / ".join(f"{f['seconds per epoch']:.1f}" for f in found)
         machines = " / ".join(dict.fromkeys(f["machine"] for f in found))
@@ -167,83 +166,80 @@ def _more(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> st
     return _markdown(lines)
 
 
-def _against(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> Iterator[str]:
+def _against(table: dict[str, Any], rows: Rows) -> Iterator[str]:
     """Every row minus the last `base` above it, or minus the first: on the same images, of the same seed.
 
     And every row minus the one that the table calls `against`, if it does.
     """
-    rows = table["rows"]
-    starts = [i for i, row in enumerate(rows) if i == 0 or row.get("base")]
+    starts = [i for i, (row, _) in enumerate(rows) if i == 0 or row.get("base")]
     groups = [rows[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
     if "against" in table:
-        groups.append(sorted(rows, key=lambda row: row["label"] != table["against"]))  # stable: it first
-    for first, *others in groups:
-        if text := _minus(queue, first, others, budget, results):
+        groups.append(sorted(rows, key=lambda r: r[0]["label"] != table["against"]))  # stable: it first
+    for group in groups:
+        if text := _minus_first(group):
             yield text
 
 
-def held_against(
-    queue: Queue, first: dict[str, Any], others: list[dict[str, Any]], budget: str, results: Path
-) -> dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]]:
-    """By label and seed, the results of rows and beside each that of the first row of the same seed."""
-    base = {r["settings"]["seed"]: r for r in row_results(queue, first, budget, results)}
+def held_against_first(rows: Rows) -> dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]]:
+    """By label and seed, each result of the other rows, and beside it the first row's of the same seed."""
+    (_, first), *others = rows
+    base = {r["settings"]["seed"]: r for r in first}
     return {
         (row["label"], seed): (result, base[seed])
-        for row in others
-        for result in row_results(queue, row, budget, results)
+        for row, found in others
+        for result in found
         if (seed := result["settings"]["seed"]) in base
     }
 
 
-def _minus(
-    queue: Queue, first: dict[str, Any], others: list[dict[str, Any]], budget: str, results: Path
-) -> str | None:
-    pairs = held_against(queue, first, others, budget, results)
+def _minus_first(rows: Rows) -> str | None:
+    pairs = held_against_first(rows)
     if not pairs:
         return None
     known = [result["errors"].keys() & twin["errors"].keys() for result, twin in pairs.values()]
-    every = dict.fromkeys(a for _, twin in pairs.values() for a in twin["errors"])
-    attacks = [a for a in every if any(a in k for k in known)]
-    lines = [[f"points, minus {first['label']}", *attacks]]
-    lines.append(["---"] * len(lines[0]))
+    attacks = [a for a in _attacks(rows[:1]) if any(a in k for k in known)]
+    lines = [[f"points, minus {rows[0][0]['label']}", *attacks]]
     for ((label, seed), (result, twin)), both in zip(pairs.items(), known, strict=True):
         cells = (told(*minus(result, twin, a)) if a in both else MISSING for a in attacks)
         lines.append([f"{label}, seed {seed}", *cells])
     return _markdown(lines)
 
 
-def picture(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
+def picture(table: dict[str, Any], budget: str, rows: Rows) -> str | None:
     """File name of a table's picture, if it has one and there is something to draw."""
-    first, *others = table["rows"]
-    if "figure" not in table or not held_against(queue, first, others, budget, results):
+    if "figure" not in table or not held_against_first(rows):
         return None
     return re.sub(r"\W+", "-", f"{table['number']} {budget}") + ".png"
 
 
-def _between_seeds(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str | None:
+def _between_seeds(rows: Rows) -> str | None:
     """By how many points the seeds of a row differ, for each row that has several."""
-    rows = {row["label"]: row_results(queue, row, budget, results) for row in table["rows"]}
-    rows = {f"{label}, {len(found)} seeds": found for label, found in rows.items() if len(found) > 1}
+    rows = [(row, found) for row, found in rows if len(found) > 1]
     if not rows:
         return None
-    attacks = list(dict.fromkeys(a for found in rows.values() for f in found for a in f["errors"]))
+    attacks = _attacks(rows)
     lines = [["points, from the lowest seed to the highest", *attacks]]
-    lines.append(["---"] * len(lines[0]))
-    for label, found in rows.items():
+    for row, found in rows:
         errors = [[f["errors"][a]["error"] for f in found if a in f["errors"]] for a in attacks]
-        lines.append([label, *(f"{100 * (max(e) - min(e)):.1f}" if len(e) > 1 else MISSING for e in errors)])
+        cells = (f"{100 * (max(e) - min(e)):.1f}" if len(e) > 1 else MISSING for e in errors)
+        lines.append([f"{row['label']}, {len(found)} seeds", *cells])
     return _markdown(lines)
 
 
-def _neighbours(queue: Queue, table: dict[str, Any], budget: str, results: Path) -> str:
+def _neighbours(table: dict[str, Any], rows: Rows) -> str:
     """Accuracies that others print, and then ours, under the attack that the table compares."""
     attack = table["compared"]
-    lines = [["", f"accuracy, {attack}", "source"], ["---"] * 3]
+    lines = [["", f"accuracy, {attack}", "source"]]
     lines += [[n["label"], f"{n['accuracy']:.2f}", n["source"]] for n in table["neighbours"]]
-    for row in table["rows"]:
-        found = [f["errors"].get(attack) for f in row_results(queue, row, budget, results)]
-        lines.append([row["label"], _cell([e and _accuracy(e) for e in found], images=True), "this table"])
+    for row, found in rows:
+        errors = [f["errors"].get(attack) for f in found]
+        lines.append([row["label"], _cell([e and _accuracy(e) for e in errors], images=True), "this table"])
     return _markdown(lines)
+
+
+def _attacks(rows: Rows) -> list[str]:
+    """Names of what was measured, in their order."""
+    return list(dict.fromkeys(a for _, found in rows for f in found for a in f["errors"]))
 
 
 def _accuracy(entry: dict[str, Any]) -> dict[str, Any]:
@@ -265,4 +261,5 @@ def _cell(errors: list[dict[str, Any] | None], *, images: bool = False) -> str:
 
 
 def _markdown(lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head, *rest = lines
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rest))

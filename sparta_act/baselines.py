@@ -81,9 +81,8 @@ def nonlocal_mean(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
     Source: Xie et al. 2019, arXiv:1812.03411, section 4.2: Gaussian version of non-local means, embedded.
     """
     channels, embedding = x.shape[1], theta.shape[1]
-    alike = max(
-        channels, embedding
-    )  # the fused kernels want one width, and each position's channels together
+    alike = max(channels, embedding)
+    # the fused kernels want one width, and the channels of a position side by side
     tokens = (t.flatten(2).mT.contiguous()[:, None] for t in (x, theta, phi))
     value, query, key = (F.pad(t, (0, alike - t.shape[-1])) for t in tokens)
     mean = F.scaled_dot_product_attention(query, key, value, scale=1 / math.sqrt(embedding))

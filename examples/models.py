@@ -38,16 +38,28 @@ VARIANTS = {
     "-n4": {"neighborhood": 4},
 }
 
-# what `--activation` may name: a module for each channel count; relu is no surgery at all
+
+class HalvedReLU(nn.Module):
+    """Half a ReLU, 0.5 * max(x, 0): a gate that never moves, the control of SPARTA at the same sites."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any, kept."""
+        return 0.5 * F.relu(x)
+
+
+# what `--activation` may name: a module for each channel count; relu is no surgery at all. `silu+sparta` is
+# SPARTA at the sites and SiLU in place of every other ReLU
 ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "relu": None,
+    "relu-half": lambda channels: HalvedReLU(),
     "leaky-relu": lambda channels: nn.LeakyReLU(),
     "prelu": nn.PReLU,
     "elu": lambda channels: nn.ELU(),
     "gelu": lambda channels: nn.GELU(),
-    "swish": lambda channels: nn.SiLU(),
+    "silu": lambda channels: nn.SiLU(),
     "swish-relu": lambda channels: SwishReLU(),
     "dynamic-relu": DynamicReLUC,  # the spatial one: the paper's Table 1 calls it spatial-wise
+    "silu+sparta": Sparta,
     "feature-denoising": lambda channels: nn.Sequential(nn.ReLU(), FeatureDenoising(channels)),
     **{r + v: partial(READINGS[r], **VARIANTS[v]) for r in READINGS for v in VARIANTS},
 }
@@ -138,7 +150,9 @@ def build(
     model = ResNet(arch, width=width, num_classes=num_classes, dataset=dataset)
     if not pretrained:
         make = ACTIVATIONS[activation]
-        return model if make is None else replace_relus(model, sites, make)
+        model = model if make is None else replace_relus(model, sites, make)
+        rest, plus, _ = activation.partition("+")
+        return replace_relus(model, "*act*", ACTIVATIONS[rest]) if plus else model
     taken = Sparta.from_pretrained(pretrained)
     if (held := {_name(a) for _, a in taken.items()}) != {activation}:
         raise ValueError(f"{pretrained} holds {', '.join(sorted(held))}, and asked for is {activation}")

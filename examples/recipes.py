@@ -17,7 +17,7 @@ class Recipe:
     """One way to train; the defaults are the paper's (SPARTA sections 2.3.1 and 4.1, after Xie et al. 2019).
 
     The paper names neither its epochs nor its batch size, Nesterov, clean starts or the network's mode in
-    the attack: those are ours, and so is `gate_lr`.
+    the attack: those are ours.
     """
 
     steps: int = _field(10, at_least(0), "of PGD in training; 0 is standard training")
@@ -53,11 +53,8 @@ class Recipe:
         "60); `linear`: down to 0 at the end",
         choices=("steps", "linear"),
     )
-    gate_lr: float = _field(
-        0.1, positive, "rate of SPARTA's own parameters, as a factor of lr; with 1 the gate saturates at once"
-    )
     nesterov: bool = _field(False, bool, "Nesterov's momentum")
-    weight_decay: float = _field(1e-4, not_negative, "of all parameters")
+    weight_decay: float = _field(1e-4, not_negative, "of all parameters but SPARTA's gain")
     label_smoothing: float = _field(0.0, share, "share of the label spread over all classes, in the update")
     averaging: float = _field(
         0.0,
@@ -84,6 +81,17 @@ RECIPES = {
         decay="linear",
         averaging=0.999,
     ),
+    # the same in one step, for a CPU (Wong et al. 2020, arXiv:2001.03994)
+    "single": Recipe(
+        steps=1,
+        targeted=False,
+        eps=8 / 255,
+        step_size=10 / 255,
+        epochs=8,
+        weight_decay=5e-4,
+        decay="linear",
+        averaging=0.999,
+    ),
     # the paper's standard training: no attack, all else equal
     "standard": Recipe(steps=0),
     # for a CPU: the paper's ten steps taken as one (single-step training: Wong et al. 2020, arXiv:2001.03994)
@@ -91,7 +99,8 @@ RECIPES = {
 }
 
 HELP = """preset of all that follows (default: paper): `paper`, targeted PGD-10 at 16/255, 90 epochs;
-`modern`, untargeted PGD-10 at 8/255, 30 epochs, weight averaging; `standard`, no attack; `fast`, one targeted
+`modern`, untargeted PGD-10 at 8/255, 30 epochs, weight averaging; `single`, the same in one step of 10/255, 8
+epochs, for a CPU; `standard`, no attack; `fast`, one targeted
 step, 4 epochs, for a CPU (--width 16)"""
 
 

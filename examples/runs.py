@@ -1,6 +1,7 @@
 """The queue of `campaign.toml`: its runs, what each still needs, and the results that are filed."""
 
 import dataclasses
+import datetime
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from models import ACTIVATIONS, BLOCKS
 from recipes import RECIPES
 from sets import trained_alike
 from sparta_act.files import CONFIG, WEIGHTS
-from train import read_log
+from train import PROGRESS, read_log
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -214,8 +215,9 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     folder = runs / run.name
     epoch = len(read_log(folder / "log.csv"))
     if is_locked(folder):
-        return State("running", f"epoch {min(epoch + 1, run.epochs)} of {run.epochs}")
-    if (begun := read_begun(folder)) and (changed := changes(run, begun)):
+        return State("running", f"epoch {min(epoch + 1, run.epochs)} of {run.epochs}{pace(folder, epoch)}")
+    begun = read_begun(folder)
+    if begun and (changed := changes(run, {"settings": begun["settings"] | {"evaluation": run.evaluation}})):
         return State("changed", f"{folder} was begun otherwise: {changed}; move or delete it")
     if run.set is not None and given_set(queue, run, runs) is None:
         place = runs / run.set / "set"
@@ -224,6 +226,18 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
         told = f"after epoch {epoch} of {run.epochs}" if epoch < run.epochs else "trained, not evaluated"
         return State("stopped", told)
     return State("missing", f"an older result is filed: {changes(run, result)}" if result is not None else "")
+
+
+def pace(folder: Path, epoch: int) -> str:
+    """How fast the epoch under way goes and when the training ends, as text; empty where nothing tells."""
+    try:
+        now = json.loads((folder / PROGRESS).read_text())
+        if now["epoch"] != epoch + 1:
+            return ""
+        ends = datetime.datetime.fromtimestamp(now["ends"])
+        return f", {now['images']:,} images, {now['images per second']:.0f} a second, ends {ends:%a %H:%M}"
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def given_set(queue: Queue, run: Run, runs: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Adversarial training: `python examples/train.py --recipe paper --activation sparta --out runs/sparta`.
 
-Each epoch is one checkpoint, written atomically; a killed run goes on with `--resume`, on a CPU bit for bit.
+A checkpoint is written every five minutes and after each epoch, atomically; a killed run goes on with
+`--resume`, inside an epoch too, on a CPU bit for bit.
 With `--validation 1000` so many training images are held out and attacked after each epoch, and the network
 that erred least on them is kept besides, in OUT/best: robust error often rises again towards the end of a
 training (Rice et al. 2020, arXiv:2002.11569).
@@ -11,9 +12,10 @@ learns the same as one process would: the batch size is that of all processes to
 import argparse
 import csv
 import dataclasses
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,14 @@ from attacks import attacking
 from command_line import at_least, plain_errors
 from models import ACTIVATIONS, BLOCKS, ResNet, build
 from recipes import RECIPES, Recipe
-from replacing import replacing
+from replacing import replacing, write_text
 from robust_error import clean_errors, robust_errors
 from sparta_act import Sparta
 from trainer import COMPILERS, Trainer, averaged, read_checkpoint
 
+SAVE_EVERY = 300  # seconds within an epoch
+TELL_EVERY = 20  # seconds between two versions of PROGRESS
+PROGRESS = "progress.json"
 BEST = Path("best", "checkpoint.pt")  # in the folder of a run that holds out images for validation
 
 __all__ = [
@@ -126,12 +131,11 @@ def fit(
         if trainer.epoch:
             lowest = read_best(out, settings)["validation error"]
     while trainer.epoch < trainer.recipe.epochs:
-        began, lr = time.perf_counter(), trainer.scheduler.get_last_lr()[0]
-        title = f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
+        lr, title = trainer.scheduler.get_last_lr()[0], f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
+        keep = keeper(trainer, out, settings) if first else lambda: None
         with tqdm(total=len(x), unit="img", desc=title, disable=not first) as bar:
-            loss, error = trainer.run_epoch(x, y, bar)
-        seconds = time.perf_counter() - began
-        row = {"epoch": trainer.epoch, "lr": lr, "loss": loss, "error": error, "seconds": seconds}
+            loss, error = trainer.run_epoch(x, y, bar, keep)
+        row = {"epoch": trainer.epoch, "lr": lr, "loss": loss, "error": error, "seconds": trainer.seconds}
         if first:
             shares = gate_shares(trainer.model, data.to_float(x[:256], trainer.device))
             for name, (closed, opened) in shares.items():
@@ -145,6 +149,25 @@ def fit(
             _write_log(log, rows)
             trainer.save(checkpoint, settings)
         yield row
+
+
+def keeper(trainer: Trainer, out: Path, settings: dict[str, Any]) -> Callable[[], None]:
+    """What to call after each batch: now and then it writes the checkpoint, and how far the training is."""
+    saved = told = time.monotonic()
+
+    def keep() -> None:
+        nonlocal saved, told
+        now = time.monotonic()
+        if now - told > TELL_EVERY:
+            told, speed = now, trainer.seen / trainer.seconds
+            left = settings["images"] * (trainer.recipe.epochs - trainer.epoch) - trainer.seen
+            progress = {"epoch": trainer.epoch + 1, "images": trainer.seen, "images per second": speed}
+            write_text(out / PROGRESS, json.dumps(progress | {"ends": time.time() + left / speed}))
+        if now - saved > SAVE_EVERY:
+            saved = now
+            trainer.save(out / "checkpoint.pt", settings)
+
+    return keep
 
 
 def read_best(out: Path, settings: dict[str, Any]) -> dict[str, Any]:

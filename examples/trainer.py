@@ -1,5 +1,6 @@
 """One training run: network, optimizer and schedule, the step they take, and the file between epochs."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,8 @@ class Trainer:
         self.recipe, self.device, self.amp, self.flip = recipe, device, amp, flip
         self.num_classes = num_classes
         self.batches = -(-images // recipe.batch_size)
-        gates = {id(p) for m in model.modules() if isinstance(m, Sparta) for p in m.parameters()}
-        learned = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in learned if id(p) not in gates]},
-            {"params": [p for p in learned if id(p) in gates], "lr": recipe.gate_lr * recipe.lr},
-        ]
         self.optimizer = torch.optim.SGD(
-            groups, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+            parameter_groups(model, recipe), recipe.lr, momentum=0.9, nesterov=recipe.nesterov
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.average = averaged(self.model) if recipe.averaging else None
@@ -67,24 +62,37 @@ class Trainer:
             self.attacked = _compiled(self.attacked, compiler)
             self.learning = _compiled(self.learning, compiler)
         self.epoch = 0
+        self.order = torch.empty(0, dtype=torch.long)  # of the images, in the epoch under way
+        self.seen, self.seconds = 0, 0.0  # images of it, and the time they took
+        self.total = torch.zeros(2, dtype=torch.float64, device=device)  # their losses, how many were wrong
 
-    def run_epoch(self, x: Tensor, y: Tensor, bar: "tqdm[Any]") -> tuple[float, float]:
-        """One epoch over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error meanwhile.
+    def run_epoch(
+        self, x: Tensor, y: Tensor, bar: "tqdm[Any]", after_batch: Callable[[], None] = lambda: None
+    ) -> tuple[float, float]:
+        """One epoch, or its rest, over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error.
 
-        Fastest with x and y on the device: then nothing in the epoch waits for it.
+        `after_batch` may `save`: what then resumes goes on with the next batch. Fastest with x and y on the
+        device: then nothing in the epoch waits for it.
         """
         self.model.train()
-        total, seen = torch.zeros(2, dtype=torch.float64, device=self.device), 0
-        for batch in torch.randperm(len(x), device=x.device).split(self.recipe.batch_size):
+        if self.seen == 0:
+            self.order, self.seconds = torch.randperm(len(x), device=x.device), 0.0
+            self.total.zero_()
+        order, began = self.order.to(x.device), time.perf_counter() - self.seconds
+        bar.update(self.seen)
+        while self.seen < len(x):
+            batch = order[self.seen : self.seen + self.recipe.batch_size]
             images = data.augment(data.to_float(x[batch], self.device), flip=self.flip)
             images = images.contiguous(memory_format=torch.channels_last)
-            total += self.step(images, y[batch].to(self.device))
-            seen += len(batch)
+            self.total += self.step(images, y[batch].to(self.device))
+            self.seen, self.seconds = self.seen + len(batch), time.perf_counter() - began
             bar.update(len(batch))
-            if total.device.type == "cpu":  # elsewhere it would wait for the device
-                bar.set_postfix(loss=f"{total[0] * distributed.processes() / seen:.2f}", refresh=False)
-        self.epoch += 1
-        loss, wrong = distributed.summed(total).tolist()
+            if self.total.device.type == "cpu":  # elsewhere it would wait for the device
+                loss = self.total[0] * distributed.processes() / self.seen
+                bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+            after_batch()
+        self.epoch, self.seen = self.epoch + 1, 0
+        loss, wrong = distributed.summed(self.total).tolist()
         return loss / len(x), wrong / len(x)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -128,6 +136,10 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "order": self.order,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "total": self.total,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self._on_cuda() else None,
         }
@@ -158,6 +170,8 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.order, self.total = state["order"], state["total"].to(self.device)
+        self.seen, self.seconds = state["seen"], state["seconds"]
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self._on_cuda():
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -190,6 +204,22 @@ def _compiled(model: nn.Module, compiler: dict[str, Any]) -> Forward:
         return run(x)
 
     return forward
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """What learns, by its weight decay and learning rate: a gate's gain, one number, has no decay.
+
+    Readings that saturate at the network's rate have an `lr_factor` of their own.
+    """
+    gates = [m for m in model.modules() if isinstance(m, Sparta)]
+    factor = {id(p): getattr(m, "lr_factor", 1.0) for m in gates for p in m.parameters()}
+    gains = {id(m.gain) for m in gates if hasattr(m, "gain")}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            kind = factor.get(id(p), 1.0), 0.0 if id(p) in gains else recipe.weight_decay
+            groups.setdefault(kind, []).append(p)
+    return [{"params": ps, "lr": f * recipe.lr, "weight_decay": decay} for (f, decay), ps in groups.items()]
 
 
 def averaged(model: nn.Module) -> AveragedModel:

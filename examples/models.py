@@ -2,21 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import DATASETS
+from rivals import AsRead, DynamicReLUC, FeatureDenoising, Normed, Pooled, PooledNormed
 from sparta_act import Sparta, SwishReLU, replace_relus
-from sparta_act.baselines import (
-    DynamicReLUC,
-    FeatureDenoising,
-    NormedSparta,
-    PooledNormedSparta,
-    PooledSparta,
-)
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet18-wide": (2, 2, 2, 2)}
 
@@ -25,17 +19,13 @@ BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet18-wide": (
 # group, both within 1%. A factor costs the same multiply-adds in any group and most parameters in the last
 HIDDEN = {"resnet18-wide": (1, 1, 2.875, 3.203125)}
 
-READINGS = {
-    "sparta": Sparta,
-    "sparta-pooled": PooledSparta,
-    "sparta-normed": NormedSparta,
-    "sparta-pooled-normed": PooledNormedSparta,
-}
-VARIANTS = {
-    "": {},
-    "-static": {"dynamic": False},  # the paper's "w/o DPNet"
-    "-n2": {"neighborhood": 2},
-    "-n4": {"neighborhood": 4},
+# arguments of `Sparta` by the name of the variant
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sparta": {},
+    "sparta-static": {"dynamic": False},  # the paper's "w/o DPNet"
+    "sparta-n2": {"neighborhood": 2},
+    "sparta-n4": {"neighborhood": 4},
+    "sparta-identity": {"identity": True},
 }
 
 
@@ -61,7 +51,12 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "dynamic-relu": DynamicReLUC,  # the spatial one: the paper's Table 1 calls it spatial-wise
     "silu+sparta": Sparta,
     "feature-denoising": lambda channels: nn.Sequential(nn.ReLU(), FeatureDenoising(channels)),
-    **{r + v: partial(READINGS[r], **VARIANTS[v]) for r in READINGS for v in VARIANTS},
+    **{name: partial(Sparta, **arguments) for name, arguments in VARIANTS.items()},
+    "sparta-as-read": AsRead,
+    "sparta-pooled": Pooled,
+    "sparta-pooled-static": partial(Pooled, dynamic=False),
+    "sparta-normed": Normed,
+    "sparta-pooled-normed": PooledNormed,
 }
 
 
@@ -161,8 +156,8 @@ def build(
 
 def _name(activation: Sparta) -> str:
     """What `ACTIVATIONS` calls it; what it calls itself, if that knows no such thing."""
-    what = {"dynamic": activation.dynamic, "neighborhood": activation.neighborhood}
-    for (reading, kind), (variant, more) in product(READINGS.items(), VARIANTS.items()):
-        if kind is type(activation) and {"dynamic": True, "neighborhood": 1} | more == what:
-            return reading + variant
+    for name, arguments in VARIANTS.items():
+        other = Sparta(activation.in_channels, **arguments)
+        if activation.extra_repr().replace(", frozen", "") == other.extra_repr():
+            return name
     return repr(activation)

@@ -47,7 +47,7 @@ __all__ = [
     "build",
     "epochs",
     "fit",
-    "gate_shares",
+    "gate_statistics",
     "held_out",
     "load_trained",
     "read_best",
@@ -58,14 +58,28 @@ __all__ = [
 ]
 
 
-def gate_shares(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]]:
-    """Share of each SPARTA's gate below 0.01 and above 0.99 on images x (N, C, H, W), by module name."""
-    shares = {}
+def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
+    """What each SPARTA's gate does to active elements of images x (N, C, H, W), by module name.
+
+    Its mean and standard deviation, the share of its variance that is spatial (within the channels of an
+    image, not between them), and the share of it below 0.01 and above 0.99; and its gain.
+    """
+    found = {}
 
     def look(name: str) -> Any:
         def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
-            gate = module.attention(inputs[0])
-            shares[name] = ((gate < 0.01).float().mean().item(), (gate > 0.99).float().mean().item())
+            gate, active = module.attention(inputs[0]).double(), inputs[0] > 0
+            means = (gate * active).sum((2, 3), keepdim=True) / active.sum((2, 3), keepdim=True).clamp(min=1)
+            within, gate = (gate - means)[active], gate[active]
+            spread = gate.std(correction=0)
+            found[name] = {
+                "gain": module.gain.item(),
+                "mean": gate.mean().item(),
+                "std": spread.item(),
+                "spatial": (within.square().mean() / spread.square().clamp(min=1e-12)).item(),
+                "< 0.01": (gate < 0.01).double().mean().item(),
+                "> 0.99": (gate > 0.99).double().mean().item(),
+            }
 
         return hook
 
@@ -77,7 +91,7 @@ def gate_shares(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]]:
     finally:
         for handle in handles:
             handle.remove()
-    return shares
+    return found
 
 
 def held_out(count: int, images: int) -> Tensor:
@@ -137,9 +151,8 @@ def fit(
             loss, error = trainer.run_epoch(x, y, bar, keep)
         row = {"epoch": trainer.epoch, "lr": lr, "loss": loss, "error": error, "seconds": trainer.seconds}
         if first:
-            shares = gate_shares(trainer.model, data.to_float(x[:256], trainer.device))
-            for name, (closed, opened) in shares.items():
-                row |= {f"{name} < 0.01": closed, f"{name} > 0.99": opened}
+            gates = gate_statistics(trainer.final(), data.to_float(x[:256], trainer.device))
+            row |= {f"{name} {what}": n for name, found in gates.items() for what, n in found.items()}
             if held is not None:
                 row["validation error"] = error = validation_error(trainer, *held)
                 if error < lowest:

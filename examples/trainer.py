@@ -16,6 +16,7 @@ import distributed
 from attacks import attacking, autocast, pgd_steps, random_images, random_targets, widen
 from recipes import Recipe
 from replacing import replacing
+from rivals import AsRead
 from sparta_act import Sparta
 
 Forward = Callable[[Tensor], Tensor]
@@ -211,13 +212,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
     Readings that saturate at the network's rate have an `lr_factor` of their own.
     """
-    gates = [m for m in model.modules() if isinstance(m, Sparta)]
-    factor = {id(p): getattr(m, "lr_factor", 1.0) for m in gates for p in m.parameters()}
-    gains = {id(m.gain) for m in gates if hasattr(m, "gain")}
+    slow = {id(p): m.lr_factor for m in model.modules() if isinstance(m, AsRead) for p in m.parameters()}
+    gains = {id(m.gain) for m in model.modules() if isinstance(m, Sparta)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
-            kind = factor.get(id(p), 1.0), 0.0 if id(p) in gains else recipe.weight_decay
+            kind = slow.get(id(p), 1.0), 0.0 if id(p) in gains else recipe.weight_decay
             groups.setdefault(kind, []).append(p)
     return [{"params": ps, "lr": f * recipe.lr, "weight_decay": decay} for (f, decay), ps in groups.items()]
 

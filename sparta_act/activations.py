@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from torch import Tensor, nn
 
 from sparta_act import functional as SF
@@ -26,19 +26,24 @@ class SwishReLU(nn.Module):
 
 
 class Sparta(nn.Module):
-    """Spatially attentive activation: max(X, 0) * sigmoid(phi_s(X) * phi_c(X)).
+    """Spatially attentive activation: max(X, 0) * sigmoid(s * c), s a score of each place, c of each channel.
 
-    phi_c, one score per channel: conv1, ReLU, conv2, global average.
-    phi_s, one score per pixel: conv3, ReLU, conv4 to one channel, conv5, whose 3 x 3 kernel conv6 predicts
-    from X (`dynamic=False`: an ordinary learned kernel, the paper's "w/o DPNet").
-    `neighborhood=N` lets N x N neighbours share one score (Eq. 6): both nets see X averaged over them.
+    phi_c: X averaged to 3 x 3, conv1 to h channels, ReLU, conv2 without padding: one score per channel.
+    phi_s: conv3 to h channels, ReLU, conv4 to one, conv5: one score per place. conv6 predicts the kernel of
+    conv5 from X averaged to 3 x 3 (`dynamic=False`: an ordinary learned one, the paper's "w/o DPNet").
+    s is phi_s normalized over the places of each image, c is gain times phi_c normalized over its channels:
+    mean 0, variance 1, no running statistics. So the gate neither saturates at once nor sleeps; with one
+    place or one channel it is one half. `gain` is one learned number, 1 at the start, without weight decay.
 
-    Every gate is exactly 0.5 at the start (conv2 starts at zero). No convolution has a bias.
-    The parameters have the paper's shapes, 36 C^2 + 9 C numbers in all.
+    `hidden`: h, by default C / 8, at least 8 and at most 32; the paper has h = C.
+    `identity`: the result is doubled and the gain starts at 0, so that a fresh one is ReLU, bit for bit: for
+    a network that is trained already. It learns slowly.
+    `neighborhood=N` lets N x N neighbors share one score (Eq. 6): both nets see X averaged over them.
 
     Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
     Raises `ShapeError` for another shape of input or an impossible argument.
-    Source: "Sparta: Spatially Attentive and Adversarially Robust Activation", 2021, Eq. 3, 5, 6, 8.
+    Source: "Sparta: Spatially Attentive and Adversarially Robust Activation", 2021, Eq. 3, 5, 6, 8; h, the
+    pools, the normalization and the gain are ours.
 
     >>> Sparta(16)(torch.randn(2, 16, 8, 8)).shape
     torch.Size([2, 16, 8, 8])
@@ -46,69 +51,71 @@ class Sparta(nn.Module):
 
     from_pretrained: ClassVar[Callable[..., "SpartaSet"]]  # given by `pretrained`, which knows the files
 
-    def __init__(self, in_channels: int, *, dynamic: bool = True, neighborhood: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        hidden: int | None = None,
+        identity: bool = False,
+        dynamic: bool = True,
+        neighborhood: int = 1,
+    ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("neighborhood", neighborhood)):
+        name = type(self).__name__
+        counts = {"in_channels": in_channels, "neighborhood": neighborhood}
+        for what, value in (counts if hidden is None else counts | {"hidden": hidden}).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ShapeError(
-                    f"{type(self).__name__}: {name} must be a whole number of at least 1, not {value!r}"
-                )
-        if not isinstance(dynamic, bool):
-            raise ShapeError(f"{type(self).__name__}: dynamic must be True or False, not {dynamic!r}")
-        self.in_channels, self.dynamic, self.neighborhood = in_channels, dynamic, neighborhood
-        self.frozen = False
-        self.conv1 = _filters(in_channels, in_channels)
-        self.conv2 = _filters(in_channels, in_channels)
-        self.conv3 = _filters(in_channels, in_channels)
-        self.conv4 = _filters(1, in_channels)
+                raise ShapeError(f"{name}: {what} must be a whole number of at least 1, not {value!r}")
+        for what, value in (("identity", identity), ("dynamic", dynamic)):
+            if not isinstance(value, bool):
+                raise ShapeError(f"{name}: {what} must be True or False, not {value!r}")
+        self.in_channels, self.neighborhood = in_channels, neighborhood
+        self.hidden = max(8, min(in_channels // 8, 32)) if hidden is None else hidden
+        self.identity, self.dynamic, self.frozen = identity, dynamic, False
+        self.conv1 = _filters(self.hidden, in_channels)
+        self.conv2 = _filters(in_channels, self.hidden)
+        self.conv3 = _filters(self.hidden, in_channels)
+        self.conv4 = _filters(1, self.hidden)
         if dynamic:
-            self.conv6 = _filters(in_channels, in_channels)
+            self.conv6 = _filters(1, in_channels)
         else:
             self.conv5 = _filters(1, 1)
+        self.gain = nn.Parameter(torch.empty(1))  # FSDP2 refuses a parameter without dimensions
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the filters as PyTorch draws a convolution's, then set conv2 to zero: every gate is 0.5.
+        """Draw the filters as PyTorch draws a convolution's; the gain is 1, with `identity` 0.
 
         A frozen module stays as it is.
         """
         if self.frozen:
             return
-        for weight in self.parameters(recurse=False):
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        nn.init.zeros_(self.conv2)
+        for name, weight in self.named_parameters(recurse=False):
+            if name == "gain":
+                nn.init.constant_(weight, 0 if self.identity else 1)
+            else:
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        return SF.sparta(x, *self.scores(x))  # Eq. 8
+        return _activate(x, self._weights(), self.neighborhood, self._scale, type(self).__name__)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Gate of every element, sigmoid(phi_s * phi_c), in float32 or wider.
+        """Gate of every element, sigmoid(s * c), twice that with `identity`, in float32 or wider.
 
-        Shapes: (N, C, H, W) -> (N, C, H, W), values in [0, 1]. Raises `ShapeError`. Source: SPARTA, Eq. 5.
+        Shapes: (N, C, H, W) -> (N, C, H, W), values in [0, 1] or [0, 2]. Raises `ShapeError`.
+        Source: SPARTA, Eq. 5.
         """
-        return SF.attention(*self.scores(x))
+        return SF.attention(*self.scores(x), self._scale)
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Score of every place and of every channel, whose product is the gate's logit.
+        """Score s of every place and c of every channel, whose product is the gate's logit.
 
-        Shapes: (N, C, H, W) -> (N, 1, H, W), (N, C, 1, 1). Raises `ShapeError`.
-        Source: SPARTA, Eq. 5: phi_s and phi_c.
+        Shapes: (N, C, H, W) -> (N, 1, H, W), (N, C, 1, 1), float32 or wider. Raises `ShapeError`.
+        Source: SPARTA, Eq. 5: phi_s and phi_c, here normalized.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise ShapeError(
-                f"{type(self).__name__}({self.in_channels}) was given {tuple(x.shape)}; "
-                f"it takes (N, {self.in_channels}, H, W)"
-            )
-        size = x.shape[2:]
-        if self.neighborhood > 1:
-            x = F.avg_pool2d(x, self.neighborhood, ceil_mode=True)
-        c, kernel = self._glance(x)
-        m = self._conv4(SF.relu_(self._conv3(x)))
-        s = SF.kernel_conv(m, kernel)  # phi_s: (N, 1, H, W)
-        if self.neighborhood > 1:
-            s = SF.share(s, self.neighborhood, size)
-        return s, c
+        _check(x, self.in_channels, type(self).__name__)
+        return SF.scores(x, **self._weights(), neighborhood=self.neighborhood)
 
     def freeze(self) -> "Self":
         """Change this module to stay as it is: no gradient to its parameters, no moving statistics."""
@@ -140,26 +147,37 @@ class Sparta(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """Arguments as they were given."""
-        arguments = [str(self.in_channels)]
+        """Arguments as they were given, and the parameters' shapes."""
+        arguments = [str(self.in_channels), f"hidden={self.hidden}"]
+        arguments += ["identity=True"] if self.identity else []
         arguments += [] if self.dynamic else ["dynamic=False"]
         arguments += [] if self.neighborhood == 1 else [f"neighborhood={self.neighborhood}"]
         arguments += ["frozen"] if self.frozen else []
-        return ", ".join(arguments)
+        shapes = [f"{name} {'x'.join(map(str, p.shape))}" for name, p in self.named_parameters(recurse=False)]
+        return f"{', '.join(arguments)}; {', '.join(shapes)}"
 
-    def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What sees X as a whole: phi_c (N, C, 1, 1) and conv5's kernel (N or 1, 1, 3, 3)."""
-        c = SF.relu_mean_conv(self._conv1(x), self.conv2)
-        return c, SF.predict_kernel(x, self.conv6) if self.dynamic else self.conv5
+    @property
+    def _scale(self) -> int:
+        return 2 if self.identity else 1
 
-    def _conv1(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.conv1, padding=1)
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self._parameters}
 
-    def _conv3(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.conv3, padding=1)
 
-    def _conv4(self, h: Tensor) -> Tensor:
-        return SF.conv_to_one(h, self.conv4)
+@torch.fx.wrap  # whose tracer then keeps it as one call: its symbols have no shape to look at
+def _activate(x: Tensor, weights: dict[str, Tensor], neighborhood: int, scale: int, name: str) -> Tensor:
+    _check(x, weights["conv1"].shape[1], name)
+    s, c = SF.scores(x, **weights, neighborhood=neighborhood)
+    return SF.sparta(x, s, c, scale)  # Eq. 8
+
+
+def _check(x: Tensor, in_channels: int, name: str) -> None:
+    if SF.traced():
+        return
+    if x.ndim != 4 or x.shape[1] != in_channels or x.shape[2] == 0 or x.shape[3] == 0:
+        raise ShapeError(
+            f"{name}({in_channels}) was given {tuple(x.shape)}; it takes (N, {in_channels}, H, W)"
+        )
 
 
 def _filters(out_channels: int, in_channels: int) -> nn.Parameter:

@@ -11,7 +11,7 @@ from sparta_act.activations import Sparta
 TEXT = """\
 # SPARTA activations: {name}
 
-Trained activations, max(X, 0) * sigmoid(phi_s(X) * phi_c(X)), to take the place of ReLUs in a convolutional
+Trained activations, max(X, 0) * sigmoid(s * c), to take the place of ReLUs in a convolutional
 network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
 
 ## How to use
@@ -51,8 +51,9 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
     sites = [
         {
             "site": label,
-            "activation": type(activation).__name__,
             "channels": activation.in_channels,
+            "hidden": activation.hidden,
+            "identity": activation.identity,
             "dynamic": activation.dynamic,
             "neighborhood": activation.neighborhood,
         }

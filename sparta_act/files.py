@@ -13,15 +13,14 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from sparta_act.activations import Sparta
-from sparta_act.baselines import NormedSparta, PooledNormedSparta, PooledSparta
 from sparta_act.errors import WeightsError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-FORMAT = 1
-READINGS = {reading.__name__: reading for reading in (Sparta, PooledSparta, NormedSparta, PooledNormedSparta)}
+FORMAT = 2  # 1 was of a reading that is gone
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
-SITE_TYPES = {"reading": str, "in_channels": int, "dynamic": bool, "neighborhood": int}
+ARGUMENTS = {"in_channels": int, "hidden": int, "identity": bool, "dynamic": bool, "neighborhood": int}
+SITE_TYPES = ARGUMENTS | {"shapes": dict}
 
 
 def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torch.dtype) -> dict[str, bytes]:
@@ -34,12 +33,12 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
     sites: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
     for label, activation in activations.items():
-        reading = type(activation).__name__
-        if READINGS.get(reading) is not type(activation):
-            wrong.append(f"{label} is a {reading}, not one of {list(READINGS)}")
+        if type(activation) is not Sparta:
+            wrong.append(f"{label} is a {type(activation).__name__}, not a Sparta")
             continue
-        arguments = {name: getattr(activation, name) for name in SITE_TYPES if name != "reading"}
-        sites[label] = {"reading": reading, **arguments}
+        sites[label] = {name: getattr(activation, name) for name in ARGUMENTS} | {
+            "shapes": _shapes(activation)
+        }
         for key, value in activation.state_dict().items():
             stored = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
             tensors[f"{label}.{key}"] = stored.contiguous()
@@ -127,19 +126,25 @@ def _build(config: Any) -> dict[str, Sparta]:
     activations = {}
     for label, site in () if wrong else config["sites"].items():
         problems = _mistyped(label, site, SITE_TYPES)
-        if not problems and site["reading"] not in READINGS:
-            problems.append(f"{label}: reading {site['reading']!r} is not one of {list(READINGS)}")
         if not problems:
             try:
-                arguments = {name: site[name] for name in SITE_TYPES if name != "reading"}
                 with torch.device("meta"):  # takes no memory and draws no random numbers
-                    activations[label] = READINGS[site["reading"]](**arguments)
+                    activations[label] = Sparta(**{name: site[name] for name in ARGUMENTS})
             except (ValueError, TypeError, RuntimeError) as error:
                 problems.append(f"{label}: {error}")
+            else:
+                if site["shapes"] != (shapes := _shapes(activations[label])):
+                    problems.append(
+                        f"{label}: shapes {site['shapes']} are not those of its arguments, {shapes}"
+                    )
         wrong += problems
     if wrong:
         raise WeightsError("; ".join(wrong))
     return activations
+
+
+def _shapes(activation: Sparta) -> dict[str, list[int]]:
+    return {name: list(p.shape) for name, p in activation.named_parameters()}
 
 
 def _mistyped(what: str, entries: Any, types: Mapping[str, type]) -> list[str]:

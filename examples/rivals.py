@@ -1,6 +1,7 @@
-"""What SPARTA is compared with: other readings of the paper, Dynamic ReLU and feature denoising."""
+"""What SPARTA is compared with: readings of the paper that lost, Dynamic ReLU and feature denoising."""
 
 import math
+from functools import partial
 from typing import cast
 
 import torch
@@ -8,47 +9,66 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_act import functional as SF
-from sparta_act.activations import Sparta
 from sparta_act.errors import ShapeError
 
 
-class PooledSparta(Sparta):
-    """SPARTA whose phi_c and predicted kernel see X averaged to 3 x 3: fewer operations, every tap counts.
+class AsRead(nn.Module):
+    """SPARTA as first read: the paper's C x C kernels, no normalization, the gate at 0.5 at the start.
 
-    conv1 (padded), ReLU and conv2 (not padded) turn the 3 x 3 into 1 x 1; conv6 (padded) and a mean over
-    channels turn it into the kernel. Our reading; arguments, shapes and errors as `Sparta`.
+    phi_c: conv1, ReLU, conv2, global average. phi_s: conv3, ReLU, conv4, conv5, whose kernel conv6 predicts:
+    to C channels, averaged to 3 x 3, mean over channels (`dynamic=False`: an ordinary learned kernel).
+    Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`. Source: SPARTA, Eq. 3, 5, 8.
     """
 
-    def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    lr_factor = 0.1  # of the network's learning rate: at the whole rate the gate saturates within 40 steps
+
+    def __init__(self, in_channels: int, *, dynamic: bool = True) -> None:
+        super().__init__()
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+        self.conv1, self.conv2, self.conv3 = (conv(in_channels, in_channels) for _ in range(3))
+        self.conv4 = conv(in_channels, 1)
+        self.conv6 = conv(in_channels, in_channels) if dynamic else conv(1, 1)
+        self.norm1 = self.norm3 = self.norm4 = nn.Identity()
+        self.dynamic = dynamic
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, C, H, W)."""
+        return SF.sparta(x, *self.scores(x))
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """phi_s (N, 1, H, W) and phi_c (N, C, 1, 1)."""
+        c, kernel = self.glance(x)
+        m = self.norm4(self.conv4(F.relu(self.norm3(self.conv3(x)))))
+        return SF.kernel_conv(m, kernel if self.dynamic else self.conv6.weight), c
+
+    def glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What sees X as a whole: phi_c (N, C, 1, 1) and conv5's kernel (N, 1, 3, 3)."""
+        c = self.conv2(F.relu(self.norm1(self.conv1(x)))).mean((2, 3), keepdim=True)
+        return c, SF.pool(self.conv6(x)).mean(1, keepdim=True) if self.dynamic else c
+
+
+class Pooled(AsRead):
+    """`AsRead` whose phi_c and predicted kernel see X averaged to 3 x 3; conv2 is not padded."""
+
+    def glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `AsRead`."""
         x = SF.pool(x).to(x.dtype)
-        c = SF.full_conv(F.relu(self._conv1(x)), self.conv2)
-        return c, SF.conv_to_one(x, SF.mean_filter(self.conv6)) if self.dynamic else self.conv5
+        c = F.conv2d(F.relu(self.norm1(self.conv1(x))), self.conv2.weight)
+        return c, self.conv6(x).mean(1, keepdim=True) if self.dynamic else c
 
 
-class NormedSparta(Sparta):
-    """SPARTA with batch norm after conv1, conv3 and conv4, so that the gate does not saturate at once.
+class Normed(AsRead):
+    """`AsRead` with batch norm after conv1, conv3 and conv4."""
 
-    Our reading (the paper is silent on normalisation); arguments, shapes and errors as `Sparta`.
-    """
-
-    def __init__(self, in_channels: int, *, dynamic: bool = True, neighborhood: int = 1) -> None:
-        super().__init__(in_channels, dynamic=dynamic, neighborhood=neighborhood)
+    def __init__(self, in_channels: int, *, dynamic: bool = True) -> None:
+        super().__init__(in_channels, dynamic=dynamic)
         self.norm1, self.norm3 = nn.BatchNorm2d(in_channels), nn.BatchNorm2d(in_channels)
         self.norm4 = nn.BatchNorm2d(1)
 
-    def _conv1(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.norm1(super()._conv1(x)))
 
-    def _conv3(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.norm3(super()._conv3(x)))
-
-    def _conv4(self, h: Tensor) -> Tensor:
-        m = super()._conv4(h).to(self.norm4.weight.dtype)  # float32 in a half module too: norm4 refuses half
-        return cast(Tensor, self.norm4(m))
-
-
-class PooledNormedSparta(NormedSparta, PooledSparta):
-    """`PooledSparta` with the batch norms of `NormedSparta`."""
+class PooledNormed(Normed, Pooled):
+    """`Pooled` with the batch norms of `Normed`."""
 
 
 def dynamic_relu(x: Tensor, residual: Tensor) -> Tensor:
@@ -121,7 +141,7 @@ class _DynamicReLU(_Channeled):
     def _residual(self, x: Tensor) -> Tensor:  # (4, N, C or 1, 1, 1)
         self._check(x)
         theta = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))) - 1
-        return theta.view(x.shape[0], 4, -1, 1, 1).transpose(0, 1)
+        return theta.unflatten(1, (4, -1))[..., None, None].transpose(0, 1)
 
 
 class DynamicReLUA(_DynamicReLU):

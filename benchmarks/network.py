@@ -1,9 +1,10 @@
 """Cost of a whole network with SPARTA, relative to the same network with ReLU.
 
 `python benchmarks/network.py` times one training step and one input-gradient step (what an attack repeats;
-the parameters are frozen) of ResNet-18 with the activation at the end of each group: ReLU, SPARTA written
-down plainly, `Sparta` and `PooledSparta`; then the training step of the compiled networks, and the memory
-kept for backward. Before, it checks that plain and fast SPARTA are the same function. On a GPU:
+the parameters are frozen) of the CIFAR ResNet-18 with the activation at the end of each group: ReLU, SPARTA
+written down plainly, `Sparta`; then the training step of the compiled networks, the memory kept for backward
+and the parameters. Before, it checks that plain and fast SPARTA are the same function. On a CPU it takes CPU
+time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 224 x 224. On a GPU:
 `python benchmarks/network.py --amp bf16 --batch-size 512 --compile default`.
 """
 
@@ -18,16 +19,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import peers  # noqa: F401  (torchvision can be imported after it)
 from command_line import at_least, plain_errors
 from measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
-from models import ACTIVATIONS, BLOCKS, build
-from plain import PlainSparta, awake, check_same
+from models import BLOCKS, build
+from plain import PlainSparta, check_same
 from report import print_table
+from sparta_act import Sparta, replace_relus
 from trainer import COMPILERS
 
 SITES = "G*.B-1"
-CONTENDERS = ("relu", "plain", "sparta", "sparta-pooled")
-ACTIVATIONS["plain"] = PlainSparta
+CONTENDERS = {"relu": None, "plain": PlainSparta, "sparta": Sparta}
+LARGE = "torchvision-resnet50"
+
+
+def network(arch: str, contender: str, width: int) -> nn.Module:
+    """The network with the activation at the end of each group."""
+    torch.manual_seed(0)
+    if arch == LARGE:
+        from torchvision.models import resnet50
+
+        model: nn.Module = resnet50(num_classes=1000)
+    else:
+        model = build(arch, "relu", "", width=width)
+    activation = CONTENDERS[contender]
+    return replace_relus(model, SITES, activation) if activation else model
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Tensor:
@@ -60,7 +76,7 @@ def input_step(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Callable[[]
 def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--arch", choices=BLOCKS, default="resnet18", help="default %(default)s")
+    p.add_argument("--arch", choices=(*BLOCKS, LARGE), default="resnet18", help="default %(default)s")
     p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
     p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
     p.add_argument(
@@ -75,18 +91,21 @@ def main(argv: list[str] | None = None) -> None:
     begin(args)
     hold_memory()
     amp = args.amp == "bf16"
+    size = 224 if args.arch == LARGE else 32
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
     models = {
-        name: awake(build(args.arch, name, SITES, width=args.width)).to(
-            args.device, memory_format=torch.channels_last
-        )
+        name: network(args.arch, name, args.width).to(args.device, memory_format=torch.channels_last)
         for name in CONTENDERS
     }
     two = torch.tensor([0, 1])
     worst = check_same(
-        models["sparta"], models["plain"], torch.rand(2, 3, 32, 32), lambda m, x: loss_of(m, x, two, False)
+        models["sparta"],
+        models["plain"],
+        torch.rand(2, 3, size, size),
+        lambda m, x: loss_of(m, x, two, False),
     )
     print(f"plain and fast SPARTA: the same loss and gradients in float64 to {worst:.0e}", flush=True)
-    x = torch.rand(args.batch_size, 3, 32, 32, device=args.device).to(memory_format=torch.channels_last)
+    x = torch.rand(args.batch_size, 3, size, size, device=args.device).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (len(x),), device=args.device)
 
     columns: dict[str, dict[str, str]] = {name: {} for name in models}
@@ -101,10 +120,10 @@ def main(argv: list[str] | None = None) -> None:
     kinds = {"training": training_step, "input grad": input_step}
     for kind, step_of in kinds.items():
         steps = {name: step_of(model, x, y, amp) for name, model in models.items()}
-        add(kind, race(steps, args.rounds, kind))
+        add(kind, race(steps, args.rounds, kind, clock=clock))
     if args.compile != "none":
         steps = {}
-        for name in ("relu", "sparta", "sparta-pooled"):  # compiling takes long: plain is left out
+        for name in ("relu", "sparta"):  # compiling takes long: plain is left out
             eager = training_step(models[name], x, y, amp)
             expected = eager().item()
             steps[name] = training_step(torch.compile(models[name], **COMPILERS[args.compile]), x, y, amp)
@@ -113,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
             if not abs(found - expected) < (0.05 if amp else 1e-3):
                 raise ValueError(f"{name}: the compiled network has loss {found:.4f}, not {expected:.4f}")
-        add("compiled", race(steps, args.rounds, "compiled training"))
+        add("compiled", race(steps, args.rounds, "compiled training", clock=clock))
     for name, model in models.items():
         step = training_step(model, x, y, amp)
         kept = kept_bytes(model, lambda model=model: loss_of(model, x, y, amp))
@@ -121,10 +140,14 @@ def main(argv: list[str] | None = None) -> None:
         columns[name]["multiply-adds, 1e9"] = f"{count / len(x) / 1e9:.2f}"
         columns[name]["kept, MB"] = f"{kept / len(x) / 1e6:.2f}"
         if name == "relu":
-            first = count, kept
+            first = count, kept, model
         columns[name]["multiply-adds / relu"] = f"{count / first[0]:.2f}"
         columns[name]["kept / relu"] = f"{kept / first[1]:.2f}"
-    title = f"{args.arch} width {args.width}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
+        numbers = sum(p.numel() for p in model.parameters())
+        columns[name]["parameters, 1e6"] = f"{numbers / 1e6:.2f}"
+        columns[name]["parameters / relu"] = f"{numbers / sum(p.numel() for p in first[2].parameters()):.3f}"
+    which = args.arch if args.arch == LARGE else f"{args.arch} width {args.width}"
+    title = f"{which}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
     print_table(title, columns)
     print("compiled: the training step, relative to compiled relu; of one image: multiply-adds, kept")
     print(told(args))

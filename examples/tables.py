@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from contest import minus, saturated, verdict
-from models import READINGS
+READINGS = ("sparta-as-read", "sparta-pooled", "sparta-normed", "sparta-pooled-normed")
 from report import told
 from runs import DIFFERENCE, Queue, Run, result_of
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         "--activation",
         choices=ACTIVATIONS,
         nargs="+",
-        default=["relu", "sparta", "sparta-pooled"],
+        default=["relu", "sparta"],
         help="the first is what the others are compared with (default %(default)s)",
     )
     p.add_argument("--compile", choices=("none", *COMPILERS), nargs="+", default=["none"])

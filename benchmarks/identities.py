@@ -21,6 +21,7 @@ from command_line import at_least, plain_errors
 from measuring import add_options, begin, check_equal, hold_memory, kept_bytes, race, told
 from report import print_table
 from sites import SITES
+from sparta_act import Sparta
 from sparta_act import functional as SF
 
 
@@ -34,70 +35,45 @@ class Piece(NamedTuple):
 
 def taken(n: int, channels: int, size: int) -> dict[str, Piece]:
     """The identities in use."""
-    x, h = maps(n, channels, size), maps(n, channels, size)
-    small, w, w_one = maps(n, channels, 3), filters(channels, channels), filters(1, channels)
+    hidden = Sparta(channels).hidden
+    x = maps(n, channels, size)
     s, c = torch.randn(n, 1, size, size), torch.randn(n, channels, 1, 1)
     m, kernel = torch.randn(n, 1, size, size), torch.randn(n, 1, 3, 3)
     return {
         "gate formed again in backward": Piece(
             lambda x, s, c: F.relu(x) * torch.sigmoid(s * c), SF.sparta, (x, s, c)
         ),
-        "conv2 and average: nine sums": Piece(
-            lambda h, w: F.conv2d(F.relu(h), w, padding=1).mean((2, 3), keepdim=True),
-            SF.relu_mean_conv,
-            (h, w),
-        ),
-        "conv6 and mean: one filter": Piece(
-            lambda x, w: F.adaptive_avg_pool2d(F.conv2d(x, w, padding=1), 3).mean(1, keepdim=True),
-            SF.predict_kernel,
-            (x, w),
-        ),
-        "conv4: product and fold": Piece(lambda h, w: F.conv2d(h, w, padding=1), SF.conv_to_one, (h, w_one)),
+        "pool as a product": Piece(lambda x: F.adaptive_avg_pool2d(x, 3), SF.pool, (x,)),
+        "conv2 as a product": Piece(F.conv2d, SF.full_conv, (maps(n, hidden, 3), filters(channels, hidden))),
         "conv5: product over windows": Piece(
             lambda m, k: F.conv2d(m.transpose(0, 1), k, padding=1, groups=len(m)).transpose(0, 1),
             SF.kernel_conv,
             (m, kernel),
         ),
-        "pooled: pool as a product": Piece(lambda x: F.adaptive_avg_pool2d(x, 3), SF.pool, (x,)),
-        "pooled: conv2 as a product": Piece(F.conv2d, SF.full_conv, (small, w)),
     }
 
 
 def left(n: int, channels: int, size: int) -> dict[str, Piece]:
     """What was tried in place of the form in use, which is the plain one here."""
-    x, h, small = maps(n, channels, size), maps(n, channels, size), maps(n, channels, 3)
-    w, w_one = filters(channels, channels), filters(1, channels)
+    hidden = Sparta(channels).hidden
+    h, small = maps(n, hidden, size), maps(n, channels, 3)
     return {
-        "conv1 and conv3 as one convolution": Piece(
-            lambda x, v, w: F.conv2d(x, v, padding=1) + F.conv2d(x, w, padding=1),
-            lambda x, v, w: sum_of_halves(F.conv2d(x, torch.cat([v, w]), padding=1)),
-            (x, w, filters(channels, channels)),
-        ),
-        "conv4: nine shifted sums, no fold": Piece(SF.conv_to_one, shifted_sums, (h, w_one)),
-        "conv2: ReLU that keeps its result": Piece(SF.relu_mean_conv, relu_then_sums, (h, w)),
-        "pooled: conv1 as a product": Piece(lambda x, w: F.conv2d(x, w, padding=1), same_conv, (small, w)),
+        "conv4: product and fold": Piece(padded_conv, product_and_fold, (h, filters(1, hidden))),
+        "conv1 as a product": Piece(padded_conv, same_conv, (small, filters(hidden, channels))),
     }
 
 
-def sum_of_halves(y: Tensor) -> Tensor:
-    """Sum of the first and the second half of the channels."""
-    return torch.add(*y.chunk(2, 1))
+def padded_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution with padding 1, PyTorch's own."""
+    return F.conv2d(x, weight, padding=1)
 
 
-def shifted_sums(x: Tensor, weight: Tensor) -> Tensor:
-    """`conv_to_one` whose nine channels are shifted and added one by one."""
-    taps = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(9, -1, 1, 1))
-    height, width = x.shape[2:]
-    taps = F.pad(taps, (1, 1, 1, 1))
-    shifted = [taps[:, 3 * i + j, i : i + height, j : j + width] for i, j in product(range(3), repeat=2)]
-    return sum(shifted[1:], shifted[0])[:, None]
-
-
-def relu_then_sums(h: Tensor, weight: Tensor) -> Tensor:
-    """`relu_mean_conv` with PyTorch's own ReLU, whose result is kept whole."""
-    h = F.relu(h)
-    taps = SF._products(h, SF._both_ways(SF._windows, h)) / (h.shape[2] * h.shape[3])
-    return SF.full_conv(taps, weight)
+def product_and_fold(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution to one channel, padding 1, as a product to nine channels whose shifted sum it is."""
+    taps = weight[0].flip(1, 2).permute(1, 2, 0).reshape(9, -1)
+    y = F.linear(x.permute(0, 2, 3, 1), taps).permute(0, 3, 1, 2)
+    columns = y.reshape(1, -1, y.shape[2] * y.shape[3])  # torch folds sample by sample, channels at once
+    return F.fold(columns, y.shape[2:], kernel_size=3, padding=1).view(y.shape[0], 1, *y.shape[2:])
 
 
 def same_conv(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""SPARTA as one would write it down from the paper: what the package's own form is compared with."""
+"""SPARTA as one would write it down: what the package's own form is compared with."""
 
 import copy
 from collections.abc import Callable
@@ -12,25 +12,38 @@ from sparta_act import Sparta
 
 
 class PlainSparta(Sparta):
-    """`Sparta`, every step where the paper has it: six convolutions, each computed in full."""
+    """`Sparta`, every step where its docstring has it, by PyTorch's own convolutions, pools and norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W)."""
-        h = F.relu(F.conv2d(x, self.conv1, padding=1))
-        c = F.conv2d(h, self.conv2, padding=1).mean((2, 3), keepdim=True)
-        kernel = F.adaptive_avg_pool2d(F.conv2d(x, self.conv6, padding=1), 3).mean(1, keepdim=True)
-        h = F.relu(F.conv2d(x, self.conv3, padding=1))
+        n, size = self.neighborhood, x.shape[2:]
+        z = x if n == 1 else F.avg_pool2d(x, n, ceil_mode=True)
+        glance = F.adaptive_avg_pool2d(z, 3)
+        h = F.relu(F.conv2d(glance, self.conv1, padding=1))
+        c = self.gain * normalized(F.conv2d(h, self.conv2))
+        if self.dynamic:
+            kernel = F.conv2d(glance, self.conv6, padding=1)
+        else:
+            kernel = self.conv5.expand(len(x), -1, -1, -1)
+        h = F.relu(F.conv2d(z, self.conv3, padding=1))
         m = F.conv2d(h, self.conv4, padding=1)
-        s = F.conv2d(m.transpose(0, 1), kernel, padding=1, groups=len(x)).transpose(0, 1)
-        return F.relu(x) * torch.sigmoid(s * c)
+        s = normalized(F.conv2d(m.transpose(0, 1), kernel, padding=1, groups=len(x)).transpose(0, 1))
+        s = s if n == 1 else F.interpolate(s, scale_factor=n)[:, :, : size[0], : size[1]]
+        gate = torch.sigmoid(s * c)
+        return F.relu(x) * (2 * gate if self.identity else gate)
+
+
+def normalized(t: Tensor) -> Tensor:
+    """To mean 0 and variance 1 in each sample; a single number becomes 0. Shapes: any, kept."""
+    return F.layer_norm(t, t.shape[1:])
 
 
 @torch.no_grad()
 def awake(model: nn.Module) -> nn.Module:
-    """The network with every conv2 off zero, where it starts and all gates are the same whatever they see."""
+    """The network with every gain off zero, where that of `identity` starts: there all gates are the same."""
     for module in model.modules():
-        if isinstance(module, Sparta):
-            module.conv2.normal_(std=0.05)
+        if isinstance(module, Sparta) and not module.gain:
+            module.gain.fill_(1)
     return model
 
 

@@ -20,8 +20,8 @@ from measuring import add_options, begin, hold_memory, kept_bytes, multiply_adds
 from peers import peer
 from plain import PlainSparta, check_same
 from report import print_table
+from rivals import DynamicReLUB, DynamicReLUC, FeatureDenoising
 from sparta_act import Sparta
-from sparta_act.baselines import DynamicReLUB, DynamicReLUC, FeatureDenoising, PooledSparta
 
 SITES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, height and width
 
@@ -41,7 +41,6 @@ def contenders() -> dict[str, Callable[[int], nn.Module]]:
         "feature denoising": lambda channels: nn.Sequential(nn.ReLU(), FeatureDenoising(channels)),
         "SPARTA, plainly": PlainSparta,
         "SPARTA": Sparta,
-        "SPARTA, pooled": PooledSparta,
     }
 
 

@@ -1,6 +1,6 @@
 """The paper's tables, run by run: what is done, what is missing, and the next one at a command.
 
-  python examples/campaign.py                                        what stands where
+  python examples/campaign.py                                        the state of every run
   python examples/campaign.py run short-relu short-sparta --data DIR  train, evaluate and file these
   python examples/campaign.py run --next --budget 25m --data DIR      as many as fit, in the queue's order
   python examples/campaign.py tables                                 write docs/results.md from what is filed
@@ -25,7 +25,7 @@ from replacing import write_text
 from running import BusyError, carry_out, source
 from runs import FOLDERS, QUEUE, RESULTS, Queue, Run, read_queue, state
 from sparta_act import SpartaError
-from tables import lacking, leader, left_out, render
+from tables import lacking, left_out, render
 from trainer import COMPILERS
 
 
@@ -91,8 +91,6 @@ def show(queue: Queue, args: argparse.Namespace) -> None:
     console.print()
     for line in lacking(queue, args.results):
         console.print(line, markup=False, highlight=False)
-    if (won := leader(queue, args.results)) and won[0] != queue.winner:
-        console.print(f"[yellow]{won[0]} wins the contest, but the queue says winner = {queue.winner}")
 
 
 def duration(text: str) -> float:

@@ -1,7 +1,9 @@
 """Errors of a trained network, clean and attacked: `python examples/evaluate.py runs/sparta/checkpoint.pt`.
 
 The paper's targeted PGD at 16/255, untargeted PGD with restarts at 8/255 and 16/255 and, with --autoattack,
-AutoAttack at 8/255; then the worst case, an image being wrong if any of them made it so. What the network
+AutoAttack at 8/255; then the worst case, an image being wrong if any of them made it so. With --protocol
+field, all at 8/255: untargeted PGD-50 and targeted DLR PGD-50 towards the three likeliest wrong classes, an
+image being wrong if any step made it so; the clean error is of all test images. What the network
 says of an image is always asked in float32 without TF32, with SPARTA's weights rounded to float16, as a set
 stores them.
 Each attack has its own random numbers, from --seed and its name without the number of steps: PGD-10 is the
@@ -33,6 +35,7 @@ from measure import (
     Attack,
     Outcome,
     carry_out,
+    field_menu,
     joined,
     loss_curve,
     menu,
@@ -91,16 +94,16 @@ def evaluate(
                 print(f"{name}: {attack.name} warns: {warning}")
     for case, wrong in worst_cases(attacks, outcomes).items():
         outcomes[case] = Outcome(wrong, 0.0, [])
-    torch.manual_seed(args.seed)
-    model = model.to(args.device).eval()
-    few = min(BATCH, attacks[0].images)
-    images, labels = data.to_float(x[:few], args.device), y[:few].to(args.device)
-    curve, _ = loss_curve(model, images, labels, **PAPER, steps=max(args.steps))
     errors = {attack_name: _entry(outcome) for attack_name, outcome in outcomes.items()}
     record = {"errors": errors, "seed": args.seed, "settings": settings, "checkpoint": network, **stamp()}
     record["test images"] = kept.sha256(x.numpy().tobytes(), y.numpy().tobytes())  # all that were there
     record["steps of PGD in"] = "bfloat16" if args.amp else "float32"
-    record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first images
+    if args.protocol == "paper":
+        torch.manual_seed(args.seed)
+        few = min(BATCH, attacks[0].images)
+        images, labels = data.to_float(x[:few], args.device), y[:few].to(args.device)
+        curve, _ = loss_curve(model.to(args.device), images, labels, **PAPER, steps=max(args.steps))
+        record["loss per step"] = curve.mean(1).tolist()  # of the target class, on the first images
     record["seconds"] = round(time.perf_counter() - began, 1)
     kept.write_record(whole, record)
     return outcomes
@@ -136,7 +139,17 @@ def parser() -> argparse.ArgumentParser:
         default="sample",
         help="where its data lie: 'sample' (ours, of CIFAR-10; default), 'hub', or a folder of parquet files",
     )
-    p.add_argument("--limit", type=at_least(1), help="only the first so many test images, for a quick look")
+    p.add_argument(
+        "--protocol",
+        choices=("paper", "field"),
+        default="paper",
+        help="`paper` (default), or `field`: 8/255, every step judged; its steps are --untargeted-steps",
+    )
+    p.add_argument(
+        "--limit",
+        type=at_least(1),
+        help="only the first so many test images, for a quick look; with `field`, clean ones are all asked",
+    )
     p.add_argument(
         "--steps",
         type=at_least(1),
@@ -181,9 +194,15 @@ def chosen(args: argparse.Namespace) -> list[Attack]:
     """The attacks that the command line asks for."""
     most = args.limit or 10**9
     more = {"amp": True} if args.amp else {}
-    attacks = [Attack("clean", {}, most)]
-    for name, arguments in menu(args.steps, args.untargeted_steps, args.restarts).items():
-        attacks.append(Attack(name, arguments | more, most))
+    if args.protocol == "field":
+        attacks = [Attack("clean", {}, 10**9)]
+        attacks += [Attack(name, a, most) for name, a in field_menu(args.untargeted_steps).items()]
+    else:
+        attacks = [Attack("clean", {}, most)]
+        attacks += [
+            Attack(name, a | more, most)
+            for name, a in menu(args.steps, args.untargeted_steps, args.restarts).items()
+        ]
     few = min(args.autoattack_limit or most, most)
     return attacks + ([Attack("AutoAttack, 8/255", {"eps": 8 / 255}, few)] if args.autoattack else [])
 
@@ -203,6 +222,8 @@ def check(args: argparse.Namespace) -> None:
             f"the checkpoints are of {' and '.join(sorted(datasets))}; evaluate one data set at a time"
         )
     check_device(args.device)
+    if args.protocol == "field" and args.amp:
+        raise ValueError("--protocol field takes its steps in float32; leave out --amp")
     if args.autoattack:
         strong.load()
 

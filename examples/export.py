@@ -18,9 +18,8 @@ import kept
 import networks
 from audit_text import headline, made
 from command_line import plain_errors
-from contest import minus
 from replacing import write_text
-from report import percent, told
+from report import minus, percent, told
 from sets import activations_of, in_pixels, round_to_half
 from sparta_act import Sparta, SpartaSet
 from sparta_act.files import CARD, CONFIG, WEIGHTS

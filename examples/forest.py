@@ -8,8 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from contest import minus
 from replacing import replacing
+from report import minus
 from runs import Queue
 from tables import ATTACKS, Rows, by_budget, held_against_first, picture
 

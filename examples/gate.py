@@ -13,6 +13,7 @@ from attacks import attacking
 from losses import cross_entropy
 from sets import gates
 from sparta_act import Sparta
+from sparta_act import functional as SF
 
 Substitute = Callable[[Sparta, Tensor], Tensor]
 
@@ -31,23 +32,20 @@ def rescaled(sparta: Sparta, x: Tensor, *, factor: float) -> Tensor:
     """SPARTA as steep as it would be if its logit were `factor` times as large: a hard gate becomes soft."""
     s, c = sparta.scores(x)
     logit = s * c
-    gate = torch.sigmoid(factor * logit.detach() + (logit - logit.detach()))
+    gate = sparta.scale * torch.sigmoid(factor * logit.detach() + (logit - logit.detach()))
     return F.relu(x) * gate.to(x.dtype)
 
 
 def dpnet_frozen(sparta: Sparta, x: Tensor) -> Tensor:
-    """SPARTA whose predicted kernel is taken for a constant. Changes the module while it runs."""
-    glance = sparta._glance
-
-    def detached(x: Tensor) -> tuple[Tensor, Tensor]:
-        c, kernel = glance(x)
-        return c, kernel.detach()
-
-    sparta._glance = detached  # type: ignore[method-assign]
-    try:
+    """SPARTA whose predicted kernel is taken for a constant: each image has an ordinary conv5 of its own."""
+    weights = dict(sparta._parameters)
+    if (conv6 := weights.pop("conv6", None)) is None:
         return sparta(x)
-    finally:
-        del sparta._glance
+    n = sparta.neighborhood
+    glance = SF.pool(F.avg_pool2d(x, n, ceil_mode=True) if n > 1 else x).to(x.dtype)
+    static = copy.copy(sparta)  # of the same class, with whatever that does to the scores
+    static._parameters = weights | {"conv5": F.conv2d(glance, conv6, padding=1).detach()}
+    return static(x)
 
 
 SUBSTITUTES: dict[str, Substitute] = {
@@ -92,10 +90,12 @@ def around(model: nn.Module, substitute: Substitute) -> nn.Module:
 class Gate(NamedTuple):
     """What one site does, image by image."""
 
-    closed: Tensor  # (N,): share of its gate below 0.01
+    closed: Tensor  # (N,): share of its sigmoid below 0.01
     open: Tensor  # (N,): above 0.99
     ratio: Tensor  # (N,): gradient norm behind the site by that behind a ReLU in its place
-    histogram: Tensor  # (50,): counts of the gate's values from 0 to 1
+    histogram: (
+        Tensor  # (50,): counts of the sigmoid's values from 0 to 1; with `identity` the gate is twice it
+    )
 
 
 def statistics(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 100) -> dict[str, Gate]:
@@ -147,7 +147,7 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Gate]:
 
 def _gate(sparta: Sparta, x: Tensor, grad: Tensor) -> Gate:
     with torch.no_grad():
-        gate = sparta.attention(x).float()
+        gate = SF.attention(*sparta.scores(x)).float()  # without the factor of `identity`
     with torch.enable_grad():
         x = x.requires_grad_()
         (passed,) = torch.autograd.grad(sparta(x), x, grad)

@@ -14,18 +14,21 @@ from tqdm import tqdm
 
 import data
 from attacks import attacking, classes_of, pgd, pgd_at, pgd_steps, random_targets
+from robust_error import dlr_errors, robust_errors
 from strong import autoattack_by_copy
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
 BATCH = 250
-PART = 100  # images of AutoAttack on a CPU, before it is kept
+PART = 100  # images of a long attack on a CPU, before it is kept
+FIRST_BREAK = {"cross-entropy": robust_errors, "targeted DLR": dlr_errors}  # by `loss` of the arguments
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
     """One attack by its name: arguments of `pgd`, or of AutoAttack if without `steps`; none for clean.
 
+    With `loss` they are of the function of `FIRST_BREAK`, which judges every step.
     It is of so many `images`, the first ones or those from `start` on.
     """
 
@@ -61,9 +64,12 @@ class Outcome:
 
 
 def parts(attacks: Sequence[Attack], device: str) -> list[list[Attack]]:
-    """Attacks of one family in the parts to be carried out and kept one by one: AutoAttack's are batches."""
+    """Attacks of one family in the parts to be carried out and kept one by one: batches of the long ones.
+
+    Long are AutoAttack and the attacks that judge every step.
+    """
     first, *others = attacks
-    if others or "steps" in first.arguments or not first.arguments:
+    if others or not first.arguments or ("steps" in first.arguments and "loss" not in first.arguments):
         return [list(attacks)]
     size = _batch_size(device) if torch.device(device).type == "cuda" else PART
     starts = range(0, first.images, size)
@@ -87,6 +93,15 @@ def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, di
     name = f"untargeted PGD-{untargeted_steps}{f' x {restarts}' if restarts > 1 else ''}"
     untargeted = {**MODERN, "steps": untargeted_steps, "restarts": restarts}
     return attacks | {f"{name}, {k}/255": untargeted | {"eps": k / 255} for k in (8, 16)}
+
+
+def field_menu(steps: int) -> dict[str, dict[str, Any]]:
+    """Attacks by name, at 8/255, each step judged: untargeted PGD, and PGD by targeted DLR."""
+    attack = {"eps": MODERN["eps"], "step_size": MODERN["step_size"], "steps": steps}
+    return {
+        f"untargeted PGD-{steps}, 8/255": attack | {"loss": "cross-entropy"},
+        f"targeted DLR PGD-{steps}, 8/255": attack | {"loss": "targeted DLR"},
+    }
 
 
 def find_errors(
@@ -161,6 +176,8 @@ def carry_out(
     title, warnings, standing = f"{title}: {first.family}", list[str](), dict[str, int]()
     if not first.arguments:
         wrong = find_errors(model, x, y, {}, device=device, title=title)
+    elif "loss" in first.arguments:
+        wrong = {a.name: _first_break_errors(model, x, y, a.arguments, device) for a in attacks}
     elif "steps" in first.arguments:
         pgds = {a.name: a.arguments for a in attacks}
         wrong = find_errors(model, x, y, pgds, device=device, title=title)
@@ -178,6 +195,16 @@ def carry_out(
         wrong = {first.name: found}
     seconds = time.perf_counter() - began
     return {a.name: Outcome(wrong[a.name], seconds, warnings, standing) for a in attacks}
+
+
+def _first_break_errors(
+    model: nn.Module, x: Tensor, y: Tensor, arguments: Mapping[str, Any], device: str
+) -> Tensor:
+    attack = dict(arguments)
+    attacked = FIRST_BREAK[attack.pop("loss")]
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    images, labels = data.to_float(x, device), y.to(device)
+    return attacked(model, images, labels, **attack, batch_size=_batch_size(device)).cpu()
 
 
 def worst_cases(attacks: list[Attack], outcomes: Mapping[str, Outcome]) -> dict[str, Tensor]:

@@ -15,20 +15,20 @@ from attacks import attacking
 from sparta_act import Sparta
 
 
-def site_attention(model: nn.Module, x: Tensor, site: int = 0) -> Tensor:
-    """Gate of the network's `site`-th SPARTA, averaged over its channels.
+def site_scores(model: nn.Module, x: Tensor, site: int = 0) -> Tensor:
+    """Score of each place at the network's `site`-th SPARTA. (Over the channels the gate's mean is flat.)
 
     Shapes: x (N, C, H, W) in [0, 1], result (N, H', W').
     """
     module = [m for m in model.modules() if isinstance(m, Sparta)][site]
-    gates = []
-    handle = module.register_forward_pre_hook(lambda m, inputs: gates.append(m.attention(inputs[0])))
+    scores: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda m, inputs: scores.extend(m.scores(inputs[0])))
     try:
         with attacking(model), torch.no_grad():
             model(x)
     finally:
         handle.remove()
-    return gates[0].mean(1)
+    return scores[0][:, 0]
 
 
 def overview(
@@ -41,10 +41,10 @@ def overview(
     labels: list[str],
     curves: Mapping[str, Tensor],
 ) -> None:
-    """Draw one page and write it to `path`; the titles say what the colours of the gate span.
+    """Draw one page and write it to `path`; the titles say what the colors of the scores span.
 
-    Shapes: clean, attacked (N, 3, H, W) in [0, 1]; before, after (N, H, W), attention on each; every curve
-    (steps, images), the losses of one network during one attack.
+    Shapes: clean, attacked (N, 3, H, W) in [0, 1]; before, after (N, H, W), scores of the places of each;
+    every curve (steps, images), the losses of one network during one attack.
     """
     figure = plt.figure(figsize=(12, 1.25 * len(clean) + 0.5))
     grid = GridSpec(len(clean), 8, figure=figure, wspace=0.1, hspace=0.12)
@@ -54,8 +54,8 @@ def overview(
         "clean": clean.permute(0, 2, 3, 1),
         "perturbation": ((attacked - clean) / (2 * (attacked - clean).abs().max()) + 0.5).permute(0, 2, 3, 1),
         "attacked": attacked.permute(0, 2, 3, 1),
-        f"gate {low:.2f}-{high:.2f}": before,
-        "gate, attacked": after,
+        f"score {low:.1f} to {high:.1f}": before,
+        "score, attacked": after,
         f"change, ±{change:.2f}": after - before,
     }
     for j, (title, images) in enumerate(columns.items()):

@@ -6,11 +6,14 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from kept import unpacked
 
 
 def interval(wrong: Tensor) -> tuple[float, float, float]:
@@ -25,6 +28,14 @@ def difference(wrong: Tensor, other: Tensor) -> tuple[float, float]:
     """Error minus the other's error on the same images, and the half width of its 95% interval (paired)."""
     d = wrong.float() - other.float()
     return d.mean().item(), 1.959964 * d.std(correction=0).item() / math.sqrt(len(d))
+
+
+def minus(result: Mapping[str, Any], other: Mapping[str, Any], attack: str) -> tuple[float, float]:
+    """`difference` of two filed results. Raises `ValueError` if they are of different images."""
+    a, b = (r["errors"][attack] for r in (result, other))
+    if (a["images"], result["test images"]) != (b["images"], other["test images"]):
+        raise ValueError(f"{attack}: {a['images']} images against {b['images']}, or of another test split")
+    return difference(unpacked(a["wrong"], a["images"]), unpacked(b["wrong"], b["images"]))
 
 
 def percent(wrong: Tensor) -> str:

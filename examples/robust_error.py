@@ -1,6 +1,7 @@
 """Robust error by PGD, and no more of it than needed: an image that is broken leaves, the next one enters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,12 @@ from tqdm import tqdm
 
 from attacks import attacking, check, classes_of, random_images, random_targets, widen, within
 from folding import folded
-from losses import cross_entropy, cross_entropy_to
+from losses import cross_entropy, cross_entropy_to, dlr_to
 
 Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
+Aim = Callable[
+    [int, Tensor], tuple[Tensor, ...]
+]  # number of a run, indices (n,) of its images: their targets
 
 
 def robust_errors(
@@ -39,19 +43,75 @@ def robust_errors(
     """
     check(x, steps, restarts)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+
+    def aim(_: int, left: Tensor) -> tuple[Tensor, ...]:
+        return (random_targets(y[left], classes_of(model, x)),) if targeted else ()
+
     loss = cross_entropy_to if targeted else cross_entropy
-    with attacking(model), tqdm(total=len(x) * restarts, unit="img", desc="robust error", leave=False) as bar:
+    return _errors_of_runs(model, x, y, loss, aim, runs=restarts, random_start=random_start, **attack)
+
+
+def dlr_errors(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targets: int = 3,
+    batch_size: int = 250,
+) -> Tensor:
+    """`robust_errors` by targeted DLR, a run towards each of the likeliest wrong classes of the clean image.
+
+    In their order, the likeliest first, each from a random start of its own; an image that broke is not
+    attacked again.
+    Shapes and errors as `robust_errors`. Source of the loss: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
+    """
+    check(x, steps, targets)
+    attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+
+    def aim(run: int, left: Tensor) -> tuple[Tensor, ...]:
+        return (likeliest_wrong(model, x[left], y[left], targets, batch_size)[:, run],)
+
+    return _errors_of_runs(model, x, y, dlr_to, aim, runs=targets, random_start=True, **attack)
+
+
+@torch.no_grad()
+def likeliest_wrong(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, count: int, batch_size: int = 250
+) -> Tensor:
+    """Wrong classes of the largest logits, in descending order. Shapes: (N, C, H, W), (N,) -> (N, count)."""
+    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    others = [model(images).scatter(1, labels[:, None], -torch.inf) for images, labels in parts]
+    return torch.cat(others).topk(count, 1).indices
+
+
+def _errors_of_runs(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    aim: Aim,
+    *,
+    eps: float,
+    runs: int,
+    random_start: bool,
+    batch_size: int,
+    **attack: Any,
+) -> Tensor:
+    with attacking(model), tqdm(total=len(x) * runs, unit="img", desc="robust error", leave=False) as bar:
         broken = clean_errors(model, x, y, batch_size)
         fast = folded(model, x[:2]) if len(x) else model
-        for _ in range(restarts):
+        for run in range(runs):
             (left,) = torch.where(~broken)
             bar.update(len(x) - len(left))
             if len(left) == 0:
                 break
-            images, labels = x[left], y[left]
-            goals = (labels, random_targets(labels, classes_of(model, x))) if targeted else (labels,)
+            images, goals = x[left], (y[left], *aim(run, left))
             start = random_images(images, eps) if random_start else images
-            when, _ = first_breaks(model, fast, images, start, loss, goals, bar=bar, **attack)
+            more = {"eps": eps, "batch_size": batch_size, "bar": bar, **attack}
+            when, _ = first_breaks(model, fast, images, start, loss, goals, **more)
             broken[left] = when >= 0
     return broken
 

@@ -133,7 +133,7 @@ def file_result(run: Run, args: argparse.Namespace, both: bool) -> None:
         "errors": measured["errors"],
         "test images": measured["test images"],
         "steps of PGD in": measured["steps of PGD in"],
-        "loss per step": measured["loss per step"],
+        **({"loss per step": measured["loss per step"]} if "loss per step" in measured else {}),
         "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply-adds": multiply_adds(model),

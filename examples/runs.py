@@ -30,7 +30,6 @@ FIELDS = {  # of a table
     **dict.fromkeys(("number", "title", "note", "against", "compared"), str),
     **dict.fromkeys(("columns", "rows", "budgets", "figure", "neighbours"), list),
     "findings": dict,
-    "contest": bool,
 }
 DIFFERENCE = re.compile(r"[+-]\d+\.\d ± \d+\.\d")  # as the tables print it
 FOLDERS = {"cifar10": "cifar10", "svhn": "svhn", "mnist-m": "mnist_m"}  # of each data set, beside each other
@@ -70,7 +69,6 @@ class Run:
 class Queue:
     """All runs by name, in their order, and the paper's tables."""
 
-    winner: str
     epochs: dict[str, int]
     runs: dict[str, Run]
     tables: list[dict[str, Any]]
@@ -78,7 +76,7 @@ class Queue:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How a run stands: done, running, stopped, missing or waiting; and a word more."""
+    """State of a run: done, running, stopped, missing or waiting; and a word more."""
 
     word: str
     detail: str = ""
@@ -91,17 +89,14 @@ def read_queue(path: Path = QUEUE) -> Queue:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     try:
-        winner, epochs, defaults = text["winner"], text["epochs"], text["defaults"]
-        evaluations, entries, tables = text["evaluations"], text["runs"], text["tables"]
+        epochs, defaults, evaluations = text["epochs"], text["defaults"], text["evaluations"]
+        entries, tables = text["runs"], text["tables"]
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}") from None
     runs: dict[str, Run] = {}
     wrong = []
     for name, entry in entries.items():
         numbers = defaults | entry
-        activation = numbers.get("activation", "")
-        if activation.startswith("winner"):
-            numbers["activation"] = activation.replace("winner", winner, 1)
         unknown = [
             f"{what} {numbers.get(what)!r}"
             for what, known in (
@@ -131,13 +126,13 @@ def read_queue(path: Path = QUEUE) -> Queue:
             wrong.append(f"table {table.get('number', i + 1)}: {lacks}")
     if wrong:
         raise ValueError(f"{path}: " + "; ".join(wrong))
-    return Queue(winner, epochs, runs, tables)
+    return Queue(epochs, runs, tables)
 
 
 def flaw(table: dict[str, Any]) -> str:
     """What an entry of `[[tables]]` lacks or has wrong, as text; empty if nothing."""
     if odd := [k for k, v in table.items() if not isinstance(v, FIELDS.get(k, ()))]:
-        return f"{', '.join(odd)}: unknown, or of another type than text, a list, a table or true"
+        return f"{', '.join(odd)}: unknown, or of another type than text, a list or a table"
     figure, findings = table.get("figure"), table.get("findings", {})
     if odd := [t for t in (*(figure or ()), *findings.values()) if type(t) is not str]:
         return f"text was wanted in its figure and findings, found {odd}"
@@ -192,7 +187,7 @@ def _is_number(value: Any) -> bool:
 
 
 def result_of(run: Run, results: Path) -> dict[str, Any] | None:
-    """The filed result of a run, if it is of this entry as it stands now."""
+    """The filed result of a run, if it is of this entry as it is now."""
     result = read_result(run.name, results)
     return result if result is not None and not changes(run, result) else None
 
@@ -208,7 +203,7 @@ def changes(run: Run, other: dict[str, Any]) -> str:
 
 
 def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
-    """How a run stands, from the files alone."""
+    """State of a run, from the files alone."""
     result = read_result(run.name, results)
     if result is not None and not changes(run, result):
         return State("done", f"clean error {result['errors']['clean']['error']:.1%}")

@@ -2,13 +2,11 @@
 
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from contest import minus, saturated, verdict
-READINGS = ("sparta-as-read", "sparta-pooled", "sparta-normed", "sparta-pooled-normed")
-from report import told
+from report import minus, told
 from runs import DIFFERENCE, Queue, Run, result_of
 
 ATTACKS = {
@@ -24,7 +22,7 @@ HEAD = """# Results
 
 The paper's Tables 2 to 9 beside ours: percent of test images that are wrong, clean or under the paper's
 attack (targeted PGD, eps 16/255, step 1/255). Ours have 95% intervals; where a row has several seeds, their
-mean, lowest and highest. Under each table stand attacks that the paper does not show. Budgets are epochs:
+mean, lowest and highest. Under each table are attacks that the paper does not show. Budgets are epochs:
 what is trained for 30 is not compared with what is trained for 90.
 
 Differences are of the same images, and their ± counts images alone, not the luck of a training. What that
@@ -32,22 +30,19 @@ luck does is what the seeds of one row differ by; a difference between two rows 
 
 Written by `python examples/campaign.py tables` from the files in [results](results), each of which names its
 commands, seed, machine, torch and commit; no number in a table is typed by hand. What a paragraph below a
-table concludes is ours; every difference that it quotes stands in the tables above it, else it is left out.
+table concludes is ours; every difference that it quotes is in the tables above it, else it is left out.
 """
 
 
 def render(queue: Queue, results: Path) -> str:
     """All tables, as Markdown."""
-    parts = [
-        HEAD,
-        f"SPARTA without more words is the reading `{queue.winner}` ([readings.md](readings.md)).\n",
-    ]
+    parts = [HEAD]
     for table in queue.tables:
         number = table["number"]
         parts.append(f"## {'Table ' + number if number[0].isdigit() else number.capitalize()}\n")
         parts.append(f"{table['title']}.{' ' + table['note'] if 'note' in table else ''}\n")
         for budget, rows in by_budget(queue, table, results).items():
-            shown = list(_one_budget(queue, table, budget, rows, results))
+            shown = list(_one_budget(queue, table, budget, rows))
             finding = table.get("findings", {}).get(budget, "")
             if finding and all(quoted in "".join(shown) for quoted in DIFFERENCE.findall(finding)):
                 shown.append(f"{finding}\n")
@@ -61,7 +56,7 @@ def left_out(queue: Queue, page: str) -> list[str]:
     return [f"{number}, {budget}" for number, budget, text in findings if text not in page]
 
 
-def _one_budget(queue: Queue, table: dict[str, Any], budget: str, rows: Rows, results: Path) -> Iterator[str]:
+def _one_budget(queue: Queue, table: dict[str, Any], budget: str, rows: Rows) -> Iterator[str]:
     count = queue.epochs[budget]
     yield f"{count} epoch{'' if count == 1 else 's'} (`{budget}`):\n"
     yield _beside(table, rows)
@@ -75,8 +70,6 @@ def _one_budget(queue: Queue, table: dict[str, Any], budget: str, rows: Rows, re
         yield spread
     if "neighbours" in table:
         yield _neighbours(table, rows)
-    if table.get("contest") and (won := leader(queue, results, budget)):
-        yield f"By [the rule](readings.md#the-rule) wins `{won[0]}`. {'; '.join(won[1])}.\n"
 
 
 def by_budget(queue: Queue, table: dict[str, Any], results: Path) -> dict[str, Rows]:
@@ -98,18 +91,6 @@ def lacking(queue: Queue, results: Path) -> Iterator[str]:
                 lack = f", lacks {'; '.join(missing)}" if missing else ""
                 told.append(f"{budget} {len(there) - len(missing)} of {len(table['rows'])}{lack}")
         yield f"{table['number']}: {' | '.join(told)}"
-
-
-def leader(queue: Queue, results: Path, budget: str = "contest") -> tuple[str, list[str]] | None:
-    """The reading that wins a contest, and why no other does, once all of it is done."""
-    runs = [
-        r
-        for r in queue.runs.values()
-        if r.name.startswith(f"{budget}-") and r.activation in READINGS and r.seed == 0
-    ]
-    found = {r.activation: result_of(r, results) for r in runs}
-    done = {activation: result for activation, result in found.items() if result is not None}
-    return verdict(done) if runs and len(done) == len(found) else None
 
 
 def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
@@ -164,6 +145,16 @@ def _more(table: dict[str, Any], rows: Rows) -> str | None:
         sizes = [f"{found[0]['parameters']:,}", f"{found[0]['multiply-adds'] / 1e6:.1f} M"]
         lines.append([*line, gates if any(map(saturated, found)) else "", *sizes, seconds, machines])
     return _markdown(lines)
+
+
+def saturated(result: Mapping[str, Any]) -> dict[str, float]:
+    """Share of each gate below 0.01 or above 0.99 after the last epoch, by site; empty without SPARTA."""
+    shares: dict[str, float] = {}
+    for name, share in result["last epoch"].items():
+        site, sign, _ = name.partition(" <") if " <" in name else name.partition(" >")
+        if sign:
+            shares[site] = shares.get(site, 0.0) + share
+    return shares
 
 
 def _against(table: dict[str, Any], rows: Rows) -> Iterator[str]:

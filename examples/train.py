@@ -62,7 +62,7 @@ def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
     """What each SPARTA's gate does to active elements of images x (N, C, H, W), by module name.
 
     Its mean and standard deviation, the share of its variance that is spatial (within the channels of an
-    image, not between them), and the share of it below 0.01 and above 0.99; and its gain.
+    image, not between them), and the share of its sigmoid below 0.01 and above 0.99; and its gain.
     """
     found = {}
 
@@ -77,8 +77,8 @@ def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
                 "mean": gate.mean().item(),
                 "std": spread.item(),
                 "spatial": (within.square().mean() / spread.square().clamp(min=1e-12)).item(),
-                "< 0.01": (gate < 0.01).double().mean().item(),
-                "> 0.99": (gate > 0.99).double().mean().item(),
+                "< 0.01": (gate < 0.01 * module.scale).double().mean().item(),
+                "> 0.99": (gate > 0.99 * module.scale).double().mean().item(),
             }
 
         return hook
@@ -145,7 +145,7 @@ def fit(
         if trainer.epoch:
             lowest = read_best(out, settings)["validation error"]
     while trainer.epoch < trainer.recipe.epochs:
-        lr, title = trainer.scheduler.get_last_lr()[0], f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
+        lr, title = first_rate(trainer), f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
         keep = keeper(trainer, out, settings) if first else lambda: None
         with tqdm(total=len(x), unit="img", desc=title, disable=not first) as bar:
             loss, error = trainer.run_epoch(x, y, bar, keep)
@@ -162,6 +162,12 @@ def fit(
             _write_log(log, rows)
             trainer.save(checkpoint, settings)
         yield row
+
+
+def first_rate(trainer: Trainer) -> float:
+    """Learning rate of an epoch's first batch, also where a resumed run is inside the epoch."""
+    scheduler = trainer.scheduler
+    return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](trainer.epoch * trainer.batches))
 
 
 def keeper(trainer: Trainer, out: Path, settings: dict[str, Any]) -> Callable[[], None]:

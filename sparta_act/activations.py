@@ -98,7 +98,7 @@ class Sparta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        return _activate(x, self._weights(), self.neighborhood, self._scale, type(self).__name__)
+        return _activate(x, self._weights(), self.neighborhood, self.scale, type(self).__name__)
 
     def attention(self, x: Tensor) -> Tensor:
         """Gate of every element, sigmoid(s * c), twice that with `identity`, in float32 or wider.
@@ -106,7 +106,7 @@ class Sparta(nn.Module):
         Shapes: (N, C, H, W) -> (N, C, H, W), values in [0, 1] or [0, 2]. Raises `ShapeError`.
         Source: SPARTA, Eq. 5.
         """
-        return SF.attention(*self.scores(x), self._scale)
+        return SF.attention(*self.scores(x), self.scale)
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score s of every place and c of every channel, whose product is the gate's logit.
@@ -157,7 +157,8 @@ class Sparta(nn.Module):
         return f"{', '.join(arguments)}; {', '.join(shapes)}"
 
     @property
-    def _scale(self) -> int:
+    def scale(self) -> int:
+        """Factor of the gate: 1, or 2 with `identity`."""
         return 2 if self.identity else 1
 
     def _weights(self) -> dict[str, Tensor]:

@@ -72,8 +72,8 @@ def scores(
         x = F.avg_pool2d(x, neighborhood, ceil_mode=True)
     glance = pool(x).to(x.dtype)
     phi_c = full_conv(F.relu(F.conv2d(glance, conv1, padding=1)), conv2)
-    kernel = conv_to_one(glance, conv6) if conv6 is not None else cast(Tensor, conv5)
-    m = conv_to_one(relu_(F.conv2d(x, conv3, padding=1)), conv4)
+    kernel = F.conv2d(glance, conv6, padding=1) if conv6 is not None else cast(Tensor, conv5)
+    m = F.conv2d(relu_(F.conv2d(x, conv3, padding=1)), conv4, padding=1)
     s = normalize(kernel_conv(m, kernel), (2, 3))
     return s if neighborhood == 1 else share(s, neighborhood, size), normalize(phi_c, (1,)) * gain
 
@@ -103,21 +103,6 @@ def full_conv(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
 
 
-def conv_to_one(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution to one channel, 3 x 3 with padding 1: a product to nine channels and a fold.
-
-    Shapes: x (N, C, H, W), weight (1, C, 3, 3), result (N, 1, H, W), float32 or wider.
-    Source: SPARTA, section 2.2.2: conv4, and conv6 to the one kernel that it predicts.
-    """
-    # fold adds where a tap lands: flipped. Not weight.flip(2, 3): DDP warns of the strides of its gradient
-    taps = weight[0].flip(1, 2).permute(1, 2, 0).reshape(9, -1)
-    if _channels_last(x):
-        y = F.linear(x.permute(0, 2, 3, 1), taps).permute(0, 3, 1, 2)
-    else:
-        y = F.conv2d(x, taps[:, :, None, None])
-    return _fold(_widen(y))
-
-
 def kernel_conv(m: Tensor, kernel: Tensor) -> Tensor:
     """Convolution of each one-channel map with its own 3 x 3 kernel, padding 1.
 
@@ -125,8 +110,10 @@ def kernel_conv(m: Tensor, kernel: Tensor) -> Tensor:
     Source: SPARTA, section 2.2.2: conv5.
     """
     m, kernel = _widen(m), _widen(kernel)
-    if _no_fold():
+    if _symbolic():
         return torch.stack([kernel[:, :, a, b, None, None] * t for (a, b), t in _shifts(m).items()]).sum(0)
+    if kernel.stride(1) == 1:  # as conv5 lies in memory, or DDP warns of the strides of its gradient
+        kernel = kernel.permute(0, 2, 3, 1)
     with _exactly(m):
         y = kernel.flatten(1)[:, None] @ _unfold(m)  # (N, 1, H * W)
     return y.view(m.shape)
@@ -186,7 +173,7 @@ def traced() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def _no_fold() -> bool:
+def _symbolic() -> bool:
     return torch.compiler.is_compiling() or traced()
 
 
@@ -203,7 +190,7 @@ def _gate_as(x: Tensor, s: Tensor, c: Tensor, scale: float) -> Tensor:
         gate = (s.permute(0, 2, 3, 1) * c.permute(0, 2, 3, 1)).sigmoid_().permute(0, 3, 1, 2)
     else:
         gate = (s * c).sigmoid_()
-    return gate if scale == 1 else gate.mul_(scale)
+    return gate if scale == 1 else gate * scale
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -213,19 +200,10 @@ def _widen(x: Tensor) -> Tensor:
 
 def _unfold(m: Tensor) -> Tensor:
     """What each tap of a padded 3 x 3 kernel sees: (N, 1, H, W) -> (N, 9, H * W)."""
+    # torch unfolds, and folds in the backward, sample by sample, on a GPU with a launch for each of them, but
+    # all channels of a sample at once: so the samples go in as channels of one; none would be an error
     columns = F.unfold(m.transpose(0, 1) if len(m) else m, 3, padding=1)
     return columns.view(m.shape[0], 9, m.shape[2] * m.shape[3])
-
-
-def _fold(y: Tensor) -> Tensor:
-    """Sum of what nine taps add to each pixel, the adjoint of `_unfold`: (N, 9, H, W) -> (N, 1, H, W)."""
-    if _no_fold():
-        seen = [_shifts(y[:, 3 * a + b, None])[2 - a, 2 - b] for a in range(3) for b in range(3)]
-        return torch.stack(seen).sum(0)
-    columns = y.reshape(1, -1, y.shape[2] * y.shape[3]) if len(y) else y.flatten(2)
-    # torch folds and unfolds sample by sample, forward or back, on a GPU with a launch for each of them, but
-    # all channels of a sample at once: so the samples go in as channels of one; none would be an error
-    return F.fold(columns, y.shape[2:], kernel_size=3, padding=1).view(y.shape[0], 1, *y.shape[2:])
 
 
 def _shifts(m: Tensor) -> dict[tuple[int, int], Tensor]:
@@ -238,7 +216,7 @@ def _shifts(m: Tensor) -> dict[tuple[int, int], Tensor]:
 def _pool_maps(height: int, width: int, like: Tensor) -> Tensor:
     """Weights (9, H * W) of the adaptive average pool to 3 x 3, kept from call to call where that is safe."""
     capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
-    if _no_fold() or type(like) is not Tensor or capturing:
+    if _symbolic() or type(like) is not Tensor or capturing:
         return _make_pool_maps(height, width, like.dtype, like.device)
     with torch.inference_mode(False):  # or training could not keep what an evaluation made
         return _kept_pool_maps(height, width, like.dtype, like.device)
@@ -266,7 +244,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, s: Tensor, c: Tensor, scale: float) -> Tensor:
-        return _gate_as(x, s, c, scale).mul_(F.relu(x)).to(x.dtype)  # in place: one pass over memory less
+        return (F.relu(x) * _gate_as(x, s, c, scale)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:

@@ -29,7 +29,7 @@ def changed(block, activation=Sparta, seed=0):
 
 def train(net, x, steps=3, run=None):
     """The gradients of the first of a few steps."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=0.1)
     first = None
     for _ in range(steps):
         optimizer.zero_grad()

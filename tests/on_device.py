@@ -38,7 +38,6 @@ from folding import folded
 from gradient_free import noise
 from robust_error import robust_errors
 from sparta_act import Sparta, replace_relus
-from sparta_act.baselines import PooledSparta
 
 FAST = train.RECIPES["fast"]
 ATTACK = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 2}
@@ -233,7 +232,7 @@ def test_a_run_goes_on_and_is_read_on_the_cpu(run):
         "--recipe fast --attack-norm train --amp bf16 --nesterov",
         "--recipe standard --activation relu",
         "--recipe modern --steps 2 --validation 8",
-        f"--recipe fast --width 16 --activation sparta-pooled --pretrained {SET}",
+        f"--recipe fast --width 16 --activation sparta --pretrained {SET}",
     ],
 )
 def test_every_recipe_trains(text, device, tiny_data, tmp_path):
@@ -295,7 +294,7 @@ class AllWrong(nn.Module):
 def test_an_audit_makes_all_attempts_and_goes_on(device, tmp_path):
     pytest.importorskip("foolbox")
     torch.manual_seed(0)
-    model, surrogate = (suspects.Small(gate).to(device).eval() for gate in (PooledSparta, None))
+    model, surrogate = (suspects.Small(gate).to(device).eval() for gate in (Sparta, None))
     x = data.to_float(data.load("test")[0][:8], device)
     with torch.no_grad():
         y = model(x).argmax(1)  # all right, and hard to move by so little
@@ -330,7 +329,7 @@ def test_the_figures(run, device, tiny_data, tmp_path):
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
     networks = {"ReLU": models.build("resnet18", "relu", "", width=8)}
-    networks["SPARTA, frozen"] = models.build("resnet18", "sparta-pooled", "G*.B-1", width=8)
+    networks["SPARTA, frozen"] = models.build("resnet18", "sparta", "G*.B-1", width=8)
     x, y = torch.rand(4, 3, 32, 32, device=device), torch.arange(4, device=device)
     quickstart.draw(tmp_path / "two.png", {k: m.to(device) for k, m in networks.items()}, x, y, 0)
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ from trainer import Trainer
 with distributed.joined("cpu") as device:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    model = build("resnet18", "sparta-normed", "G*.B-1", width=8)
+    model = build("resnet18", "sparta", "G*.B-1", width=8)
     recipe = dataclasses.replace(RECIPES["modern"], steps=2, clean_start=0.2, batch_size=15, averaging=0.5)
     trainer = Trainer(model, recipe, 45, device=device)
     trainer.model.train()

@@ -1,7 +1,7 @@
 """Slow twins of every formula, written from the papers with loops; `p` is a module's `state_dict`-like dict.
 
 The letters and the order of the steps are the papers'. Nothing here is clever, and nothing here is imported
-from the package: `test_activations.py` and `test_baselines.py` hold the fast forms to these.
+from the package: `test_activations.py` and `test_rivals.py` hold the fast forms to these.
 """
 
 import math
@@ -65,56 +65,69 @@ def neighborhood_means(x, n):
     return torch.stack(means, 2).view(*x.shape[:2], rows, columns)
 
 
-def phi_c(x, p, training):
-    """CANet: conv1, ReLU, conv2, global average: (N, C, 1, 1)."""
-    h = relu(norm(conv(x, p["conv1"]), p, "norm1", training))
-    return conv(h, p["conv2"]).mean((2, 3), keepdim=True)
+def normalized(t):
+    """Of one image: (t - mean) / sqrt(variance + 1e-5), the variance with n below it, not n - 1."""
+    mean = sum(t.flatten()) / t.numel()
+    variance = sum((v - mean) ** 2 for v in t.flatten()) / t.numel()
+    return (t - mean) / torch.sqrt(variance + 1e-5)
 
 
-def pooled_phi_c(x, p, training):
+def phi_c(x, p):
     """CANet on X averaged to 3 x 3: conv1, ReLU, conv2 without padding: (N, C, 1, 1)."""
-    h = relu(norm(conv(pool(x), p["conv1"]), p, "norm1", training))
-    return conv(h, p["conv2"], padding=0)
+    return conv(relu(conv(pool(x), p["conv1"])), p["conv2"], padding=0)
 
 
 def phi_d(x, p):
-    """DPNet: conv6 to C channels, average to 3 x 3, mean over channels: (N, 3, 3)."""
-    return pool(conv(x, p["conv6"])).mean(1)
+    """DPNet: the kernel of each sample, conv6 of X averaged to 3 x 3: (N, 3, 3)."""
+    return conv(pool(x), p["conv6"])[:, 0] if "conv6" in p else p["conv5"][0].expand(len(x), 3, 3)
 
 
-def pooled_phi_d(x, p):
-    """DPNet on X averaged to 3 x 3: conv6 to C channels, mean over channels: (N, 3, 3)."""
-    return conv(pool(x), p["conv6"]).mean(1)
-
-
-def phi_s(x, p, kernels, training):
+def phi_s(x, p, kernels, training=False):
     """SANet: conv3, ReLU, conv4, then conv5 of each sample with its own kernel: (N, 1, H, W)."""
     h = relu(norm(conv(x, p["conv3"]), p, "norm3", training))
     m = norm(conv(h, p["conv4"]), p, "norm4", training)
     return torch.cat([conv(m[n : n + 1], kernels[n][None, None]) for n in range(len(x))])
 
 
-def gated(x, s, c, n=1):
-    """Eq. 8; with Eq. 6 every p looks its score up at floor(p / N)."""
+def scores(x, p, n=1):
+    """Both scores, each normalized over one image: s (N, 1, H / n, W / n) and c (N, C, 1, 1)."""
+    z = neighborhood_means(x, n)
+    s = torch.stack([normalized(t) for t in phi_s(z, p, phi_d(z, p))])
+    return s, torch.stack([p["gain"][0] * normalized(t) for t in phi_c(z, p)])
+
+
+def gated(x, s, c, n=1, scale=1):
+    """Eq. 8, doubled with `identity`; with Eq. 6 every p looks its score up at floor(p / N)."""
     y = [
-        relu(x[b, d, i, j]) * sigmoid(s[b, 0, i // n, j // n] * c[b, d, 0, 0])
+        relu(x[b, d, i, j]) * scale * sigmoid(s[b, 0, i // n, j // n] * c[b, d, 0, 0])
         for b, d, i, j in product(*map(range, x.shape))
     ]
     return torch.stack(y).view(x.shape)
 
 
-def sparta(x, p, n=1, training=False):
-    """SPARTA as read, and with the batch norms of `NormedSparta` if p has them."""
-    z = neighborhood_means(x, n)
-    kernels = phi_d(z, p) if "conv6" in p else p["conv5"][0].expand(len(x), 3, 3)
-    return gated(x, phi_s(z, p, kernels, training), phi_c(z, p, training), n)
+def sparta(x, p, n=1, scale=1):
+    """SPARTA: `scale` is 2 with `identity`."""
+    return gated(x, *scores(x, p, n), n, scale)
 
 
-def pooled_sparta(x, p, n=1, training=False):
-    """`PooledSparta`, and `PooledNormedSparta` if p has its batch norms."""
-    z = neighborhood_means(x, n)
-    kernels = pooled_phi_d(z, p) if "conv6" in p else p["conv5"][0].expand(len(x), 3, 3)
-    return gated(x, phi_s(z, p, kernels, training), pooled_phi_c(z, p, training), n)
+def as_read(x, p, training=False, dynamic=True):
+    """`AsRead` of examples/rivals.py, and `Normed` if p has its batch norms."""
+    w = _by_convolution(p)
+    c = conv(relu(norm(conv(x, w["conv1"]), p, "norm1", training)), w["conv2"]).mean((2, 3), keepdim=True)
+    kernels = pool(conv(x, w["conv6"])).mean(1) if dynamic else w["conv6"][0].expand(len(x), 3, 3)
+    return gated(x, phi_s(x, w, kernels, training), c)
+
+
+def pooled(x, p, training=False, dynamic=True):
+    """`Pooled` of examples/rivals.py, and `PooledNormed` if p has its batch norms."""
+    w, three = _by_convolution(p), pool(x)
+    c = conv(relu(norm(conv(three, w["conv1"]), p, "norm1", training)), w["conv2"], padding=0)
+    kernels = conv(three, w["conv6"]).mean(1) if dynamic else w["conv6"][0].expand(len(x), 3, 3)
+    return gated(x, phi_s(x, w, kernels, training), c)
+
+
+def _by_convolution(p):
+    return p | {name.removesuffix(".weight"): p[name] for name in p if name.startswith("conv")}
 
 
 def swish_relu(x):

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 import data
 from recipes import RECIPES
-from sparta_act.baselines import PooledSparta
+from sparta_act import Sparta
+from sparta_act import functional as SF
 from trainer import Trainer
 
 EPS = 4 / 255
@@ -53,8 +54,11 @@ def trained(gate=None, seed=0):
     return model.eval().requires_grad_(False)
 
 
-class HardGate(PooledSparta):
+class HardGate(Sparta):
     """A gate whose logit is a hundred times as large."""
+
+    def forward(self, x):
+        return SF.sparta(x, *self.scores(x), self.scale)
 
     def scores(self, x):
         s, c = super().scores(x)
@@ -65,7 +69,7 @@ def hardened(model):
     """A copy whose gates are hard."""
     model = copy.deepcopy(model)
     for module in model.modules():
-        if type(module) is PooledSparta:
+        if type(module) is Sparta:
             module.__class__ = HardGate
     return model
 

@@ -16,6 +16,7 @@ import audit
 import data
 import kept
 import networks
+from sparta_act import Sparta
 from verdicts import FAIL, NO_GATE, PASS, UNKNOWN
 
 NETWORKS = Path(__file__).parents[1] / "examples" / "networks"
@@ -56,11 +57,11 @@ def test_a_plain_adversarially_trained_network_passes(tmp_path):
 
 @pytest.mark.slow
 def test_a_hard_gate_fails_as_a_hard_mask(tmp_path):
-    soft, _, _ = networks.load(str(NETWORKS / "cifar10-resnet18-w16.safetensors"))
-    tiny = attempts.Budget(2, 1, 1, 2, 1, 1, 1, 4)
+    torch.manual_seed(0)
+    soft, tiny = suspects.Small(Sparta), attempts.Budget(2, 1, 1, 2, 1, 1, 1, 4)
     _, rows = audited(suspects.hardened(soft), tmp_path, 100, tiny)
     assert rows[11]["verdict"] == FAIL
-    assert rows[11]["meaning"].startswith("hard mask at layer1.1.act2")
+    assert rows[11]["meaning"].startswith("hard mask at body.3")
     _, rows = audited(soft, tmp_path / "soft", 100, tiny)
     assert rows[11]["verdict"] == PASS
 
@@ -172,7 +173,7 @@ class Unused(suspects.LoudLogits):
 
     def __init__(self, model):
         super().__init__(model)
-        self.idle, self.gate = suspects.PooledSparta(3), suspects.PooledSparta(3)
+        self.idle, self.gate = Sparta(3), Sparta(3)
 
     def forward(self, x):
         self.idle(x)
@@ -361,7 +362,7 @@ def test_what_cannot_work_is_said_in_one_line_with_2(made, tmp_path, tiny_data, 
 
 def test_the_network_comes_back_as_it_was(tmp_path):
     torch.manual_seed(0)
-    model = suspects.Small(suspects.PooledSparta).requires_grad_(True)
+    model = suspects.Small(Sparta).requires_grad_(True)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     audited(model, tmp_path, 6, attempts.Budget(2, 1, 1, 2, 1, 1, 1, 4))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -14,8 +14,8 @@ import train
 from attack import attacks_on, check_attacks
 from measuring import kept_bytes, multiply_adds, race
 from plain import PlainSparta
+from rivals import FeatureDenoising
 from sparta_act import Sparta
-from sparta_act.baselines import FeatureDenoising
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,10 +36,10 @@ def tables(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_epoch_benchmark_times_each_network(tables):
-    small = "--width 8 --batch-size 4 --batches 1 --steps 1 --device cpu --activation relu sparta-pooled"
+    small = "--width 8 --batch-size 4 --batches 1 --steps 1 --device cpu --activation relu sparta"
     rows, printed = tables("epoch.py", small)
     assert "times relu" in printed
-    assert list(rows) == ["relu, none", "sparta-pooled, none"]
+    assert list(rows) == ["relu, none", "sparta, none"]
     assert all(float(r[0]) > 0 for r in rows.values())
     assert float(rows["relu, none"][1]) == 1.0
 
@@ -75,11 +75,11 @@ def test_the_network_benchmark_measures_every_contender(tables):
     for row in ("training, ms", "input grad, ms", "kept / relu"):
         assert all(float(cell) > 0 for cell in rows[row]), row
     assert rows["training / relu"][0].startswith("1.00")
-    relu, plainly, fast, pooled = (float(cell) for cell in rows["multiply-adds / relu"])
-    assert relu == 1 < pooled < 1.36 < fast < 1.6 < 2.08 < plainly
-    kept = [float(cell) for cell in rows["kept / relu"]]
-    assert kept[0] == 1
-    assert max(kept[2:]) < 1.4 < kept[1]
+    relu, plainly, fast = (float(cell) for cell in rows["multiply-adds / relu"])
+    assert relu == 1 < fast < 1.2
+    assert plainly == pytest.approx(fast, rel=0.05)  # the identities of today save memory and launches
+    relu, plainly, fast = (float(cell) for cell in rows["kept / relu"])
+    assert relu == 1 < fast < plainly
     assert "the same loss and gradients" in printed
 
 
@@ -89,8 +89,10 @@ def test_the_site_benchmark_measures_every_activation(tables):
     assert printed.count("SPARTA, plainly") == 4
     *times, count, parameters, kept = rows["SPARTA"]  # of the last table, 512 channels at 4 x 4
     assert all(float(t) > 0 for t in times)
-    assert float(count) == pytest.approx((2 * 9 * 512**2 * 16 + 9 * 512**2) / 1e6, rel=0.02)
-    assert parameters == f"{4 * 9 * 512**2 + 9 * 512:,}"
+    filters = 9 * 512 * 32  # of conv1, conv2 and conv3
+    at_places = 9 * filters + filters + 16 * filters + 16 * 9 * 32 + 9 * 9 * 512 + 16 * 9
+    assert float(count) == pytest.approx((at_places + 9 * 16 * 512) / 1e6, abs=0.01)  # and the pool's product
+    assert parameters == f"{3 * filters + 9 * 32 + 9 * 512 + 1:,}"
     assert 0 < float(kept) < float(rows["SPARTA, plainly"][-1])
 
 
@@ -153,9 +155,20 @@ def test_what_a_backward_keeps_and_what_is_multiplied():
     assert multiply_adds(lambda: denoising(y)) == convolutions + attention
 
 
+@pytest.mark.parametrize("arguments", [{}, {"hidden": 2, "identity": True}, {"dynamic": False}], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_plain_and_fast_are_one_function(arguments, n):
+    fast, slow = (module(3, neighborhood=n, **arguments) for module in (Sparta, PlainSparta))
+    x = torch.randn(2, 3, 6, 5)
+    assert plain.check_same(fast, slow, x, lambda m, x: m(x).square().sum()) < 1e-12
+    before = plain.awake(fast)(x)
+    with torch.no_grad():
+        fast.gain.mul_(2)
+    assert not torch.allclose(fast(x), before, atol=1e-3)  # the gate was in it
+
+
 def test_two_functions_are_not_timed_as_one():
     fast, slow, x = Sparta(3), PlainSparta(3), torch.randn(2, 3, 6, 5)
-    assert plain.check_same(fast, slow, x, lambda m, x: m(x).square().sum()) < 1e-12
 
     def other(module, x):
         return (module(x) + 1e-6 * isinstance(module, PlainSparta) * x).square().sum()

@@ -1,6 +1,8 @@
 """The queue, the states and the filing of examples/campaign.py, through its command line and real files."""
 
 import dataclasses
+import datetime
+import hashlib
 import json
 import re
 import subprocess
@@ -16,19 +18,19 @@ from fixtures import write_parquet
 import campaign
 import evaluate
 import export
+import sets
 import train
 from kept import packed
+from report import minus
 from runs import State, lock, read_queue
-from sparta_act import Sparta, SpartaSet
-from sparta_act.baselines import PooledSparta
-from tables import left_out
+from sets import in_pixels
+from sparta_act import Sparta, SpartaSet, shipped, sources
+from tables import left_out, render, saturated
 
 QUEUE = read_queue()
 SMALL = """
-winner = "sparta-pooled"
 [epochs]
 short = 1
-contest = 1
 [evaluations]
 quick = "--limit 10 --steps 2 --untargeted-steps 2 --restarts 1"
 [defaults]
@@ -43,8 +45,8 @@ sample = true
 limit = 40
 [runs]
 short-relu = { activation = "relu" }
-short-sparta = { activation = "winner" }
-short-sparta-from-sparta = { activation = "winner", set = "short-sparta" }
+short-sparta = { activation = "sparta" }
+short-sparta-from-sparta = { activation = "sparta", set = "short-sparta" }
 [[tables]]
 number = "2"
 title = "T"
@@ -69,8 +71,8 @@ def run(place, *more):
     call(place, "run", *more, "--device", "cpu")
 
 
-def change_winner(place):
-    (place / "queue.toml").write_text(SMALL.replace('winner = "sparta-pooled"', 'winner = "sparta-normed"'))
+def change_entry(place):
+    (place / "queue.toml").write_text(SMALL.replace('activation = "sparta"', 'activation = "sparta-static"'))
 
 
 @pytest.mark.parametrize("name", QUEUE.runs)
@@ -78,7 +80,7 @@ def test_every_entry_takes_a_step(name, tmp_path):
     r, pretrained = QUEUE.runs[name], None
     if r.set:
         pretrained = str(tmp_path / "set")
-        SpartaSet({f"G{i + 1}.B2": PooledSparta(8 * 2**i) for i in range(4)}).save_pretrained(pretrained)
+        SpartaSet({f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}).save_pretrained(pretrained)
     model = train.build(r.arch, r.activation, r.sites, width=8, pretrained=pretrained, dataset=r.dataset)
     recipe = dataclasses.replace(train.RECIPES[r.recipe], epochs=r.epochs, batch_size=2)
     recipe = dataclasses.replace(recipe, steps=min(recipe.steps, 1))
@@ -114,24 +116,22 @@ def test_the_papers_numbers(number, label, numbers):
     assert rows[number, label]["paper"] == numbers
 
 
-def test_a_changed_winner_never_files_the_old_reading(place, capsys):
+def test_a_changed_entry_never_files_the_old_network(place, capsys):
     run(place, "short-sparta")
-    change_winner(place)
+    change_entry(place)
     call(place)
     assert "changed" in capsys.readouterr().out
-    with pytest.raises(
-        ValueError, match="begun otherwise: activation was 'sparta-pooled', is 'sparta-normed'"
-    ):
+    with pytest.raises(ValueError, match="begun otherwise: activation was 'sparta', is 'sparta-static'"):
         run(place, "short-sparta")
     filed = json.loads((place / "results/short-sparta.json").read_text())
-    assert filed["settings"]["activation"] == "sparta-pooled"
+    assert filed["settings"]["activation"] == "sparta"
     call(place, "tables")
     assert "| SPARTA | 15.48 | missing |" in (place / "results.md").read_text()
 
 
-def test_a_transfer_run_never_takes_the_old_readings_set(place):
+def test_a_transfer_run_never_takes_the_old_networks_set(place):
     run(place, "short-sparta")
-    change_winner(place)
+    change_entry(place)
     with pytest.raises(ValueError, match="waiting for short-sparta, whose set is neither in"):
         run(place, "short-sparta-from-sparta")
 
@@ -151,34 +151,60 @@ def test_a_transfer_run_trains_around_the_frozen_set(place):
 
 SHIPPED = (
     SMALL.replace("short = 1", "short = 1\ncpu = 8")
-    .replace("width = 8", "width = 16")
     .replace(
-        'short-sparta = { activation = "winner" }',
-        'cpu-pooled = { activation = "winner", limit = 0, sample = false }',
+        'short-sparta = { activation = "sparta" }',
+        'cpu-sparta = { activation = "sparta", limit = 0, sample = false, validation = 500 }',
     )
-    .replace('set = "short-sparta"', 'set = "cpu-pooled"')
+    .replace('set = "short-sparta"', 'set = "cpu-sparta"')
 )
 
 
-def test_a_shipped_set_stands_in_for_the_run_it_came_from(place):
+@pytest.fixture
+def ours(place, monkeypatch):
+    """A set of this package, as `cpu-sparta` of `SHIPPED` would have made it, on all of CIFAR-10 but 500."""
     (place / "queue.toml").write_text(SHIPPED)
+    giver = read_queue(place / "queue.toml").runs["cpu-sparta"]
+    named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe", "validation")
+    settings = {k: getattr(giver, k) for k in named} | {"pretrained": None, "images": 49_500, "amp": None}
+    activations = {f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}
+    info = {"recipe": in_pixels(settings | giver.numbers())}
+    folder = place / "sets/ours"
+    SpartaSet(activations, info).save_pretrained(folder)
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    monkeypatch.setitem(shipped.SHIPPED, "ours", files)
+    monkeypatch.delitem(shipped.SHIPPED, "cifar10-resnet18-w16", raising=False)
+    for module in (sets, sources):
+        monkeypatch.setattr(module, "SETS", place / "sets")
+    sets._recipe.cache_clear()
+    yield activations
+    sets._recipe.cache_clear()
+
+
+def test_a_shipped_set_replaces_the_run_it_came_from(place, ours):
     run(place, "short-sparta-from-sparta")
     model, settings = train.load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
-    assert settings["pretrained"] == "cifar10-resnet18-w16"
+    assert settings["pretrained"] == "ours"
     assert model.layer4[1].act2.frozen
-    assert model.layer4[1].act2.conv3.equal(Sparta.from_pretrained("cifar10-resnet18-w16")["G4.B2"].conv3)
+    assert model.layer4[1].act2.conv3.equal(ours["G4.B2"].conv3.half().float())
     filed = json.loads((place / "results/short-sparta-from-sparta.json").read_text())
-    assert "--pretrained cifar10-resnet18-w16" in filed["commands"][0]
+    assert "--pretrained ours" in filed["commands"][0]
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("cpu = 8", "cpu = 9"), ("seed = 0", "seed = 1"), ("limit = 0", "limit = 9"), ("false", "true")],
+    [
+        ("cpu = 8", "cpu = 9"),
+        ("seed = 0", "seed = 1"),
+        ("limit = 0", "limit = 9"),
+        ("false", "true"),
+        ("validation = 500", "validation = 400"),
+        ('recipe = "fast"', 'recipe = "single"'),
+    ],
 )
-def test_a_shipped_set_of_another_training_does_not(place, old, new):
+def test_a_shipped_set_of_another_training_does_not(place, ours, old, new):
     assert old in SHIPPED
     (place / "queue.toml").write_text(SHIPPED.replace(old, new, 1))
-    with pytest.raises(ValueError, match=r"neither in .*cpu-pooled.set nor in the package"):
+    with pytest.raises(ValueError, match=r"neither in .*cpu-sparta.set nor in the package"):
         run(place, "short-sparta-from-sparta")
 
 
@@ -199,9 +225,23 @@ def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):
 
 
 def test_what_is_not_of_the_whole_data_says_so():
-    assert [r.name for r in QUEUE.runs.values() if r.sample or r.limit] == ["smoke-sparta"]
-    (table,) = [t for t in QUEUE.tables if "smoke" in t.get("budgets", ())]
-    assert "on the sample" in table["title"]
+    told = {"smoke": "on the sample", "long": "10,000 training images"}
+    parts = {r.name.split("-")[0]: r.limit for r in QUEUE.runs.values() if r.sample or r.limit}
+    assert parts == {"smoke": 200, "long": 10_000}
+    for budget, words in told.items():
+        (table,) = [t for t in QUEUE.tables if budget in t.get("budgets", ())]
+        assert words in table["title"]
+        assert table["budgets"] == [budget]
+
+
+def test_every_run_is_in_a_table():
+    shown = {
+        f"{budget}-{row['run']}"
+        for table in QUEUE.tables
+        for budget in table.get("budgets", ("short", "paper"))
+        for row in table["rows"]
+    }
+    assert {re.sub(r"-seed\d+$", "", name) for name in QUEUE.runs} <= shown
 
 
 def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place):
@@ -260,9 +300,9 @@ def test_the_tables_are_the_papers_beside_ours(place):
         'columns = ["clean"]', 'columns = ["PGD-30", "clean"]'
     )
     text = text.replace("paper = [15.48]", "paper = [65.81, 15.48]")
-    rows = 'short-relu = { activation = "relu" }\nshort-sparta-seed1 = { activation = "winner", seed = 1 }\n'
+    rows = 'short-relu = { activation = "relu" }\nshort-sparta-seed1 = { activation = "sparta", seed = 1 }\n'
     text = text.replace(
-        'short-relu = { activation = "relu" }\n', rows + 'paper-sparta = { activation = "winner" }\n'
+        'short-relu = { activation = "relu" }\n', rows + 'paper-sparta = { activation = "sparta" }\n'
     )
     (place / "queue.toml").write_text(text)
     queue = read_queue(place / "queue.toml")
@@ -308,44 +348,55 @@ T.
         call(place, "tables", "--check")
 
 
-def contest(place, results, **more):
-    """A queue with a contest of two readings beside ReLU, and these results of it."""
-    readings = {"relu": "relu", "as-read": "sparta", "pooled": "sparta-pooled"}
-    entries = "".join(f'contest-{n} = {{ activation = "{a}" }}\n' for n, a in readings.items())
-    rows = "".join(f'{{ label = "{n}", run = "{n}" }}, ' for n in readings)
-    text = SMALL.replace("[[tables]]", entries + "[[tables]]", 1)
-    text += '[[tables]]\nnumber = "contest"\ntitle = "C"\ncolumns = ["clean"]\nbudgets = ["contest"]\n'
-    (place / "queue.toml").write_text(text + f"contest = true\nrows = [ {rows} ]\n")
+def file_errors(place, errors):
+    """File results of the queue's short runs with these errors."""
     queue = read_queue(place / "queue.toml")
     (place / "results").mkdir(exist_ok=True)
-    for name, error in results.items():
-        filed = result(error, settings=queue.runs[name].settings(), **more.get(name, {}))
-        (place / f"results/{name}.json").write_text(json.dumps(filed))
+    for name, error in errors.items():
+        filed = result(error, settings=queue.runs[f"short-{name}"].settings())
+        (place / f"results/short-{name}.json").write_text(json.dumps(filed))
 
 
-def test_the_status_says_who_wins_the_contest(place, capsys):
-    contest(place, {"contest-as-read": 0.2})
-    call(place)
-    assert "wins the contest" not in capsys.readouterr().out  # it is not over
-    contest(place, {"contest-pooled": 0.3})
-    call(place)
-    assert "sparta wins the contest, but the queue says winner = sparta-pooled" in capsys.readouterr().out
-    contest(place, {"contest-pooled": 0.2}, **{"contest-pooled": {"multiply-adds": 4_000_000}})
-    call(place)
-    assert "wins the contest" not in capsys.readouterr().out  # the queue's own does: alike, and cheaper
+def test_differences_are_of_the_same_images():
+    a, b = result(0.4), result(0.2)
+    half = 1.959964 * (0.2 * 0.8 / 500) ** 0.5  # of 500 images 100 are right here and wrong there
+    assert minus(b, a, "clean") == pytest.approx((-0.2, half))
+    with pytest.raises(ValueError, match="500 images against 400"):
+        minus(a, {"errors": {"clean": b["errors"]["clean"] | {"images": 400}}, "test images": "all"}, "clean")
+    with pytest.raises(ValueError, match="of another test split"):
+        minus(a, b | {"test images": "others"}, "clean")
 
 
-def test_the_page_tells_differences_on_the_same_images_and_who_wins_why(place):
-    contest(place, {"contest-relu": 0.4, "contest-as-read": 0.2, "contest-pooled": 0.3})
-    call(place, "tables")
-    page = (place / "results.md").read_text().split("## Contest")[1]
-    half = 100 * 1.959964 * (0.2 * 0.8 / 500) ** 0.5  # of 500 images 100 are right here and wrong there
-    cells = " | ".join([f"-20.0 ± {half:.1f}"] * 4)
-    assert f"| as-read, seed 0 | {cells} |" in page
-    assert (
-        "By [the rule](readings.md#the-rule) wins `sparta`. `sparta-pooled` is out: worst case, 8/255, "
-        "it errs by +10.0 ± 2.6 points more than `sparta`." in page
-    )
+def test_saturation_adds_both_ends_of_each_site():
+    last = {"epoch": 4.0, "a gain": 1.5, "a < 0.01": 0.25, "a > 0.99": 0.5, "a mean": 0.4}
+    last |= {"b < 0.01": 0.0, "b > 0.99": 0.125, "b std": 0.1, "b spatial": 0.9}
+    assert saturated({"last epoch": last}) == {"a": 0.75, "b": 0.125}
+    assert saturated({"last epoch": {"epoch": 4.0, "loss": 1.0}}) == {}
+
+
+def test_the_gate_is_held_against_relu_and_half_of_it_in_both_seeds(tmp_path):
+    field = ("clean", "untargeted PGD-50, 8/255", "targeted DLR PGD-50, 8/255", "worst case, 8/255")
+    for name, error in (("relu", 0.5), ("relu-half", 0.46), ("sparta", 0.4), ("silu", 0.44)):
+        for seed in ("", "-seed1"):
+            run = QUEUE.runs[f"w16-{name}{seed}"]
+            filed = result(error, settings=run.settings(), **{"best errors": {}, "best epoch": {}})
+            filed["errors"] = dict.fromkeys(field, filed["errors"]["clean"])
+            filed["best errors"] = filed["errors"]
+            (tmp_path / f"{run.name}.json").write_text(json.dumps(filed))
+    page = render(QUEUE, tmp_path).split("## Gate, slim\n")[1].split("\n## ")[0]
+    assert "| SPARTA w/o DPNet | missing | missing | missing | missing |" in page
+    tables = re.findall(r"\| points, minus (.*?) \| (.*) \|\n\| ---.*\n((?:\|.*\n)+)", page)
+    assert [(base, attacks.split(" | ")) for base, attacks, _ in tables] == [
+        ("ReLU", list(field)),
+        ("ReLU times one half", list(field)),
+    ]
+    found = [
+        {(c := line.split(" | "))[0]: c[1].split()[0] for line in rows.splitlines()} for *_, rows in tables
+    ]
+    for base, error in zip(found, (0.5, 0.46), strict=True):
+        for label, other in (("SPARTA", 0.4), ("SiLU everywhere", 0.44)):
+            for seed in (0, 1):
+                assert base[f"| {label}, seed {seed}"] == f"{100 * (other - error):+.1f}"
 
 
 def test_rows_are_held_against_the_last_base_above_them(place):
@@ -380,18 +431,14 @@ def rivals(place, finding, errors):
     """A queue with ReLU and SPARTA in two seeds and one rival, these errors of theirs, and a conclusion."""
     entries = """short-elu = { activation = "elu" }
 short-relu-seed1 = { activation = "relu", seed = 1 }
-short-sparta-seed1 = { activation = "winner", seed = 1 }
+short-sparta-seed1 = { activation = "sparta", seed = 1 }
 """
     rows = "".join(f'{{ label = "{n}", run = "{n.lower()}" }}, ' for n in ("ReLU", "SPARTA", "ELU"))
     text = SMALL.replace("[[tables]]", entries + "[[tables]]").split("rows = ")[0]
     text += f'against = "SPARTA"\nfigure = ["clean", "worst case, 8/255"]\nrows = [ {rows} ]\n'
     text += f'findings = {{ short = "{finding}" }}\n' if finding else ""
     (place / "queue.toml").write_text(text)
-    queue = read_queue(place / "queue.toml")
-    (place / "results").mkdir(exist_ok=True)
-    for name, error in errors.items():
-        filed = result(error, settings=queue.runs[f"short-{name}"].settings())
-        (place / f"results/short-{name}.json").write_text(json.dumps(filed))
+    file_errors(place, errors)
 
 
 ERRORS = {"relu": 0.4, "relu-seed1": 0.42, "sparta": 0.3, "sparta-seed1": 0.25, "elu": 0.36}
@@ -477,13 +524,13 @@ def test_a_base_and_what_is_held_against_it_are_of_one_network_and_data_set(tabl
     ],
 )
 def test_a_result_that_contradicts_itself_is_refused(place, change, told):
-    contest(place, {"contest-relu": 0.4})
-    path = place / "results/contest-relu.json"
+    file_errors(place, {"sparta": 0.4})
+    path = place / "results/short-sparta.json"
     filed = json.loads(path.read_text())
     change(filed)
     path.write_text(json.dumps(filed))
     for action in ((), ("tables",)):
-        with pytest.raises(ValueError, match=rf"contest-relu\.json is no result of campaign\.py.*{told}"):
+        with pytest.raises(ValueError, match=rf"short-sparta\.json is no result of campaign\.py.*{told}"):
             call(place, *action)
 
 
@@ -518,6 +565,40 @@ def test_a_run_locked_by_another_process_is_running(place, capsys):
         other.stdin.close()
     call(place)
     assert "running" not in capsys.readouterr().out
+
+
+def test_the_status_shows_how_far_an_epoch_is(place, capsys):
+    folder = place / "runs/short-relu"
+    folder.mkdir(parents=True)
+    ends = datetime.datetime(2026, 11, 28, 17, 5)
+    progress = {"epoch": 1, "images": 12_345, "images per second": 67.8, "ends": ends.timestamp()}
+    shown = ", 12,345 images, 68 a second, ends Sat 17:05"
+    with lock(folder):
+        for text, told in (
+            (json.dumps(progress), shown),
+            (json.dumps(progress | {"epoch": 2}), ""),  # of an epoch that the log has already
+            ("{half", ""),
+        ):
+            (folder / "progress.json").write_text(text)
+            call(place)
+            (line,) = re.findall("^ *short-relu .*", capsys.readouterr().out, re.M)
+            assert line.rstrip().endswith(f"running epoch 1 of 1{told}")
+
+
+def test_a_run_by_the_field_protocol_is_filed(place):
+    field = "--limit 10 --untargeted-steps 2 --protocol field"
+    text = re.sub('quick = ".*"', f'quick = "{field}"', SMALL)
+    (place / "queue.toml").write_text(text)
+    run(place, "short-relu")
+    filed = json.loads((place / "results/short-relu.json").read_text())
+    assert {name: e["images"] for name, e in filed["errors"].items()} == {
+        "clean": 500,
+        "untargeted PGD-2, 8/255": 10,
+        "targeted DLR PGD-2, 8/255": 10,
+        "worst case, 8/255": 10,
+    }
+    assert field in filed["commands"][1]
+    call(place, "tables")
 
 
 def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
@@ -561,7 +642,7 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
         ValueError, match="short-relu: unknown activation 'rellu', width '8'; short-sparta: unknown"
     ):
         call(place)
-    (place / "queue.toml").write_text("winner = [")
+    (place / "queue.toml").write_text("epochs = [")
     with pytest.raises((ValueError, SystemExit), match=r"queue\.toml"):
         call(place)
 

@@ -10,8 +10,7 @@ import pytest
 import kept
 import networks
 from audit_text import filled, markdown
-from contest import minus
-from report import told
+from report import minus, told
 from runs import read_result
 from sets import activations_of
 from sparta_act import Sparta

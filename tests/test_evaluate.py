@@ -1,19 +1,25 @@
 import json
 import shutil
 import sys
+import zlib
 
 import pytest
 import torch
 from torch import nn
 
+import data
 import kept
+import losses
+import measure
 import train
 from arithmetic import exact_arithmetic
+from attacks import attacking
 from evaluate import main
 from measure import (
     Attack,
     Outcome,
     carry_out,
+    field_menu,
     find_errors,
     joined,
     loss_curve,
@@ -53,6 +59,54 @@ def test_the_menu_is_the_papers_and_the_modern_attack():
         "untargeted PGD-20, 8/255": {**modern, "eps": 8 / 255},
         "untargeted PGD-20, 16/255": {**modern, "eps": 16 / 255},
     }
+
+
+def test_the_field_protocol_is_two_attacks_at_one_bound():
+    steps = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 50}
+    assert field_menu(50) == {
+        "untargeted PGD-50, 8/255": {**steps, "loss": "cross-entropy"},
+        "targeted DLR PGD-50, 8/255": {**steps, "loss": "targeted DLR"},
+    }
+
+
+def by_hand(model, x, y, loss, targets, steps):
+    """Every image right when clean through all steps towards each target, all of them judged at each."""
+    eps, step, wrong = 8 / 255, 2 / 255, model(x).argmax(1) != y
+    for target in targets:
+        (left,) = torch.where(~wrong)
+        images, goals = x[left], (y[left],) if target is None else (y[left], target[left])
+        x_adv = (images + torch.empty_like(images).uniform_(-eps, eps)).clamp(images - eps, images + eps)
+        for taken in range(steps + 1):
+            x_adv = x_adv.clamp(0, 1).detach().requires_grad_()
+            logits = model(x_adv)
+            wrong[left] |= logits.argmax(1) != y[left]
+            if taken < steps:
+                (grad,) = torch.autograd.grad(loss(logits, *goals).sum(), x_adv)
+                x_adv = (x_adv + step * grad.sign()).clamp(images - eps, images + eps)
+    return wrong
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_field_protocol_is_the_plain_loop(steps, monkeypatch):
+    monkeypatch.setattr(measure, "BATCH", 7)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6)).eval()
+    x = torch.randint(256, (90, 3, 6, 6), dtype=torch.uint8)
+    images = data.to_float(x, "cpu")
+    y = model(images).argmax(1)
+    y[:9] = (y[:9] + 1) % 6  # some wrong from the start
+    logits = model(images).detach()
+    logits[torch.arange(90), y] = -torch.inf
+    likeliest = logits.sort(1, descending=True).indices[:, :3].unbind(1)
+    loops = ((losses.cross_entropy, [None]), (losses.dlr_to, likeliest))
+    for (name, arguments), (loss, targets) in zip(field_menu(steps).items(), loops, strict=True):
+        attack = Attack(name, arguments, 90)
+        found = carry_out([attack], model, x, y, seed=3, device="cpu", title="")[name].wrong
+        torch.manual_seed(zlib.crc32(f"3 {attack.family}".encode()))
+        with attacking(model):
+            expected = by_hand(model, images, y, loss, targets, steps)
+        assert torch.equal(found, expected)
+        assert expected[:9].all()
+        assert 9 < expected.sum() < 90
 
 
 def test_the_loss_curve_falls_for_a_targeted_attack_and_rises_for_an_untargeted_one():
@@ -233,6 +287,35 @@ def test_limits_are_kept_and_the_record_says_them(checkpoint, tiny_data):
         assert wrong.float().mean().item() == entry["error"]
     assert record["checkpoint"] == kept.sha256(checkpoint.read_bytes())
     assert record["steps of PGD in"] == "float32"
+
+
+def test_the_field_protocol_asks_all_clean_images_and_attacks_the_first(
+    checkpoint, tiny_data, capsys, monkeypatch
+):
+    monkeypatch.setattr(measure, "PART", 5)
+    field = ("--protocol", "field")
+    record = evaluated(checkpoint, tiny_data, *field, "--limit", 7)
+    errors = record["errors"]
+    assert {name: e["images"] for name, e in errors.items()} == {
+        "clean": 20,
+        "untargeted PGD-2, 8/255": 7,
+        "targeted DLR PGD-2, 8/255": 7,
+        "worst case, 8/255": 7,
+    }
+    clean, pgd, dlr, worst = (kept.unpacked(e["wrong"], e["images"])[:7] for e in errors.values())
+    assert torch.equal(worst, clean | pgd | dlr)
+    assert not (clean & ~pgd).any()
+    assert not (clean & ~dlr).any()
+    assert "loss per step" not in record
+    capsys.readouterr()
+    again = evaluated(checkpoint, tiny_data, *field, "--limit", 7)
+    assert again["errors"] == errors
+    assert capsys.readouterr().out.count("was measured before") == 3
+    more = evaluated(checkpoint, tiny_data, *field, "--limit", 12)["errors"]  # the first five are there
+    assert capsys.readouterr().out.count("5 images were measured before") == 2
+    assert more["clean"] == errors["clean"]
+    with pytest.raises(ValueError, match="leave out --amp"):
+        evaluated(checkpoint, tiny_data, *field, "--amp", "bf16")
 
 
 def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):

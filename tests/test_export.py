@@ -22,7 +22,7 @@ SETS = export.PACKAGE / "sets/cifar10-resnet18-w16"
 def runs(tmp_path_factory, tiny_data):
     """SPARTA and its ReLU twin, trained and evaluated."""
     folder = tmp_path_factory.mktemp("runs")
-    for activation in ("relu", "sparta-pooled"):
+    for activation in ("relu", "sparta"):
         run = ["--out", folder / activation, "--activation", activation, "--recipe", "fast", "--epochs", 1]
         train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
         _evaluate(folder / activation, tiny_data)
@@ -39,16 +39,14 @@ def _export(*words):
 
 
 def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
-    _export(runs / "sparta-pooled", "--twin", runs / "relu", "--out", tmp_path / "set")
+    _export(runs / "sparta", "--twin", runs / "relu", "--out", tmp_path / "set")
     taken = Sparta.from_pretrained(tmp_path / "set")
-    model, _ = train.load_trained(runs / "sparta-pooled" / "checkpoint.pt")
+    model, _ = train.load_trained(runs / "sparta" / "checkpoint.pt")
     for i in range(4):
         stored, trained = taken[f"G{i + 1}.B2"], model.get_submodule(f"layer{i + 1}.1.act2")
         for key, value in trained.state_dict().items():
             assert torch.equal(stored.state_dict()[key], value.half().float())
-    errors = [
-        json.loads((runs / r / "evaluation.json").read_text())["errors"] for r in ("sparta-pooled", "relu")
-    ]
+    errors = [json.loads((runs / r / "evaluation.json").read_text())["errors"] for r in ("sparta", "relu")]
     rows = {row["error"]: row for row in taken.info["measured"]}
     assert list(rows) == list(errors[0])
     for attack, row in rows.items():
@@ -65,13 +63,13 @@ def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, mo
     errors = iter([0.5, 0.6, 0.5, 0.4])
     monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
     words = ["--recipe", "fast", "--epochs", 2, "--limit", 40, "--data-dir", tiny_data, "--width", 8]
-    for activation in ("sparta-pooled", "relu"):
+    for activation in ("sparta", "relu"):
         run = tmp_path / activation
         more = ["--out", run, "--activation", activation, "--validation", 9, "--device", "cpu"]
         train.main([str(w) for w in (*words, *more)])
         for checkpoint in (run, run / "best"):
             _evaluate(checkpoint, tiny_data, "--limit", 5)
-    run, twin, out = tmp_path / "sparta-pooled", tmp_path / "relu", tmp_path / "set"
+    run, twin, out = tmp_path / "sparta", tmp_path / "relu", tmp_path / "set"
     held = "which erred least on 9 training images held out"
     for ours, theirs, epoch in (
         ("best", "best", f"1 of 2, {held}; of the twin 2 of 2, {held}"),
@@ -87,7 +85,7 @@ def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, mo
 
 
 def test_a_set_without_a_twin_has_its_own_column_alone(runs, tmp_path):
-    _export(runs / "sparta-pooled", "--out", tmp_path / "set")
+    _export(runs / "sparta", "--out", tmp_path / "set")
     assert {tuple(row) for row in Sparta.from_pretrained(tmp_path / "set").info["measured"]} == {
         ("error", "images", "SPARTA")
     }
@@ -97,14 +95,14 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
     run, out = tmp_path / "run", tmp_path / "set"
     with pytest.raises(ValueError, match=r"train\.py writes it"):
         _export(run, "--out", out)
-    shutil.copytree(runs / "sparta-pooled", run)
+    shutil.copytree(runs / "sparta", run)
     (run / "evaluation.json").unlink()
     with pytest.raises(ValueError, match=r"write it with: python examples/evaluate\.py"):
         _export(run, "--out", out)
     _evaluate(run, tiny_data, "--limit", 10)
     with pytest.raises(ValueError, match="the twin is none: images of clean is 20, wanted 10, images of"):
         _export(run, "--twin", runs / "relu", "--out", out)
-    with pytest.raises(ValueError, match="the twin is none: activation is 'sparta-pooled', wanted 'relu'"):
+    with pytest.raises(ValueError, match="the twin is none: activation is 'sparta', wanted 'relu'"):
         _export(run, "--twin", run, "--out", out)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     torch.save(state | {"epoch": 7}, run / "checkpoint.pt")
@@ -127,7 +125,7 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
 )
 def test_a_damaged_evaluation_makes_no_set(runs, tmp_path, change, told):
     run, out = tmp_path / "run", tmp_path / "set"
-    shutil.copytree(runs / "sparta-pooled", run)
+    shutil.copytree(runs / "sparta", run)
     record = json.loads((run / "evaluation.json").read_text())
     change(record)
     for text in (json.dumps(record), "[]", "{half"):
@@ -143,7 +141,7 @@ def test_a_damaged_evaluation_makes_no_set(runs, tmp_path, change, told):
 def test_a_folder_of_something_else_is_left_alone(runs, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="is a folder of something else than a set"):
-        _export(runs / "sparta-pooled", "--out", tmp_path)
+        _export(runs / "sparta", "--out", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_text() == "mine"
 
@@ -152,7 +150,7 @@ def test_a_folder_of_something_else_is_left_alone(runs, tmp_path):
 def test_a_set_of_the_package_has_a_plain_name(runs, tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(export, "PACKAGE", tmp_path)
     with pytest.raises(SystemExit):
-        _export(runs / "sparta-pooled", "--ship", name)
+        _export(runs / "sparta", "--ship", name)
     assert "wants small letters, digits, dots and dashes" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -164,7 +162,7 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     monkeypatch.setattr(export, "PACKAGE", tmp_path)
     (tmp_path / "sets/a-new-set/.saving-killed").mkdir(parents=True)
     shutil.copy(SETS / "config.json", tmp_path / "sets/a-new-set")  # as a killed call would leave it
-    _export(runs / "sparta-pooled", "--ship", "a-new-set")
+    _export(runs / "sparta", "--ship", "a-new-set")
     scope = {}
     exec((tmp_path / "shipped.py").read_text(), scope)
     files = {

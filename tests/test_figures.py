@@ -8,7 +8,7 @@ import train
 from models import build
 
 
-@pytest.mark.parametrize("activation", ["relu", "sparta-pooled", "feature-denoising"])
+@pytest.mark.parametrize("activation", ["relu", "sparta", "feature-denoising"])
 def test_the_maps_are_those_before_and_after_the_activation(activation):
     model, x = build("resnet18", activation, "G*.B-1", width=8), torch.rand(2, 3, 32, 32)
     before, after = figures.feature_maps(model.train(), x, 2)
@@ -49,13 +49,13 @@ def draw(*arguments):
 
 @pytest.mark.slow
 def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
-    paths = [tiny_run(tmp_path / a, tiny_data, "--activation", a) for a in ("relu", "sparta-pooled")]
+    paths = [tiny_run(tmp_path / a, tiny_data, "--activation", a) for a in ("relu", "sparta")]
     options = ["--data-dir", tiny_data, "--limit", 8, "--steps", 3, "--out"]
     draw(*paths, *options, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "one.json").read_text())
     assert record["images"] == 8
-    assert set(record["loss per step"]) == {"relu", "sparta-pooled"}
+    assert set(record["loss per step"]) == {"relu", "sparta"}
     curve = record["loss per step"]["relu"]
     assert len(curve["mean"]) == len(curve["std"]) == 3
     assert curve["mean"][2] < curve["mean"][0]  # a targeted attack lowers it

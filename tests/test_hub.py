@@ -17,7 +17,6 @@ from hub_server import GATED, OWNER, TOKEN, Hub
 
 import sparta_act
 from sparta_act.activations import Sparta
-from sparta_act.baselines import NormedSparta
 from sparta_act.pretrained import SpartaSet
 
 pytestmark = pytest.mark.slow
@@ -128,12 +127,11 @@ def impatient(the_hub, home):
     client.close()
 
 
-def make(seed, reading=Sparta):
+def make(seed, **arguments):
     torch.manual_seed(seed)
-    activation = reading(2)
-    for value in activation.state_dict().values():  # statistics of a batch norm as well
-        if value.is_floating_point():
-            value.uniform_(0.1, 1)
+    activation = Sparta(2, **arguments)
+    for value in activation.state_dict().values():  # the gain as well
+        value.uniform_(0.1, 1)
     return SpartaSet({"G1.B2": activation}, {"backbone": f"net {seed}"})
 
 
@@ -144,7 +142,7 @@ def files_of(activations, folder):
 
 def weights_of(activations):
     return {
-        f"{label}.{key}": (value.half().float() if value.is_floating_point() else value).tolist()
+        f"{label}.{key}": value.half().float().tolist()
         for label, activation in activations.items()
         for key, value in activation.state_dict().items()
     }
@@ -163,7 +161,7 @@ def two_commits(hub, tmp_path):
 
 def test_download_gives_the_weights(hub, client, tmp_path):
     hub.create("org/set")
-    activations = make(3, NormedSparta)
+    activations = make(3, hidden=3, identity=True)
     hub.commit("org/set", files_of(activations, tmp_path / "set") | {"pytorch_model.bin": b"never asked for"})
     assert client.load("org/set", cache_dir=str(tmp_path / "cache")) == weights_of(activations)
     resolved = {path.rsplit("/", 1)[-1] for _, path, _ in hub.requests if "/resolve/" in path}
@@ -327,7 +325,7 @@ def test_refusal_is_not_hidden_by_the_cache(hub, client, two_commits, tmp_path):
 
 
 def test_push_and_load_again(hub, client, tmp_path):
-    files = files_of(make(6, NormedSparta), tmp_path / "set")
+    files = files_of(make(6, hidden=3, identity=True), tmp_path / "set")
     ask = {"folder": str(tmp_path / "set"), "repo_id": "org/new", "token": TOKEN}
     commit = client(private=True, commit_message="First", **ask)
     repo = hub.repos["org/new"]
@@ -340,13 +338,15 @@ def test_push_and_load_again(hub, client, tmp_path):
     assert b'Sparta.from_pretrained("org/new")' in sent["README.md"]
     assert any(method == "PUT" and path.startswith("/lfs/") for method, path, _ in hub.requests)
     arguments = {"token": TOKEN, "cache_dir": str(tmp_path / "cache")}
-    assert client.load("org/new", revision=commit, **arguments) == weights_of(make(6, NormedSparta))
+    assert client.load("org/new", revision=commit, **arguments) == weights_of(
+        make(6, hidden=3, identity=True)
+    )
 
     files_of(make(7), tmp_path / "set")
     second = client(revision="better", **ask)
     assert repo["branches"] == {"main": commit, "better": second}
     assert client.load("org/new", revision="better", **arguments) == weights_of(make(7))
-    assert client.load("org/new", **arguments) == weights_of(make(6, NormedSparta))
+    assert client.load("org/new", **arguments) == weights_of(make(6, hidden=3, identity=True))
 
 
 def test_push_is_refused_clearly(hub, client, tmp_path):

@@ -17,7 +17,7 @@ from sparta_act import Sparta
 
 SETTINGS = {
     "arch": "resnet18",
-    "activation": "sparta-normed",
+    "activation": "sparta",
     "sites": "G4.B-1",
     "width": 8,
     "dataset": "cifar10",
@@ -122,8 +122,8 @@ def test_the_data_set_comes_along(tmp_path):
 
 def test_a_frozen_set_cannot_be_passed_on_as_weights(tmp_path):
     name = "cifar10-resnet18-w16"
-    settings = SETTINGS | {"pretrained": name, "activation": "sparta-pooled", "width": 16, "sites": "G*.B-1"}
-    model = build("resnet18", "sparta-pooled", "G*.B-1", width=16, pretrained=name)
+    settings = SETTINGS | {"pretrained": name, "activation": "sparta", "width": 16, "sites": "G*.B-1"}
+    model = build("resnet18", "sparta", "G*.B-1", width=16, pretrained=name)
     path = written(tmp_path / "checkpoint.pt", model, settings)
     with pytest.raises(ValueError, match=f"has the SPARTA of {name}, which a file of weights lacks"):
         networks.save(path, tmp_path / "w.safetensors")

@@ -14,7 +14,7 @@ import pytest
 import sparta_act
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["errors", "functional", "activations", "baselines", "surgery", "pretrained", "__init__"]
+ORDER = ["errors", "functional", "activations", "surgery", "pretrained", "__init__"]
 PARTS = {
     "surgery": {
         "checking",
@@ -104,4 +104,4 @@ def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
         text=True,
     )
     assert run.stdout.startswith(str(site))
-    assert "PooledSparta(128, frozen)" in run.stdout
+    assert re.search(r" Sparta\(128, hidden=.*, frozen; conv1 ", run.stdout)

@@ -14,7 +14,7 @@ def test_the_quickstart_runs_and_prints_its_table_and_figure(tmp_path, tiny_data
     sparta_set = Sparta.from_pretrained("cifar10-resnet18-w16")
     frozen = sum(p.numel() for p in sparta_set.parameters())
     everything, learned = (
-        int(line.split("│")[3].replace(",", "")) for line in printed.splitlines() if "parameters  " in line
+        int(line.split("│")[4].replace(",", "")) for line in printed.splitlines() if "parameters  " in line
     )
     assert everything - learned == frozen
     assert figure.read_bytes().startswith(b"\x89PNG")

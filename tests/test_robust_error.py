@@ -4,7 +4,7 @@ from torch import nn
 
 import losses
 from attacks import attacking, pgd, pgd_steps
-from robust_error import first_breaks, robust_errors
+from robust_error import dlr_errors, first_breaks, likeliest_wrong, robust_errors
 
 
 def net():
@@ -109,6 +109,32 @@ def test_an_attack_without_steps_is_an_error(attack, what):
 def test_normalized_images_are_an_error(attack):
     with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], not in \[-"):
         attack(net(), images(2) * 4 - 2, torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)
+
+
+@pytest.mark.parametrize("batch_size", [7, 1000])
+def test_targeted_dlr_goes_to_the_likeliest_wrong_classes_in_turn(batch_size):
+    model, x, eps = net().eval(), images(), 0.02
+    y = model(x).argmax(1)
+    y[:9] = (y[:9] + 1) % 5
+    targets = likeliest_wrong(model, x, y, 3, batch_size)
+    for logits, label, classes in zip(model(x), y, targets, strict=True):
+        order = [k for k in logits.sort(descending=True).indices.tolist() if k != label]
+        assert classes.tolist() == order[:3]
+    torch.manual_seed(1)
+    expected = model(x).argmax(1) != y
+    with attacking(model):
+        for target in targets.unbind(1):
+            (left,) = torch.where(~expected)
+            start = (x[left] + torch.empty_like(x[left]).uniform_(-eps, eps)).clamp(0, 1)
+            goals = (y[left], target[left])
+            when, _ = first_breaks(
+                model, model, x[left], start, losses.dlr_to, goals, eps=eps, step_size=0.005, steps=6
+            )
+            expected[left] = when >= 0
+    torch.manual_seed(1)
+    found = dlr_errors(model, x, y, eps=eps, step_size=0.005, steps=6, batch_size=batch_size)
+    assert torch.equal(found, expected)
+    assert 9 < expected.sum() < 60
 
 
 # ---- one run, image by image

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from torch import nn
 
 import data
 import train
+from models import ACTIVATIONS
 from running import multiply_adds
 from sparta_act import Sparta, SpartaSet
 
@@ -41,35 +44,108 @@ def tiny_run(out, tiny_data, *more):
     train.main([str(a) for a in (*arguments, "--device", "cpu", *more)])
 
 
+SAVING = "import train; train.SAVE_EVERY = 0.2; train.main()"  # seconds, so that it saves inside an epoch
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_data):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole", tiny_data), check=True, env=environment, capture_output=True)
+    """Killed after a checkpoint inside its second epoch, and again after one inside its third."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES)}
+    whole = command(tmp_path / "whole", tiny_data, "--recipe", "single")
+    subprocess.run(whole, check=True, env=environment, capture_output=True)
 
-    checkpoint = tmp_path / "killed/checkpoint.pt"
-    run = subprocess.Popen(command(tmp_path / "killed", tiny_data), env=environment, stderr=subprocess.PIPE)
-    while not checkpoint.exists():
-        assert run.poll() is None
-        time.sleep(0.01)
-    progress = b""
-    while b"epoch 2/3:  1" not in progress:  # ten per cent into the second epoch
-        progress += os.read(run.stderr.fileno(), 4096)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
-    assert run.returncode == -signal.SIGKILL
-    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    checkpoint, resume = tmp_path / "killed/checkpoint.pt", []
+    arguments = command(tmp_path / "killed", tiny_data, "--recipe", "single")[2:]
+    for epoch in (1, 2):
+        python = [sys.executable, "-c", SAVING, *arguments, *resume]
+        run = subprocess.Popen(python, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while reached(checkpoint) < (epoch, 30):
+            assert run.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.1)  # let it go on a little: what it learns since is lost
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        assert (epoch, 30) <= reached(checkpoint) < (epoch, 200)
+        assert len(train.read_log(tmp_path / "killed/log.csv")) == epoch
+        resume = ["--resume"]
 
-    subprocess.run(
-        command(tmp_path / "killed", tiny_data, "--resume"), check=True, env=environment, capture_output=True
-    )
+    python = [sys.executable, EXAMPLES / "train.py", *arguments, "--resume"]
+    subprocess.run([str(p) for p in python], check=True, env=environment, capture_output=True)
     whole, resumed = (
         torch.load(tmp_path / f / "checkpoint.pt", weights_only=True) for f in ("whole", "killed")
     )
     assert whole["epoch"] == resumed["epoch"] == 3
-    for part in ("model", "optimizer", "scheduler", "rng"):
+    for part in ("model", "average", "optimizer", "scheduler", "rng"):
         assert_same(whole[part], resumed[part])
     whole, resumed = (train.read_log(tmp_path / f / "log.csv") for f in ("whole", "killed"))
+    assert [float(row["lr"]) for row in whole] == pytest.approx([0.1, 0.2 / 3, 0.1 / 3])
     assert [r | {"seconds": 0} for r in whole] == [r | {"seconds": 0} for r in resumed]
+
+
+def reached(checkpoint):
+    """Whole epochs of a checkpoint, and images of the one under way."""
+    if not checkpoint.exists():
+        return 0, 0
+    state = torch.load(checkpoint, weights_only=True)
+    return state["epoch"], state["seen"]
+
+
+def test_an_epoch_goes_on_where_its_checkpoint_was_written(tmp_path, tiny_data):
+    x, y = (t[:60] for t in data.load("train", tiny_data))
+    recipe, path = replace(TINY, batch_size=10, averaging=0.9), tmp_path / "checkpoint.pt"
+
+    class KilledError(Exception):
+        pass
+
+    def trained(trainer, after_batch=lambda: None):
+        with train.tqdm(disable=True) as bar:
+            return trainer.run_epoch(x, y, bar, after_batch)
+
+    whole, killed = tiny_trainer(recipe=recipe, images=60), tiny_trainer(recipe=recipe, images=60)
+    torch.manual_seed(1)
+    rows = [trained(whole), trained(whole)]
+    torch.manual_seed(1)
+    assert trained(killed) == rows[0]
+
+    def after_batch():
+        if killed.seen == 30:
+            killed.save(path, {})
+        if killed.seen == 50:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        trained(killed, after_batch)
+    resumed = tiny_trainer(recipe=recipe, images=60)
+    torch.manual_seed(2)
+    resumed.load(path, {})
+    assert (resumed.epoch, resumed.seen) == (1, 30)
+    saved = resumed.seconds
+    assert saved > 0
+    assert trained(resumed) == rows[1]
+    assert (resumed.epoch, resumed.seen) == (2, 0)
+    assert resumed.seconds > saved
+    whole.save(path, {})
+    resumed.save(tmp_path / "resumed.pt", {})
+    states = [torch.load(p, weights_only=True) for p in (path, tmp_path / "resumed.pt")]
+    assert_same(*(s | {"seconds": 0} for s in states))
+
+
+def test_now_and_then_a_training_is_kept_and_its_progress_told(tmp_path, monkeypatch):
+    trainer = tiny_trainer(recipe=replace(TINY, epochs=4), images=100)
+    trainer.epoch, trainer.seen, trainer.seconds = 1, 40, 20.0
+    checkpoint, progress = tmp_path / "checkpoint.pt", tmp_path / train.PROGRESS
+    train.keeper(trainer, tmp_path, {"images": 100})()
+    assert not list(tmp_path.iterdir())  # it is not time yet
+    monkeypatch.setattr(train, "TELL_EVERY", -1)
+    train.keeper(trainer, tmp_path, {"images": 100})()
+    assert not checkpoint.exists()
+    told = json.loads(progress.read_text())
+    assert told.pop("ends") == pytest.approx(time.time() + (60 + 2 * 100) / 2, abs=5)
+    assert told == {"epoch": 2, "images": 40, "images per second": 2}
+    monkeypatch.setattr(train, "SAVE_EVERY", -1)
+    train.keeper(trainer, tmp_path, {"images": 100})()
+    state = train.read_checkpoint(checkpoint)
+    assert (state["epoch"], state["seen"], state["settings"]["images"]) == (1, 40, 100)
 
 
 def assert_same(a, b):
@@ -152,22 +228,56 @@ def test_the_update_is_on_adversarial_images_in_train_mode(monkeypatch):
     assert 10 / 255 < distance <= 16 / 255 + 1e-6
 
 
-def test_gate_shares_count_what_is_closed_and_open():
-    model = nn.Sequential(nn.Identity(), Sparta(2), Sparta(2))
+def test_gate_statistics_are_those_of_a_gate_we_know():
+    """One image, two channels, two rows: s is +1 on the first and -1 on the second, c is +5 and -5.
+
+    So a gate is a = sigmoid(5) or b = 1 - a: channel 0 is a, b by rows, channel 1 is b, a.
+    """
+    model = nn.Sequential(Sparta(2, dynamic=False), nn.Flatten())
+    sparta, kernel = model[0], torch.zeros(3, 3)
+    kernel[1, 1] = 1  # looks at its own place alone
     with torch.no_grad():
-        model[1].conv3.fill_(1.0), model[1].conv4.fill_(1.0), model[1].conv6.fill_(1.0)
-        model[1].conv1.fill_(1.0)
-        model[1].conv2[0].fill_(1e6)  # channel 0 open, channel 1 closed
-        model[1].conv2[1].fill_(-1e6)
-    shares = train.gate_shares(model, torch.rand(3, 2, 8, 8) + 0.5)
-    assert shares == {"1": (0.5, 0.5), "2": (0.0, 0.0)}
+        sparta.gain.fill_(5.0)
+        for weight in (sparta.conv1, sparta.conv2, sparta.conv3, sparta.conv4):
+            weight.zero_()
+        sparta.conv5[:] = kernel
+        sparta.conv3[0, 0], sparta.conv4[0, 0] = kernel, kernel  # s: channel 0
+        sparta.conv1[0, :], sparta.conv2[0, 0] = kernel, kernel  # c: more for channel 0
+    x = torch.tensor([[4.0, 4.0], [2.0, 2.0]]).expand(1, 2, 2, 2).clone()
+    a, b = torch.sigmoid(torch.tensor([5.0, -5.0])).tolist()
+    known = {"gain": 5, "mean": 0.5, "std": (a - b) / 2, "spatial": 1, "< 0.01": 0.5, "> 0.99": 0.5}
+    assert train.gate_statistics(model, x)["0"] == pytest.approx(known, abs=1e-4)
+    assert model.training
+    assert not sparta._forward_pre_hooks
+    x[0, 0, 1], x[0, 1, 0] = -1.0, -1.0  # left are the open ones of each channel: the same number everywhere
+    found = train.gate_statistics(model, x)["0"]
+    known = {"gain": 5, "mean": a, "std": 0, "spatial": 0, "< 0.01": 0, "> 0.99": 1}
+    assert found == pytest.approx(known, abs=1e-4)
 
 
-def test_the_gates_learn_at_a_tenth_of_the_rate():
-    trainer = tiny_trainer()
-    rates = {id(p): g["lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
-    for name, p in trainer.model.named_parameters():
-        assert rates[id(p)] == pytest.approx(0.01 if ".act2.conv" in name else 0.1)
+def test_a_gate_that_differs_by_channel_alone_is_not_spatial():
+    class ByChannel(Sparta):
+        def attention(self, x):
+            return torch.tensor([0.2, 0.6]).view(2, 1, 1).expand_as(x)
+
+    found = train.gate_statistics(nn.Sequential(ByChannel(2)), torch.rand(3, 2, 4, 4) + 0.1)["0"]
+    known = {"gain": 1, "mean": 0.4, "std": 0.2, "spatial": 0, "< 0.01": 0, "> 0.99": 0}
+    assert found == pytest.approx(known, abs=1e-6)
+
+
+def test_the_gain_has_no_weight_decay_and_as_read_a_tenth_of_the_rate():
+    for activation, rate in (("sparta", 1), ("sparta-as-read", 0.1), ("sparta-pooled-normed", 0.1)):
+        model = train.build("resnet18", activation, "G*.B2", width=8)
+        trainer = tiny_trainer(model, replace(TINY, weight_decay=5e-4))
+        groups = {id(p): g for g in trainer.optimizer.param_groups for p in g["params"]}
+        names = dict(model.named_parameters())
+        assert len(groups) == len(names)
+        assert sum(name.endswith(".gain") for name in names) == (4 if rate == 1 else 0)
+        gates = [name for name in names if re.search(r"\.1\.act2\.", name)]
+        assert len(gates) >= 20
+        for name, p in names.items():
+            assert groups[id(p)]["lr"] == pytest.approx(0.1 * (rate if name in gates else 1)), name
+            assert groups[id(p)]["weight_decay"] == (0 if name.endswith(".gain") else 5e-4), name
 
 
 def test_the_schedules():
@@ -295,12 +405,19 @@ def test_standard_training_sees_the_images_themselves():
     assert torch.equal(seen[0], x)
 
 
-def test_the_wide_control_costs_what_sparta_costs():
-    costs = []
-    for arch, activation in (("resnet18", "sparta"), ("resnet18-wide", "relu")):
+def test_the_wide_control_has_the_parameters_of_the_readings_and_no_less_work():
+    costs = {}
+    for arch, activation in (
+        ("resnet18", "sparta-pooled"),
+        ("resnet18", "sparta"),
+        ("resnet18-wide", "relu"),
+    ):
         model = train.build(arch, activation, "G*.B-1", width=64).eval()
-        costs.append((sum(p.numel() for p in model.parameters()), multiply_adds(model)))
-    assert costs[1] == pytest.approx(costs[0], rel=0.01)
+        costs[activation] = sum(p.numel() for p in model.parameters()), multiply_adds(model)
+    assert costs["relu"][0] == pytest.approx(costs["sparta-pooled"][0], rel=0.01)
+    assert costs["relu"][0] / costs["sparta"][0] == pytest.approx(2, rel=0.01)  # as campaign.toml says
+    assert costs["relu"][1] / costs["sparta"][1] == pytest.approx(1.5, rel=0.01)
+    assert costs["relu"][1] > costs["sparta-pooled"][1]
 
 
 def test_attention_counts_among_multiply_adds():
@@ -329,10 +446,58 @@ def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, t
     assert model.normalize.mean.flatten().tolist() == pytest.approx([0.4580, 0.4629, 0.4093])
 
 
-def test_a_set_of_another_reading_than_asked_for_is_refused():
-    name = "cifar10-resnet18-w16"
-    with pytest.raises(ValueError, match=f"{name} holds sparta-pooled, and asked for is sparta-static"):
-        train.build("resnet18", "sparta-static", "G*.B-1", width=16, pretrained=name)
+@pytest.mark.parametrize("held", ["sparta", "sparta-static", "sparta-n2", "sparta-identity"])
+def test_a_set_of_another_variant_than_asked_for_is_refused(tmp_path, held):
+    make, name = ACTIVATIONS[held], str(tmp_path)
+    SpartaSet({f"G{i + 1}.B2": make(8 * 2**i) for i in range(4)}).save_pretrained(name)
+    model = train.build("resnet18", held, "G*.B-1", width=8, pretrained=name)
+    assert model.layer4[1].act2.extra_repr() == make(64).freeze().extra_repr()
+    with pytest.raises(ValueError, match=f"{name} holds {held}, and asked for is sparta-n4"):
+        train.build("resnet18", "sparta-n4", "G*.B-1", width=8, pretrained=name)
+
+
+def test_silu_and_sparta_share_a_network_and_half_a_relu_is_half_a_relu():
+    model = train.build("resnet18", "silu+sparta", "G*.B-1", width=8)
+    kinds = {name: type(m) for name, m in model.named_modules() if name.split(".")[-1].startswith("act")}
+    sites = {f"layer{group}.1.act2" for group in range(1, 5)}
+    assert {name for name, kind in kinds.items() if kind is Sparta} == sites
+    assert {kind for name, kind in kinds.items() if name not in sites} == {nn.SiLU}
+    assert not any(isinstance(m, nn.ReLU) for m in model.modules())
+    half = train.build("resnet18", "relu-half", "G*.B-1", width=8).eval()
+    plain = train.build("resnet18", "relu", "G*.B-1", width=8).eval()
+    plain.load_state_dict(half.state_dict())
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(half.layer4[1].act2(x), 0.5 * x.clamp(min=0))
+    images = torch.rand(2, 3, 32, 32)
+    assert not torch.allclose(half(images), plain(images))
+    for group in range(1, 5):
+        plain.get_submodule(f"layer{group}.1").act2 = nn.Sequential(nn.ReLU(), Times(0.5))
+    assert torch.equal(half(images), plain(images))
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def test_single_is_modern_in_one_step_of_ten():
+    single, modern = train.RECIPES["single"], train.RECIPES["modern"]
+    assert (single.steps, single.step_size, single.eps, single.epochs) == (1, 10 / 255, 8 / 255, 8)
+    assert not single.targeted
+    same = ("eps", "targeted", "weight_decay", "decay", "averaging", "lr", "batch_size")
+    assert {k: getattr(single, k) for k in same} == {k: getattr(modern, k) for k in same}
+    trainer, seen = tiny_trainer(recipe=replace(single, batch_size=8)), []
+    x = torch.rand(8, 3, 32, 32)
+    trainer.model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    trainer.step(x, torch.arange(8))
+    start, attacked = seen[0], seen[-1]
+    assert 0 < (attacked - x).abs().max() <= 8 / 255 + 1e-6
+    assert (attacked - start).abs().max() <= 10 / 255 + 1e-6
+    assert (attacked - start).abs().max() > 8 / 255  # a step of ten, cut by the bound
 
 
 def test_what_is_held_out_is_spread_evenly_and_leaves_something():

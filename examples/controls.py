@@ -1,0 +1,284 @@
+"""Small experiments with their controls: does a frozen set help elsewhere, what does SPARTA do to a network
+that is trained already, and what is left of it when its gate is replaced by its mean?
+
+  python examples/controls.py transfer --data-dir DATA/cifar10
+      fresh slim ResNet-18s, 15 epochs on 2,000 images that the set has not seen: ReLU, ReLU times one half,
+      the set frozen, the set with its numbers shuffled, SPARTA trained there; three seeds
+  python examples/controls.py drop-in --data-dir DATA/cifar10
+      a trained ReLU network, fine-tuned for two epochs with ReLU, SPARTA, SPARTA with identity=True, SiLU
+  python examples/controls.py mean-gate --data-dir DATA/cifar10
+      our trained network, untouched and with each gate replaced by its mean over active elements of training
+      images: one number, one of each channel, one of each place; nothing is trained
+
+Each network is one file in --out, so a killed call goes on where it was. The table is printed at the end.
+"""
+
+import argparse
+import copy
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import networks
+from attacks import attacking
+from command_line import at_least, plain_errors
+from kept import packed, sha256, unpacked, write_record
+from models import ACTIVATIONS, ResNet
+from recipes import RECIPES
+from report import difference, print_table, stamp
+from robust_error import clean_errors, robust_errors
+from runs import RESULTS
+from sets import gates
+from sparta_act import Sparta, SpartaSet, replace_relus
+from train import gate_statistics
+from trainer import Trainer
+
+SITES, WIDTH, TEST, HALF = "G*.B-1", 16, 2000, "ReLU times one half"
+NETWORKS = Path(__file__).parent / "networks"
+UNSEEN = 2000  # the last test images: a set has seen all images for training
+PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
+Make = Callable[[], nn.Module]
+Images = tuple[Tensor, Tensor]  # (N, 3, H, W) uint8 and their labels (N,)
+Results = dict[str, list[dict[str, Any]]]  # of each network, by seed
+
+
+def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
+    """A copy of a set with the numbers of each parameter in random order: the same sizes, nothing learned."""
+    taken, generator = copy.deepcopy(taken), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in taken.parameters():
+            p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p))
+    return taken
+
+
+def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:
+    """Fresh networks by name, all of the same first weights."""
+
+    def fresh() -> ResNet:
+        torch.manual_seed(seed)
+        return ResNet("resnet18", width=WIDTH)
+
+    return {
+        "ReLU": fresh,
+        HALF: lambda: replace_relus(fresh(), SITES, ACTIVATIONS["relu-half"]),
+        "the set, frozen": lambda: replace_relus(fresh(), SITES, taken),
+        "the set shuffled, frozen": lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
+        "SPARTA trained there": lambda: replace_relus(fresh(), SITES, Sparta),
+    }
+
+
+def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:
+    """The trained network by what takes the place of its ReLUs."""
+
+    def changed(name: str, sites: str) -> Make:
+        def make() -> nn.Module:
+            torch.manual_seed(seed)
+            return replace_relus(copy.deepcopy(trained), sites, ACTIVATIONS[name])
+
+        return make
+
+    return {
+        "ReLU": lambda: copy.deepcopy(trained),
+        "SPARTA": changed("sparta", SITES),
+        "SPARTA, identity=True": changed("sparta-identity", SITES),
+        "SiLU": changed("silu", "*act*"),
+    }
+
+
+class FixedGate(nn.Module):
+    """max(x, 0) times numbers that do not depend on x. Shapes: (N, C, H, W), kept."""
+
+    def __init__(self, gate: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gate", gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W), kept."""
+        return F.relu(x) * self.gate
+
+
+def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
+    """The trained network by what its gates become: their means over active elements of images x."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}  # gate and active, of each site
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
+            seen[name] = module.attention(inputs[0]), (inputs[0] > 0).float()
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(look(n)) for n, m in gates(trained).items()]
+    with torch.no_grad():
+        trained(x)
+    for handle in handles:
+        handle.remove()
+
+    def fixed(dims: tuple[int, ...]) -> Make:
+        def make() -> nn.Module:
+            model = copy.deepcopy(trained)
+            for name, (gate, active) in seen.items():
+                parent, _, child = name.rpartition(".")
+                total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
+                setattr(model.get_submodule(parent), child, FixedGate(total / count.clamp(min=1)))
+            return model
+
+        return make
+
+    return {
+        "SPARTA": lambda: copy.deepcopy(trained),
+        "one number": fixed((0, 1, 2, 3)),
+        "one of each channel": fixed((0, 2, 3)),
+        "one of each place": fixed((0, 1)),
+    }
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Which images it gets wrong, (N,) of bool: clean, and under PGD-10 at any step."""
+    torch.manual_seed(0)
+    with attacking(model):
+        clean = clean_errors(model, x, y)
+    return {"clean": clean, "PGD-10, 8/255": robust_errors(model, x, y, **PGD)}
+
+
+def once(
+    out: Path, name: str, make: Make, train: Images, test: Images, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of `run` with these options: from its file, or into it."""
+    path = (
+        out / f"{options['experiment']}-{re.sub('[^a-z0-9]+', '-', name.lower())}-seed{options['seed']}.json"
+    )
+    if not path.exists() or json.loads(path.read_text())["options"] != options:
+        print(f"{name}, seed {options['seed']}", flush=True)
+        write_record(path, run(make, *train, test, options))
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def trained(model: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]) -> nn.Module:
+    """The network after the recipe `single`: the average of its weights. It trains `model` itself."""
+    recipe = replace(RECIPES["single"], **{k: options[k] for k in ("epochs", "batch_size", "lr")})
+    trainer = Trainer(model, recipe, len(x))
+    torch.manual_seed(options["seed"])
+    with tqdm(total=len(x) * recipe.epochs, unit="img") as bar:
+        for _ in range(recipe.epochs):
+            trainer.run_epoch(x, y, bar)
+    return trainer.final()
+
+
+def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any]) -> dict[str, Any]:
+    """Train one network and measure it, before where it was trained already, and after; for JSON."""
+    model, images, labels = make(), data.to_float(test[0]), test[1]
+    found = {}
+    if options["experiment"] == "drop-in":
+        found = {f"{k}, before": w for k, w in measure(model, images, labels).items()}
+    if options["epochs"]:
+        model = trained(model, x, y, options)
+    found |= measure(model, images, labels)
+    errors = {
+        k: {"error": w.double().mean().item(), "images": len(w), "wrong": packed(w)} for k, w in found.items()
+    }
+    return {"options": options, "errors": errors, "gate": gate_statistics(model, images[:256]), **stamp()}
+
+
+def show(results: Results) -> None:
+    """Print each network's errors by seed, and the paired differences to the first network and to `HALF`."""
+    (first, base), *_ = results.items()
+    columns: dict[str, dict[str, str]] = {}
+    for attack in base[0]["errors"]:
+        columns[attack] = {
+            n: ", ".join(f"{r['errors'][attack]['error']:.2%}" for r in rs) for n, rs in results.items()
+        }
+        for other in (first, HALF):
+            if other in results:
+                columns[f"minus {other}, {attack}"] = {
+                    n: ", ".join(_minus(r, o, attack) for r, o in zip(rs, results[other], strict=True))
+                    for n, rs in results.items()
+                }
+    print_table("errors on test images and differences in points, by seed; ± over images", columns)
+
+
+def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
+    wrong, base = (
+        unpacked(r["errors"][attack]["wrong"], r["errors"][attack]["images"]) for r in (result, other)
+    )
+    d, half = difference(wrong, base)
+    return f"{100 * d:+.1f} ± {100 * half:.1f}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, measure and compare as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("experiment", choices=EXPERIMENTS)
+    p.add_argument("--data-dir", required=True, help="folder of CIFAR-10's parquet files, or 'hub'")
+    p.add_argument("--set", default="cifar10-resnet18-w16", help="set to freeze (default %(default)s)")
+    p.add_argument("--network", help="trained network of networks.py (default: ours)")
+    p.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    p.add_argument(
+        "--limit", type=at_least(1), help="images to train on (default: 2,000 for transfer, else all)"
+    )
+    p.add_argument("--epochs", type=at_least(1), help="default: 15 for transfer, 2 for drop-in")
+    p.add_argument("--out", type=Path, default=RESULTS / "controls", help="folder of the results")
+    args = p.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    show(EXPERIMENTS[args.experiment](args))
+
+
+def transfers(args: argparse.Namespace) -> Results:
+    """Each network's results, by seed: trained on the last test images and attacked on the first ones."""
+    taken, (x, y), limit = (
+        Sparta.from_pretrained(args.set),
+        data.load("test", args.data_dir),
+        args.limit or UNSEEN,
+    )
+    test = x[: min(TEST, len(x) - limit)], y[: min(TEST, len(x) - limit)]
+    options = {"limit": limit, "epochs": args.epochs or 15, "batch_size": 64, "lr": 0.1, "set": args.set}
+    options["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in taken.parameters()))
+    results: Results = {}
+    for seed in args.seeds:
+        for name, make in transfer(taken, seed).items():
+            here = {"experiment": args.experiment, "seed": seed, **options}
+            results.setdefault(name, []).append(
+                once(args.out, name, make, (x[-limit:], y[-limit:]), test, here)
+            )
+    return results
+
+
+def drop_ins(args: argparse.Namespace) -> Results:
+    """Each network's result: fine-tuned on all images for training, attacked on the first test images."""
+    model, _, content = networks.load(args.network or str(NETWORKS / "cifar10-resnet18-w16-relu.safetensors"))
+    (x, y), test = data.load("train", args.data_dir), [t[:TEST] for t in data.load("test", args.data_dir)]
+    x, y = x[: args.limit], y[: args.limit]
+    here = {"experiment": args.experiment, "seed": args.seeds[0], "limit": len(x), "epochs": args.epochs or 2}
+    here |= {"batch_size": 128, "lr": 0.01, "sha256": sha256(content)}
+    return {
+        n: [once(args.out, n, make, (x, y), (test[0], test[1]), here)]
+        for n, make in drop_in(model, args.seeds[0]).items()
+    }
+
+
+def mean_gates(args: argparse.Namespace) -> Results:
+    """Each network's result: nothing is trained."""
+    model, _, content = networks.load(args.network or str(NETWORKS / "cifar10-resnet18-w16.safetensors"))
+    images = data.to_float(data.load("train", args.data_dir)[0][:512])
+    test = data.load("test", args.data_dir)
+    here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": sha256(content)}
+    return {
+        n: [once(args.out, n, make, test, (test[0][:TEST], test[1][:TEST]), here)]
+        for n, make in mean_gate(model, images).items()
+    }
+
+
+EXPERIMENTS = {"transfer": transfers, "drop-in": drop_ins, "mean-gate": mean_gates}
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

@@ -1,0 +1,106 @@
+"""The small experiments: what each network is, and that a killed call goes on."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import controls
+import data
+from models import HalvedReLU, build
+from sparta_act import Sparta, SpartaSet
+
+
+def slim_set(seed=0):
+    torch.manual_seed(seed)
+    return SpartaSet({f"G{i + 1}.B2": Sparta(16 * 2**i) for i in range(4)})
+
+
+def test_shuffled_numbers_are_the_same_numbers_elsewhere():
+    taken = slim_set()
+    found = controls.shuffled(taken, 3)
+    for label, activation in taken.items():
+        for (name, p), q in zip(activation.named_parameters(), found[label].parameters(), strict=True):
+            assert torch.equal(p.flatten().sort().values, q.flatten().sort().values)
+            assert torch.equal(p, q) == (name == "gain")
+    again, other = controls.shuffled(taken, 3), controls.shuffled(taken, 4)
+    assert torch.equal(found["G1.B2"].conv1, again["G1.B2"].conv1)
+    assert not torch.equal(found["G1.B2"].conv1, other["G1.B2"].conv1)
+
+
+def test_the_networks_of_a_transfer_differ_in_the_activation_alone():
+    taken = slim_set().freeze()
+    made = {name: make() for name, make in controls.transfer(taken, 5).items()}
+    first = made["ReLU"]
+    for model in made.values():
+        assert torch.equal(model.layer4[1].conv2.weight, first.layer4[1].conv2.weight)
+    assert isinstance(made[controls.HALF].layer1[1].act2, HalvedReLU)
+    frozen, there = made["the set, frozen"].layer2[1].act2, made["SPARTA trained there"].layer2[1].act2
+    assert torch.equal(frozen.conv3, taken["G2.B2"].conv3)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in there.parameters())
+    assert not torch.equal(made["the set shuffled, frozen"].layer2[1].act2.conv3, frozen.conv3)
+
+
+def test_a_mean_gate_is_the_mean_over_active_elements():
+    torch.manual_seed(0)
+    model, x = build("resnet18", "sparta", "G1.B2", width=8).eval(), torch.rand(6, 3, 32, 32)
+    seen = {}
+    site = model.layer1[1].act2
+    handle = site.register_forward_pre_hook(
+        lambda m, inputs: seen.update(x=inputs[0], gate=m.attention(inputs[0]))
+    )
+    with torch.no_grad():
+        expected = model(x)
+    handle.remove()
+    made = {name: make() for name, make in controls.mean_gate(model, x).items()}
+    with torch.no_grad():
+        assert torch.equal(made["SPARTA"](x), expected)
+    active = seen["x"] > 0
+    for name, pick in (
+        ("one number", lambda t: [t]),
+        ("one of each channel", lambda t: t.unbind(1)),
+        ("one of each place", lambda t: t.flatten(2).unbind(2)),
+    ):
+        fixed = made[name].layer1[1].act2
+        means = [g[a].mean() for g, a in zip(pick(seen["gate"]), pick(active), strict=True) if a.any()]
+        numbers = [g for g, a in zip(fixed.gate.flatten(), pick(active), strict=True) if a.any()]
+        torch.testing.assert_close(torch.stack(numbers), torch.stack(means))
+        assert torch.equal(fixed(seen["x"]), F.relu(seen["x"]) * fixed.gate)
+    assert isinstance(site, Sparta)  # the network it was given is as it was
+
+
+@pytest.mark.slow
+def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypatch):
+    slim_set().save_pretrained(tmp_path / "set")
+    monkeypatch.setattr(controls, "PGD", controls.PGD | {"steps": 1})
+    call = [
+        "transfer",
+        "--data-dir",
+        tiny_data,
+        "--set",
+        str(tmp_path / "set"),
+        "--seeds",
+        "0",
+        "--limit",
+        "8",
+    ]
+    call += ["--epochs", "1", "--out", str(tmp_path / "out")]
+    controls.main(call)
+    printed = capsys.readouterr().out
+    assert "the set shuffled" in " ".join(printed.split())
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == 5
+    images = len(data.load("test", tiny_data)[0])
+    record = json.loads(files[0].read_text())
+    assert record["errors"]["clean"]["images"] == images - 8  # none that it was trained on
+    assert record["options"]["epochs"] == 1
+
+    before = [f.stat().st_mtime_ns for f in files]
+    files[2].unlink()  # a call that was killed
+    controls.main(call)
+    after = [f.stat().st_mtime_ns for f in files]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
+    controls.main([*call[:-4], "--epochs", "2", *call[-2:]])  # other options: all anew
+    assert all(f.stat().st_mtime_ns > a for f, a in zip(files, after, strict=True))

@@ -28,8 +28,8 @@ class SpartaSet(nn.ModuleDict):
 
     The modules are the ones given, not copies. Raises `WeightsError` for what is no `Sparta`.
 
-    >>> SpartaSet({"G1.B2": Sparta(16)}, {"backbone": "ResNet-18"})["G1.B2"]
-    Sparta(16)
+    >>> SpartaSet({"G1.B2": Sparta(16)}, {"backbone": "ResNet-18"})["G1.B2"].in_channels
+    16
     """
 
     def __init__(self, mapping: Mapping[str, Sparta], info: Mapping[str, Any] | None = None) -> None:

@@ -49,7 +49,7 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
             f"asked to save a set, found {'; '.join(wrong)}; nothing was written. "
             f"Numbers too large for float16 can be saved with dtype=torch.float32"
         )
-    weights = safetensors.save(tensors, {"format": "pt"})
+    weights = safetensors.save(tensors, {"format": "pt", "sites": json.dumps(sites)})
     config = {
         "format": FORMAT,
         "dtype": dtypes[0],
@@ -110,6 +110,8 @@ def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
     wrong = _differences(wanted, found, DTYPES[config["dtype"]])
     if wrong:
         raise WeightsError(f"{WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong)}")
+    if _sites_of(weights) != config["sites"]:
+        raise WeightsError(f"the sites in {CONFIG} are not those that {WEIGHTS} was written with")
     for label, activation in activations.items():
         state = {key: _widen(found[f"{label}.{key}"]) for key in activation.state_dict()}
         activation.load_state_dict(state, assign=True)
@@ -141,6 +143,13 @@ def _build(config: Any) -> dict[str, Sparta]:
     if wrong:
         raise WeightsError("; ".join(wrong))
     return activations
+
+
+def _sites_of(weights: bytes) -> Any:
+    """What `pack` wrote beside the tensors: `identity` and `neighborhood` change no shape. None elsewhere."""
+    length = int.from_bytes(weights[:8], "little")  # of the header, which safetensors has read before
+    metadata = json.loads(weights[8 : 8 + length]).get("__metadata__", {})
+    return json.loads(metadata["sites"]) if "sites" in metadata else None
 
 
 def _shapes(activation: Sparta) -> dict[str, list[int]]:

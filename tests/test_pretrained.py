@@ -364,6 +364,8 @@ def consistent(config):
         (site(hidden=10**30), ["G4.B2: "]),
         (site(identity=1), ["G4.B2 has 'identity' a int, not bool"]),
         (site(identity="yes"), ["G4.B2 has 'identity' a str, not bool"]),
+        (site(identity=True), ["the sites in config.json are not those that model.safetensors was written"]),
+        (site(neighborhood=2), ["the sites in config.json are not those that model.safetensors was written"]),
         (site(shapes={}), ["G4.B2: shapes {} are not those of its arguments"]),
         (site(shapes=[]), ["G4.B2 has 'shapes' a list, not dict"]),
         (shape("conv1", [8, 4, 3]), ["G4.B2: shapes {'conv1': [8, 4, 3],"]),

@@ -27,6 +27,7 @@ from sparta_act.shipped import SHIPPED
 from train import load_trained, read_checkpoint
 
 PACKAGE = Path(__file__).parents[1] / "sparta_act"
+NOT_AUDITED = "Not audited yet: no figure here was held against gradient masking (examples/audit.py does it)."
 ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
 
 
@@ -137,8 +138,7 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
     }
     if settings.get("validation"):
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
-    if audit:
-        info["audit"] = audited(audit, activations)
+    info["audit"] = audited(audit, activations) if audit else [NOT_AUDITED]
     if other:
         info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)

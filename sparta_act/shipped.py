@@ -6,8 +6,8 @@ others are fetched from the Hub, `sparta-act/<name>`. A set does not change: wha
 
 SHIPPED: dict[str, dict[str, str]] = {  # name of the set -> file -> its sha256
     "cifar10-resnet18-w16": {
-        "README.md": "be0c4ff1cc3d9f5939148f05c0eb86ac18e3df2c64093e38bdc018aa2a8af6fa",
-        "config.json": "1af0540658e233d9e63fd035f9d8f907ce31ac19b49418a669b61c2a7a22fd92",
-        "model.safetensors": "733d809720d24ac978667b3cb4d4c8bc672faecca85f8fa12a8d80b599e1a1a1",
+        "README.md": "357b6fc2ee075fd4895632f1074d04406e08c53edabec444ef231c51276e891a",
+        "config.json": "110a0961f985af02495d9d2cf3a1a677c3d832beb8576054528bb4e37adde716",
+        "model.safetensors": "c9ab024e0a364351d990f0098ee4739a5f128e4bd35654a708a50e8603ca39b2",
     },
 }

@@ -49,7 +49,7 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
             f"asked to save a set, found {'; '.join(wrong)}; nothing was written. "
             f"Numbers too large for float16 can be saved with dtype=torch.float32"
         )
-    weights = safetensors.save(tensors, {"format": "pt", "sites": json.dumps(sites)})
+    weights = safetensors.save(tensors, {"sites": json.dumps(sites)})  # of several, the order is by chance
     config = {
         "format": FORMAT,
         "dtype": dtypes[0],

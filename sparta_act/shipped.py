@@ -7,7 +7,7 @@ others are fetched from the Hub, `sparta-act/<name>`. A set does not change: wha
 SHIPPED: dict[str, dict[str, str]] = {  # name of the set -> file -> its sha256
     "cifar10-resnet18-w16": {
         "README.md": "357b6fc2ee075fd4895632f1074d04406e08c53edabec444ef231c51276e891a",
-        "config.json": "110a0961f985af02495d9d2cf3a1a677c3d832beb8576054528bb4e37adde716",
-        "model.safetensors": "c9ab024e0a364351d990f0098ee4739a5f128e4bd35654a708a50e8603ca39b2",
+        "config.json": "33b9908d05830b6e5c2119b89367a8c1ae5f2b42ec84f24e8669baaa7ce36063",
+        "model.safetensors": "38d55159c92fcdd7b5e66379412010931d0ae1a57bdefccf0724cd10190eef7c",
     },
 }

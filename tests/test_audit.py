@@ -87,7 +87,8 @@ def test_rounded_images_fail_for_a_gradient_that_is_zero(small, tmp_path):
     assert "without the gradient" in rows[5]["meaning"]
     zero = record["numbers"]["zero gradients"]
     assert zero["without"] == zero["images"] > 100
-    assert record["attacks"]["PGD"]["error"] == record["attacks"]["clean"]["error"]
+    # no step moves, but the random start may tip an image or two of 500
+    assert abs(record["attacks"]["PGD"]["error"] - record["attacks"]["clean"]["error"]) < 0.005
     assert record["worst case"]["error"] > record["attacks"]["PGD"]["error"] + 0.03
 
 

@@ -23,7 +23,7 @@ import evaluate
 import strong
 import train
 from kept import RECORD, sha256, write_record
-from runs import FOLDERS, Queue, Run, given_set, lock, read_begun, state
+from runs import FOLDERS, Queue, Run, given_set, lock, read_begun, shows_best, state
 from sets import activations_of, round_to_half
 from sparta_act import SpartaSet
 
@@ -71,10 +71,11 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
             words = _training(run, args, args.runs, images, given_set(queue, run, args.runs))
             if not trained(run, words, folder, deadline):
                 return False
-            both = run.validation is not None and not best_is_last(folder)
+            wanted = shows_best(queue, run)
+            both = wanted and not best_is_last(folder)
             if not evaluated(run, _evaluation(run, args, args.runs, images, both), deadline):
                 return False
-            file_result(run, args, both)
+            file_result(run, args, wanted, both)
     except Timeout:
         raise BusyError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
     return True
@@ -116,8 +117,11 @@ def evaluated(run: Run, arguments: list[str], deadline: float) -> bool:
     return True
 
 
-def file_result(run: Run, args: argparse.Namespace, both: bool) -> None:
-    """Write the run's result, whole or not at all. `both`: its best epoch was evaluated besides the last."""
+def file_result(run: Run, args: argparse.Namespace, wanted: bool, both: bool) -> None:
+    """Write the run's result, whole or not at all.
+
+    `wanted`: with its best epoch, which is the last or, where `both`, was evaluated besides.
+    """
     folder = args.runs / run.name
     measured, log = _measured(folder), train.read_log(folder / "log.csv")
     model, settings = train.load_trained(folder / "checkpoint.pt")
@@ -147,7 +151,7 @@ def file_result(run: Run, args: argparse.Namespace, both: bool) -> None:
             shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images, both)]),
         ],
     }
-    if run.validation:
+    if wanted:
         best, path = train.read_best(folder, settings), folder / train.BEST
         if not both:  # they are one network, which was measured once
             write_record(path.with_name(RECORD), measured | {"checkpoint": sha256(path.read_bytes())})

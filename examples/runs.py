@@ -26,6 +26,7 @@ else:
 
 QUEUE = Path(__file__).parent / "campaign.toml"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+BUDGETS = ("short", "paper")  # of a table that names none
 FIELDS = {  # of a table
     **dict.fromkeys(("number", "title", "note", "against", "compared"), str),
     **dict.fromkeys(("columns", "rows", "budgets", "figure", "neighbours"), list),
@@ -170,7 +171,7 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
         check_errors(result["errors"])
         numbers = [result[k] for k in ("seconds per epoch", "parameters", "multiply-adds")]
         numbers += result["last epoch"].values()
-        if result["settings"].get("validation"):
+        if "best errors" in result:
             check_errors(result["best errors"])
             numbers += result["best epoch"].values()
         if wrong := [n for n in numbers if not _is_number(n)]:
@@ -202,10 +203,27 @@ def changes(run: Run, other: dict[str, Any]) -> str:
     )
 
 
+def runs_of(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
+    """Runs that a table's row shows for a budget, one for each seed."""
+    name = re.compile(rf"{budget}-{re.escape(row['run'])}(-seed\d+)?")
+    return [run for run in queue.runs.values() if name.fullmatch(run.name)]
+
+
+def shows_best(queue: Queue, run: Run) -> bool:
+    """Whether a row of a table shows the best epoch of a run, by training images held out."""
+    return run.validation is not None and any(
+        row.get("best") and run in runs_of(queue, row, budget)
+        for table in queue.tables
+        for row in table["rows"]
+        for budget in table.get("budgets", BUDGETS)
+    )
+
+
 def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     """State of a run, from the files alone."""
     result = read_result(run.name, results)
-    if result is not None and not changes(run, result):
+    lacks = result is not None and shows_best(queue, run) and "best errors" not in result
+    if result is not None and not lacks and not changes(run, result):
         return State("done", f"clean error {result['errors']['clean']['error']:.1%}")
     folder = runs / run.name
     epoch = len(read_log(folder / "log.csv"))
@@ -220,7 +238,8 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     if (folder / "checkpoint.pt").exists():
         told = f"after epoch {epoch} of {run.epochs}" if epoch < run.epochs else "trained, not evaluated"
         return State("stopped", told)
-    return State("missing", f"an older result is filed: {changes(run, result)}" if result is not None else "")
+    told = "without its best epoch" if lacks else changes(run, result) if result is not None else ""
+    return State("missing", f"an older result is filed: {told}" if told else "")
 
 
 def pace(folder: Path, epoch: int) -> str:

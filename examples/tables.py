@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from report import minus, told
-from runs import DIFFERENCE, Queue, Run, result_of
+from runs import BUDGETS, DIFFERENCE, Queue, result_of, runs_of
 
 ATTACKS = {
     "PGD-10": "targeted PGD-10, 16/255",
@@ -15,7 +15,6 @@ ATTACKS = {
     "PGD-50": "targeted PGD-50, 16/255",
     "clean": "clean",
 }
-BUDGETS = ("short", "paper")
 Rows = list[tuple[dict[str, Any], list[dict[str, Any]]]]  # of a table, each with its results
 MISSING = "missing"
 HEAD = """# Results
@@ -85,7 +84,7 @@ def lacking(queue: Queue, results: Path) -> Iterator[str]:
     for table in queue.tables:
         told = []
         for budget in table.get("budgets", BUDGETS):
-            there = [r for r in table["rows"] if _runs(queue, r, budget)]
+            there = [r for r in table["rows"] if runs_of(queue, r, budget)]
             missing = [r["label"] for r in there if not _results(queue, r, budget, results)]
             if there:
                 lack = f", lacks {'; '.join(missing)}" if missing else ""
@@ -93,20 +92,16 @@ def lacking(queue: Queue, results: Path) -> Iterator[str]:
         yield f"{table['number']}: {' | '.join(told)}"
 
 
-def _runs(queue: Queue, row: dict[str, Any], budget: str) -> list[Run]:
-    name = re.compile(rf"{budget}-{re.escape(row['run'])}(-seed\d+)?")
-    return [run for run in queue.runs.values() if name.fullmatch(run.name)]
-
-
 def _results(queue: Queue, row: dict[str, Any], budget: str, results: Path) -> list[dict[str, Any]]:
     """Results of a row; where it says `best`, of the epoch that erred least on images held out."""
-    runs = _runs(queue, row, budget)
+    runs = runs_of(queue, row, budget)
     found = [r for run in runs if (r := result_of(run, results)) is not None]
     if row.get("best"):
         if without := [run.name for run in runs if not run.validation]:
             raise ValueError(
                 f"the row {row['label']} wants the best epoch, and {without} has no `validation`"
             )
+        found = [r for r in found if "best errors" in r]
         return [r | {"errors": r["best errors"], "last epoch": r["best epoch"]} for r in found]
     return found
 

@@ -379,9 +379,8 @@ def test_the_gate_is_held_against_relu_and_half_of_it_in_both_seeds(tmp_path):
     for name, error in (("relu", 0.5), ("relu-half", 0.46), ("sparta", 0.4), ("silu", 0.44)):
         for seed in ("", "-seed1"):
             run = QUEUE.runs[f"w16-{name}{seed}"]
-            filed = result(error, settings=run.settings(), **{"best errors": {}, "best epoch": {}})
+            filed = result(error, settings=run.settings())
             filed["errors"] = dict.fromkeys(field, filed["errors"]["clean"])
-            filed["best errors"] = filed["errors"]
             (tmp_path / f"{run.name}.json").write_text(json.dumps(filed))
     page = render(QUEUE, tmp_path).split("## Gate, slim\n")[1].split("\n## ")[0]
     assert "| SPARTA w/o DPNet | missing | missing | missing | missing |" in page
@@ -756,6 +755,25 @@ def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, bes
     (place / "results/short-sparta.json").write_text(json.dumps(filed))
     with pytest.raises(ValueError, match=r"short-sparta\.json is no result"):
         call(place, "tables")
+
+
+def test_a_best_epoch_that_no_table_shows_is_not_evaluated(place, monkeypatch):
+    found = iter([0.4, 0.5, 0.6])
+    monkeypatch.setattr(train, "validation_error", lambda *_: next(found))
+    (place / "queue.toml").write_text(VALIDATED)
+    run(place, "short-sparta")
+    filed = json.loads((place / "results/short-sparta.json").read_text())
+    assert (place / "runs/short-sparta/best/checkpoint.pt").exists()
+    assert not (place / "runs/short-sparta/best/evaluation.npz").exists()
+    assert "best" not in filed["commands"][1]
+    assert not filed.keys() & {"best errors", "best epoch"}
+    row = '"sparta", best = true, paper'
+    (place / "queue.toml").write_text(VALIDATED.replace('"sparta", paper', row))  # a table asks for it later
+    call(place, "tables")
+    assert "| SPARTA | 15.48 | missing |" in (place / "results.md").read_text()
+    run(place, "short-sparta")
+    assert (place / "runs/short-sparta/best/evaluation.npz").exists()
+    assert "best errors" in json.loads((place / "results/short-sparta.json").read_text())
 
 
 def test_the_committed_page_is_what_tables_renders():

@@ -6,8 +6,8 @@ others are fetched from the Hub, `sparta-act/<name>`. A set does not change: wha
 
 SHIPPED: dict[str, dict[str, str]] = {  # name of the set -> file -> its sha256
     "cifar10-resnet18-w16": {
-        "README.md": "357b6fc2ee075fd4895632f1074d04406e08c53edabec444ef231c51276e891a",
-        "config.json": "33b9908d05830b6e5c2119b89367a8c1ae5f2b42ec84f24e8669baaa7ce36063",
+        "README.md": "c119de0f65c5b57cf605ecde629f9a8ffff1cb5f77fe7d35406b0406be4d93d7",
+        "config.json": "d0d8be49726b272046cf41289ce58732e9bfc8db8d46c7ac6abe35334b0d60d9",
         "model.safetensors": "38d55159c92fcdd7b5e66379412010931d0ae1a57bdefccf0724cd10190eef7c",
     },
 }

@@ -265,12 +265,14 @@ def test_autoattack_takes_what_evaluation_has(device):
     assert found["AutoAttack"].wrong.tolist() == [True] * 3
 
 
-def test_autoattack_by_a_copy(device, run):
-    """On a network with batch norms to fold away."""
+def test_autoattack_by_a_copy(device):
+    """On a network with a batch norm to fold away, and with a gate."""
     pytest.importorskip("pyautoattack")
-    model, _ = train.load_trained(run / "checkpoint.pt")
-    model, x = model.to(device), torch.rand(3, 3, 32, 32, device=device)
-    y = model(x).argmax(1)
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), Sparta(8), nn.AvgPool2d(7), nn.Flatten()]
+    model, x = nn.Sequential(*body, nn.Linear(32, 10)).to(device).eval(), torch.rand(3, 3, 32, 32).to(device)
+    with torch.no_grad():
+        y = model(x).argmax(1)
     few = {"parts": ["apgd-t", "fab-t", "square"], "steps": 2, "queries": 2, "title": "few"}
     found = strong.autoattack_by_copy(model, x, y, eps=1e-4, seed=0, batch_size=2, **few)
     assert found.images.device.type == found.wrong.device.type == "cpu"
@@ -338,10 +340,9 @@ def test_the_figures(run, device, tiny_data, tmp_path):
 @pytest.mark.slow
 def test_a_campaign(device, tmp_path):
     (tmp_path / "queue.toml").write_text(test_campaign.SMALL.replace("limit = 40", "limit = 16"))
-    names = ("short-sparta", "short-sparta-from-sparta")
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
-    campaign.main([str(a) for a in ("run", *names, *places, "--device", device, "--amp", "bf16")])
-    assert {p.stem for p in (tmp_path / "results").iterdir()} == set(names)
+    campaign.main([str(a) for a in ("run", "short-sparta", *places, "--device", device, "--amp", "bf16")])
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["short-sparta.json"]
 
 
 @pytest.mark.slow

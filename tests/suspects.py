@@ -32,7 +32,7 @@ class Small(nn.Module):
         return self.fc(self.body((x - 0.5) / 0.25).flatten(1))
 
 
-def trained(gate=None, seed=0):
+def trained(gate=None, seed=0, epochs=15):
     """Adversarially trained on the sample in some seconds, and weak: half of the images are right."""
     torch.manual_seed(seed)
     model = Small(gate)
@@ -42,7 +42,7 @@ def trained(gate=None, seed=0):
         eps=EPS,
         step_size=EPS / 2,
         steps=3,
-        epochs=15,
+        epochs=epochs,
         averaging=0.0,
         lr=0.05,
         batch_size=64,

@@ -19,7 +19,6 @@ import networks
 from sparta_act import Sparta
 from verdicts import FAIL, NO_GATE, PASS, UNKNOWN
 
-NETWORKS = Path(__file__).parents[1] / "examples" / "networks"
 FEW = attempts.Budget(
     steps=20, restarts=2, draws=20, queries=300, hard_label=3, control=5, autoattack=5, curve=100
 )
@@ -42,16 +41,21 @@ def small():
     return suspects.trained()
 
 
-@pytest.mark.slow
-def test_a_plain_adversarially_trained_network_passes(tmp_path):
-    relu, _, _ = networks.load(str(NETWORKS / "cifar10-resnet18-w16-relu.safetensors"))
-    sparta, _, _ = networks.load(str(NETWORKS / "cifar10-resnet18-w16.safetensors"))
+@pytest.fixture(scope="module")
+def honest(small, tmp_path_factory):
+    """Audit of a plain network: its record, and its checks by their numbers."""
     budget = dataclasses.replace(FEW, queries=600, control=10)
-    record, rows = audited(relu, tmp_path, 400, budget, 12 / 255, sparta=sparta)
+    surrogate = suspects.trained(Sparta, seed=1, epochs=4)
+    return audited(small, tmp_path_factory.mktemp("honest"), budget=budget, sparta=surrogate)
+
+
+@pytest.mark.slow
+def test_a_plain_adversarially_trained_network_passes(honest):
+    record, rows = honest
     assert {n: row["verdict"] for n, row in rows.items()} == dict.fromkeys(range(1, 11), PASS) | {11: NO_GATE}
     worst, plain = record["worst case"]["error"], record["attacks"][attempts.PLAIN]["error"]
-    assert 0.8 < plain <= worst < min(1, plain + 0.03)
-    assert record["evidence"]["images"] == record["evidence"]["wrong again"] == round(400 * worst)
+    assert 0.7 < plain <= worst < min(1, plain + 0.05)
+    assert record["evidence"]["images"] == record["evidence"]["wrong again"] == round(500 * worst)
     assert record["evidence"]["within eps"]
 
 
@@ -67,7 +71,7 @@ def test_a_hard_gate_fails_as_a_hard_mask(tmp_path):
 
 
 @pytest.mark.slow
-def test_loud_logits_fail_for_cross_entropys_vanished_gradient(small, tmp_path):
+def test_loud_logits_fail_for_cross_entropys_vanished_gradient(small, honest, tmp_path):
     record, rows = audited(suspects.LoudLogits(small), tmp_path)
     assert {8, 9, 10} <= failing(rows)
     assert failing(rows).isdisjoint({1, 5, 6, 7, 11})
@@ -75,26 +79,25 @@ def test_loud_logits_fail_for_cross_entropys_vanished_gradient(small, tmp_path):
     assert "cross-entropy differ" in rows[8]["meaning"]
     assert "float64 is the better gradient" in rows[10]["meaning"]
     assert record["attacks"]["PGD, CW"]["error"] > record["attacks"]["PGD"]["error"] + 0.05
-    honest, _ = audited(small, tmp_path / "honest")
-    assert record["worst case"]["error"] == pytest.approx(honest["worst case"]["error"], abs=0.01)
+    assert record["worst case"]["error"] == pytest.approx(honest[0]["worst case"]["error"], abs=0.01)
 
 
 @pytest.mark.slow
 def test_rounded_images_fail_for_a_gradient_that_is_zero(small, tmp_path):
-    record, rows = audited(suspects.Rounding(small), tmp_path)
+    record, rows = audited(suspects.Rounding(small), tmp_path, 300)
     assert {2, 4, 5, 9} <= failing(rows)
     assert rows[2]["meaning"] == "PGD cannot raise the loss"
     assert "without the gradient" in rows[5]["meaning"]
     zero = record["numbers"]["zero gradients"]
-    assert zero["without"] == zero["images"] > 100
-    # no step moves, but the random start may tip an image or two of 500
-    assert abs(record["attacks"]["PGD"]["error"] - record["attacks"]["clean"]["error"]) < 0.005
+    assert zero["without"] == zero["images"] > 60
+    # no step moves, but the random start alone tips an image or two to another level
+    assert abs(record["attacks"]["PGD"]["error"] - record["attacks"]["clean"]["error"]) < 0.01
     assert record["worst case"]["error"] > record["attacks"]["PGD"]["error"] + 0.03
 
 
 @pytest.mark.slow
 def test_random_resizing_fails_as_randomized(small, tmp_path):
-    record, rows = audited(suspects.RandomResize(small), tmp_path)
+    record, rows = audited(suspects.RandomResize(small), tmp_path, 300)
     assert 9 in failing(rows)
     assert "randomized" in rows[9]["figure"]
     assert "does not stand by its answers" in rows[9]["meaning"]

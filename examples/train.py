@@ -173,12 +173,14 @@ def first_rate(trainer: Trainer) -> float:
 def keeper(trainer: Trainer, out: Path, settings: dict[str, Any]) -> Callable[[], None]:
     """What to call after each batch: now and then it writes the checkpoint, and how far the training is."""
     saved = told = time.monotonic()
+    before = trainer.seen
 
     def keep() -> None:
-        nonlocal saved, told
+        nonlocal saved, told, before
         now = time.monotonic()
         if now - told > TELL_EVERY:
-            told, speed = now, trainer.seen / trainer.seconds
+            speed = (trainer.seen - before) / (now - told)
+            told, before = now, trainer.seen
             left = settings["images"] * (trainer.recipe.epochs - trainer.epoch) - trainer.seen
             progress = {"epoch": trainer.epoch + 1, "images": trainer.seen, "images per second": speed}
             write_text(out / PROGRESS, json.dumps(progress | {"ends": time.time() + left / speed}))

@@ -132,20 +132,24 @@ def test_an_epoch_goes_on_where_its_checkpoint_was_written(tmp_path, tiny_data):
 
 def test_now_and_then_a_training_is_kept_and_its_progress_told(tmp_path, monkeypatch):
     trainer = tiny_trainer(recipe=replace(TINY, epochs=4), images=100)
-    trainer.epoch, trainer.seen, trainer.seconds = 1, 40, 20.0
-    checkpoint, progress = tmp_path / "checkpoint.pt", tmp_path / train.PROGRESS
-    train.keeper(trainer, tmp_path, {"images": 100})()
+    trainer.epoch, trainer.seen = 1, 10
+    checkpoint, progress, clock = tmp_path / "checkpoint.pt", tmp_path / train.PROGRESS, [1000.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    keep = train.keeper(trainer, tmp_path, {"images": 100})
+    keep()
     assert not list(tmp_path.iterdir())  # it is not time yet
-    monkeypatch.setattr(train, "TELL_EVERY", -1)
-    train.keeper(trainer, tmp_path, {"images": 100})()
+    clock[0], trainer.seen = clock[0] + 25, 35
+    keep()
+    clock[0], trainer.seen = clock[0] + 25, 85  # twice as fast as before
+    keep()
     assert not checkpoint.exists()
     told = json.loads(progress.read_text())
-    assert told.pop("ends") == pytest.approx(time.time() + (60 + 2 * 100) / 2, abs=5)
-    assert told == {"epoch": 2, "images": 40, "images per second": 2}
-    monkeypatch.setattr(train, "SAVE_EVERY", -1)
-    train.keeper(trainer, tmp_path, {"images": 100})()
+    assert told.pop("ends") == pytest.approx(time.time() + (15 + 2 * 100) / 2, abs=5)
+    assert told == {"epoch": 2, "images": 85, "images per second": 2}
+    clock[0], trainer.seen = clock[0] + train.SAVE_EVERY, 95
+    keep()
     state = train.read_checkpoint(checkpoint)
-    assert (state["epoch"], state["seen"], state["settings"]["images"]) == (1, 40, 100)
+    assert (state["epoch"], state["seen"], state["settings"]["images"]) == (1, 95, 100)
 
 
 def assert_same(a, b):

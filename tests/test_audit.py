@@ -2,7 +2,6 @@ import dataclasses
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -2,8 +2,8 @@
 that is trained already, and what is left of it when its gate is replaced by its mean?
 
   python examples/controls.py transfer --data-dir DATA/cifar10
-      fresh slim ResNet-18s, 15 epochs on 2,000 images that the set has not seen: ReLU, ReLU times one half,
-      the set frozen, the set with its numbers shuffled, SPARTA trained there; three seeds
+      fresh slim ResNet-18s, 15 epochs on the last 2,000 test images, which the set has not seen: ReLU, ReLU
+      times one half, the set frozen, the set with its numbers shuffled, SPARTA trained there; three seeds
   python examples/controls.py drop-in --data-dir DATA/cifar10
       a trained ReLU network, fine-tuned for two epochs with ReLU, SPARTA, SPARTA with identity=True, SiLU
   python examples/controls.py mean-gate --data-dir DATA/cifar10
@@ -31,10 +31,10 @@ import data
 import networks
 from attacks import attacking
 from command_line import at_least, plain_errors
-from kept import packed, sha256, unpacked, write_record
+from kept import check_errors, packed, sha256, unpacked, write_record
 from models import ACTIVATIONS, ResNet
 from recipes import RECIPES
-from report import difference, print_table, stamp
+from report import difference, interval, print_table, stamp
 from robust_error import clean_errors, robust_errors
 from runs import RESULTS
 from sets import gates
@@ -43,8 +43,7 @@ from train import gate_statistics
 from trainer import Trainer
 
 SITES, WIDTH, TEST, HALF = "G*.B-1", 16, 2000, "ReLU times one half"
-NETWORKS = Path(__file__).parent / "networks"
-UNSEEN = 2000  # the last test images: a set has seen all images for training
+OURS = Path(__file__).parent / "networks" / "cifar10-resnet18-w16"
 PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
 Make = Callable[[], nn.Module]
 Images = tuple[Tensor, Tensor]  # (N, 3, H, W) uint8 and their labels (N,)
@@ -152,14 +151,28 @@ def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 def once(
     out: Path, name: str, make: Make, train: Images, test: Images, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """The result of `run` with these options: from its file, or into it."""
-    path = (
-        out / f"{options['experiment']}-{re.sub('[^a-z0-9]+', '-', name.lower())}-seed{options['seed']}.json"
-    )
-    if not path.exists() or json.loads(path.read_text())["options"] != options:
+    """The result of `run` with these options on these images: from its file, or into it.
+
+    Raises `ValueError` where that file is something else.
+    """
+    said = re.sub("[^a-z0-9]+", "-", name.lower())
+    path = out / f"{options['experiment']}-{said}-seed{options['seed']}.json"
+    options = options | {"images": sha256(*(t.numpy().tobytes() for t in (*train, *test)))}
+    if not path.exists() or read(path)["options"] != options:
         print(f"{name}, seed {options['seed']}", flush=True)
         write_record(path, run(make, *train, test, options))
-    result: dict[str, Any] = json.loads(path.read_text())
+    return read(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `once` wrote. Raises `ValueError` for a file that is no result."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        dict(result["options"]), dict(result["gate"])
+        check_errors(result["errors"])
+    except (ValueError, KeyError, TypeError) as error:
+        told = f"{path} is no result of controls.py ({error})"
+        raise ValueError(f"{told}; delete it, or name another --out") from None
     return result
 
 
@@ -183,10 +196,14 @@ def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any])
     if options["epochs"]:
         model = trained(model, x, y, options)
     found |= measure(model, images, labels)
-    errors = {
-        k: {"error": w.double().mean().item(), "images": len(w), "wrong": packed(w)} for k, w in found.items()
-    }
+    errors = {k: entry(w) for k, w in found.items()}
     return {"options": options, "errors": errors, "gate": gate_statistics(model, images[:256]), **stamp()}
+
+
+def entry(wrong: Tensor) -> dict[str, Any]:
+    """An error with its interval and its images, (N,) of bool, for JSON."""
+    error, low, high = interval(wrong)
+    return {"error": error, "low": low, "high": high, "images": len(wrong), "wrong": packed(wrong)}
 
 
 def show(results: Results) -> None:
@@ -214,70 +231,88 @@ def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
     return f"{100 * d:+.1f} ± {100 * half:.1f}"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, measure and compare as the command line says."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("experiment", choices=EXPERIMENTS)
-    p.add_argument("--data-dir", required=True, help="folder of CIFAR-10's parquet files, or 'hub'")
-    p.add_argument("--set", default="cifar10-resnet18-w16", help="set to freeze (default %(default)s)")
-    p.add_argument("--network", help="trained network of networks.py (default: ours)")
-    p.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    p.add_argument(
-        "--limit", type=at_least(1), help="images to train on (default: 2,000 for transfer, else all)"
-    )
-    p.add_argument("--epochs", type=at_least(1), help="default: 15 for transfer, 2 for drop-in")
-    p.add_argument("--out", type=Path, default=RESULTS / "controls", help="folder of the results")
-    args = p.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    show(EXPERIMENTS[args.experiment](args))
-
-
 def transfers(args: argparse.Namespace) -> Results:
     """Each network's results, by seed: trained on the last test images and attacked on the first ones."""
-    taken, (x, y), limit = (
-        Sparta.from_pretrained(args.set),
-        data.load("test", args.data_dir),
-        args.limit or UNSEEN,
-    )
-    test = x[: min(TEST, len(x) - limit)], y[: min(TEST, len(x) - limit)]
-    options = {"limit": limit, "epochs": args.epochs or 15, "batch_size": 64, "lr": 0.1, "set": args.set}
-    options["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in taken.parameters()))
+    taken, (x, y) = Sparta.from_pretrained(args.set), data.load("test", args.data_dir)
+    if args.limit >= len(x):
+        raise ValueError(f"--limit {args.limit}: of {len(x)} test images none would be left to test on")
+    here = {"experiment": args.experiment, "limit": args.limit, "epochs": args.epochs, "batch_size": 64}
+    here |= {"lr": 0.1, "set": args.set}
+    here["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in taken.parameters()))
+    train, test = (x[-args.limit :], y[-args.limit :]), (x[: -args.limit][:TEST], y[: -args.limit][:TEST])
+    for make in transfer(taken, args.seeds[0]).values():
+        make()  # before any is trained: a set may not fit
     results: Results = {}
     for seed in args.seeds:
         for name, make in transfer(taken, seed).items():
-            here = {"experiment": args.experiment, "seed": seed, **options}
-            results.setdefault(name, []).append(
-                once(args.out, name, make, (x[-limit:], y[-limit:]), test, here)
-            )
+            found = once(args.out, name, make, train, test, {"seed": seed, **here})
+            results.setdefault(name, []).append(found)
     return results
 
 
 def drop_ins(args: argparse.Namespace) -> Results:
-    """Each network's result: fine-tuned on all images for training, attacked on the first test images."""
-    model, _, content = networks.load(args.network or str(NETWORKS / "cifar10-resnet18-w16-relu.safetensors"))
-    (x, y), test = data.load("train", args.data_dir), [t[:TEST] for t in data.load("test", args.data_dir)]
+    """Each network's result: fine-tuned on images for training, attacked on the first test images."""
+    model, _, content = networks.load(args.network)
+    (x, y), test = data.load("train", args.data_dir), data.load("test", args.data_dir)
     x, y = x[: args.limit], y[: args.limit]
-    here = {"experiment": args.experiment, "seed": args.seeds[0], "limit": len(x), "epochs": args.epochs or 2}
+    here = {"experiment": args.experiment, "seed": args.seed, "limit": len(x), "epochs": args.epochs}
     here |= {"batch_size": 128, "lr": 0.01, "sha256": sha256(content)}
     return {
-        n: [once(args.out, n, make, (x, y), (test[0], test[1]), here)]
-        for n, make in drop_in(model, args.seeds[0]).items()
+        n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
+        for n, make in drop_in(model, args.seed).items()
     }
 
 
 def mean_gates(args: argparse.Namespace) -> Results:
     """Each network's result: nothing is trained."""
-    model, _, content = networks.load(args.network or str(NETWORKS / "cifar10-resnet18-w16.safetensors"))
-    images = data.to_float(data.load("train", args.data_dir)[0][:512])
+    model, _, content = networks.load(args.network)
+    if not gates(model):
+        raise ValueError(f"{args.network} has no SPARTA whose gate could be replaced")
+    x, y = (t[:512] for t in data.load("train", args.data_dir))
     test = data.load("test", args.data_dir)
     here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": sha256(content)}
     return {
-        n: [once(args.out, n, make, test, (test[0][:TEST], test[1][:TEST]), here)]
-        for n, make in mean_gate(model, images).items()
+        n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
+        for n, make in mean_gate(model, data.to_float(x)).items()
     }
 
 
-EXPERIMENTS = {"transfer": transfers, "drop-in": drop_ins, "mean-gate": mean_gates}
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    experiments = p.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    t, d, m = (
+        experiments.add_parser(name, help=told, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for name, told in (
+            ("transfer", "a frozen set in fresh networks, with its controls"),
+            ("drop-in", "SPARTA in a network that is trained already"),
+            ("mean-gate", "a trained network, its gates replaced by their means"),
+        )
+    )
+    t.add_argument("--set", default="cifar10-resnet18-w16", help="set to freeze")
+    t.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of the trainings")
+    t.add_argument("--limit", type=at_least(1), default=2000, help="test images, the last, to train on")
+    t.add_argument("--epochs", type=at_least(1), default=15, help="of training")
+    d.add_argument("--network", default=f"{OURS}-relu.safetensors", help=networks.NAMES)
+    d.add_argument("--seed", type=at_least(0), default=0, help="of the fine-tuning")
+    d.add_argument("--limit", type=at_least(1), default=None, help="images to fine-tune on, the first")
+    d.add_argument("--epochs", type=at_least(1), default=2, help="of fine-tuning")
+    m.add_argument("--network", default=f"{OURS}.safetensors", help=networks.NAMES)
+    for one, do in ((t, transfers), (d, drop_ins), (m, mean_gates)):
+        one.add_argument(
+            "--data-dir", required=True, help="folder of CIFAR-10's parquet files, hub or sample"
+        )
+        one.add_argument("--out", type=Path, default=RESULTS / "controls", help="folder of the results")
+        one.set_defaults(do=do)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, measure and compare as the command line says."""
+    args = parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    show(args.do(args))
+
 
 if __name__ == "__main__":
     with plain_errors():

@@ -38,13 +38,13 @@ def rescaled(sparta: Sparta, x: Tensor, *, factor: float) -> Tensor:
 
 def dpnet_frozen(sparta: Sparta, x: Tensor) -> Tensor:
     """SPARTA whose predicted kernel is taken for a constant: each image has an ordinary conv5 of its own."""
-    weights = dict(sparta._parameters)
-    if (conv6 := weights.pop("conv6", None)) is None:
+    if not sparta.dynamic:
         return sparta(x)
     n = sparta.neighborhood
-    glance = SF.pool(F.avg_pool2d(x, n, ceil_mode=True) if n > 1 else x).to(x.dtype)
+    glance = SF.pool(SF.average(x, n) if n > 1 else x).to(x.dtype)
+    kernels = F.conv2d(glance, sparta.conv6, padding=1).detach()
     static = copy.copy(sparta)  # of the same class, with whatever that does to the scores
-    static._parameters = weights | {"conv5": F.conv2d(glance, conv6, padding=1).detach()}
+    static._parameters, static.dynamic = sparta._parameters | {"conv5": kernels}, False
     return static(x)
 
 

@@ -27,7 +27,7 @@ import data
 import distributed
 import recipes
 from attacks import attacking
-from command_line import at_least, plain_errors
+from command_line import at_least, check_device, plain_errors
 from models import ACTIVATIONS, BLOCKS, ResNet, build
 from recipes import RECIPES, Recipe
 from replacing import replacing, write_text
@@ -326,6 +326,7 @@ def main(argv: list[str] | None = None) -> None:
 def _epochs(
     args: argparse.Namespace, recipe: Recipe, checkpoint: Path, device: str
 ) -> Iterator[dict[str, Any]]:
+    check_device(device)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = True
     if args.compile:

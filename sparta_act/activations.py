@@ -162,7 +162,10 @@ class Sparta(nn.Module):
         return 2 if self.identity else 1
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self._parameters}
+        # by name, for whatever holds them: FSDP, pruning, parametrizations and DataParallel's replicas take
+        # them out of the parameters
+        names = ("conv1", "conv2", "conv3", "conv4", "gain", "conv6" if self.dynamic else "conv5")
+        return {name: getattr(self, name) for name in names}
 
 
 @torch.fx.wrap  # whose tracer then keeps it as one call: its symbols have no shape to look at

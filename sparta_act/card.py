@@ -11,8 +11,8 @@ from sparta_act.activations import Sparta
 TEXT = """\
 # SPARTA activations: {name}
 
-Trained activations, max(X, 0) * sigmoid(s * c), to take the place of ReLUs in a convolutional
-network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
+Trained activations, max(X, 0) * sigmoid(s * c), doubled at sites with `identity`, to take the place of ReLUs
+in a convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
 
 ## How to use
 ```python

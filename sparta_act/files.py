@@ -44,11 +44,15 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
             tensors[f"{label}.{key}"] = stored.contiguous()
             if not stored.isfinite().all():
                 wrong.append(f"{label}.{key} is not finite in {dtype}")
+    if not wrong:  # what loads must be what is saved: nobody pruned it or gave it another shape
+        try:
+            wrong = _differences(_states(_build_sites(sites)), tensors, dtype)
+        except WeightsError as error:
+            wrong = [str(error)]
     if wrong:
-        raise WeightsError(
-            f"asked to save a set, found {'; '.join(wrong)}; nothing was written. "
-            f"Numbers too large for float16 can be saved with dtype=torch.float32"
-        )
+        large = any("is not finite" in told for told in wrong)
+        hint = ". Numbers too large for float16 can be saved with dtype=torch.float32" if large else ""
+        raise WeightsError(f"asked to save a set, found {'; '.join(wrong)}; nothing was written{hint}")
     weights = safetensors.save(tensors, {"sites": json.dumps(sites)})  # of several, the order is by chance
     config = {
         "format": FORMAT,
@@ -102,16 +106,12 @@ def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
         found = safetensors.load(weights)
     except Exception as error:  # safetensors raises several kinds of its own
         raise WeightsError(f"{WEIGHTS} is no safetensors file ({type(error).__name__}: {error})") from error
-    wanted = {
-        f"{label}.{key}": value
-        for label, activation in activations.items()
-        for key, value in activation.state_dict().items()
-    }
-    wrong = _differences(wanted, found, DTYPES[config["dtype"]])
+    wrong = _differences(_states(activations), found, DTYPES[config["dtype"]])
     if wrong:
         raise WeightsError(f"{WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong)}")
-    if _sites_of(weights) != config["sites"]:
-        raise WeightsError(f"the sites in {CONFIG} are not those that {WEIGHTS} was written with")
+    if (written := _sites_of(weights)) != config["sites"]:
+        told = _unlike(config["sites"], written)
+        raise WeightsError(f"the sites in {CONFIG} are not those that {WEIGHTS} was written with{told}")
     for label, activation in activations.items():
         state = {key: _widen(found[f"{label}.{key}"]) for key in activation.state_dict()}
         activation.load_state_dict(state, assign=True)
@@ -125,8 +125,14 @@ def _build(config: Any) -> dict[str, Sparta]:
     wrong = _mistyped(CONFIG, config, CONFIG_TYPES)
     if not wrong and config["dtype"] not in DTYPES:
         wrong.append(f"{CONFIG}: dtype {config['dtype']!r} is not one of {list(DTYPES)}")
-    activations = {}
-    for label, site in () if wrong else config["sites"].items():
+    if wrong:
+        raise WeightsError("; ".join(wrong))
+    return _build_sites(config["sites"])
+
+
+def _build_sites(sites: Mapping[str, Any]) -> dict[str, Sparta]:
+    activations, wrong = {}, list[str]()
+    for label, site in sites.items():
         problems = _mistyped(label, site, SITE_TYPES)
         if not problems:
             try:
@@ -148,8 +154,28 @@ def _build(config: Any) -> dict[str, Sparta]:
 def _sites_of(weights: bytes) -> Any:
     """What `pack` wrote beside the tensors: `identity` and `neighborhood` change no shape. None elsewhere."""
     length = int.from_bytes(weights[:8], "little")  # of the header, which safetensors has read before
-    metadata = json.loads(weights[8 : 8 + length]).get("__metadata__", {})
-    return json.loads(metadata["sites"]) if "sites" in metadata else None
+    try:
+        return json.loads(json.loads(weights[8 : 8 + length])["__metadata__"]["sites"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _unlike(sites: Mapping[str, Mapping[str, Any]], written: Any) -> str:
+    """In what two descriptions of sites differ, as text; empty where the second is none."""
+    told = []
+    for label, site in sites.items():
+        was = written.get(label) if isinstance(written, dict) else None
+        if isinstance(was, dict):
+            told += [f"{label} had {k} {was.get(k)!r}, not {v!r}" for k, v in site.items() if was.get(k) != v]
+    return f": {'; '.join(told)}" if told else ""
+
+
+def _states(activations: Mapping[str, Sparta]) -> dict[str, Tensor]:
+    return {
+        f"{label}.{key}": value
+        for label, activation in activations.items()
+        for key, value in activation.state_dict().items()
+    }
 
 
 def _shapes(activation: Sparta) -> dict[str, list[int]]:

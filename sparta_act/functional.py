@@ -69,7 +69,7 @@ def scores(
     """
     size = x.shape[2:]
     if neighborhood > 1:
-        x = F.avg_pool2d(x, neighborhood, ceil_mode=True)
+        x = average(x, neighborhood)
     glance = pool(x).to(x.dtype)
     phi_c = full_conv(F.relu(F.conv2d(glance, conv1, padding=1)), conv2)
     kernel = F.conv2d(glance, conv6, padding=1) if conv6 is not None else cast(Tensor, conv5)
@@ -136,12 +136,28 @@ def pool(x: Tensor) -> Tensor:
     return y.reshape(n, channels, 3, 3)
 
 
+def average(x: Tensor, neighborhood: int) -> Tensor:
+    """Mean of N x N neighbors, at the border of as many as there are.
+
+    Shapes: x (N, C, H, W), result (N, C, ceil(H / N), ceil(W / N)). Source: SPARTA, Eq. 6.
+    """
+    if not _symbolic():
+        return F.avg_pool2d(x, neighborhood, ceil_mode=True)
+    # torch 2.13 finds guards on the size in `ceil_mode=True`: so zeros around both, and a division
+    margin = (0, -x.shape[3] % neighborhood, 0, -x.shape[2] % neighborhood)
+    padded, ones = F.pad(x, margin), F.pad(x.new_ones(1, 1, *x.shape[2:]), margin)
+    return F.avg_pool2d(padded, neighborhood) / F.avg_pool2d(ones, neighborhood)
+
+
 def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
     """Repeat each score over its N x N neighbors, cut to `size` = (H, W).
 
     Shapes: s (N, 1, ceil(H / N), ceil(W / N)), result (N, 1, H, W).
     Source: SPARTA, Eq. 6.
     """
+    if _symbolic():  # a cut to a size is a guard on it
+        rows, columns = (torch.arange(n, device=s.device) // neighborhood for n in size)
+        return s.index_select(2, rows).index_select(3, columns)
     s = s.repeat_interleave(neighborhood, 2).repeat_interleave(neighborhood, 3)
     return s[:, :, : size[0], : size[1]]
 
@@ -219,7 +235,10 @@ def _pool_maps(height: int, width: int, like: Tensor) -> Tensor:
     if _symbolic() or type(like) is not Tensor or capturing:
         return _make_pool_maps(height, width, like.dtype, like.device)
     with torch.inference_mode(False):  # or training could not keep what an evaluation made
-        return _kept_pool_maps(height, width, like.dtype, like.device)
+        maps = _kept_pool_maps(height, width, like.dtype, like.device)
+    if type(maps) is not Tensor:  # made under a mode that makes others, such as FakeTensorMode
+        _kept_pool_maps.cache_clear()
+    return maps
 
 
 def _make_pool_maps(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ others are fetched from the Hub, `sparta-act/<name>`. A set does not change: wha
 
 SHIPPED: dict[str, dict[str, str]] = {  # name of the set -> file -> its sha256
     "cifar10-resnet18-w16": {
-        "README.md": "c119de0f65c5b57cf605ecde629f9a8ffff1cb5f77fe7d35406b0406be4d93d7",
+        "README.md": "3845f2e2dfbed4e3d3951b912bc166000355329628cfd448eb58761c31196570",
         "config.json": "d0d8be49726b272046cf41289ce58732e9bfc8db8d46c7ac6abe35334b0d60d9",
         "model.safetensors": "38d55159c92fcdd7b5e66379412010931d0ae1a57bdefccf0724cd10190eef7c",
     },

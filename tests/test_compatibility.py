@@ -19,6 +19,7 @@ from test_distributed import environment, launcher
 from test_surgery import Probe, assert_same
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
@@ -242,6 +243,45 @@ def test_autocast(block, activation):
 
 
 @each_edit
+def pruned(module):
+    prune.random_unstructured(module, "conv1", 0.5)
+    return {"conv1": module.conv1}
+
+
+def parametrized(module):
+    parametrizations.spectral_norm(module, "conv3").eval()  # or each look changes it
+    return {"conv3": module.conv3}
+
+
+def normed(module):
+    parametrizations.weight_norm(module, "conv6")
+    with torch.no_grad():
+        module.parametrizations.conv6.original0.mul_(2)
+    return {"conv6": module.conv6}
+
+
+def replicated(module):
+    """As DataParallel does it on several GPUs."""
+    parameters = dict(module.named_parameters())
+    replica = module._replicate_for_data_parallel()
+    for name, value in parameters.items():
+        setattr(replica, name, 2 * value)
+    module.forward = replica.forward
+    return {name: 2 * value for name, value in parameters.items()}
+
+
+@pytest.mark.parametrize("held", [pruned, parametrized, normed, replicated])
+def test_weights_that_others_hold(held):
+    module, plain = Sparta(6).double(), Sparta(6).double()
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    instead = {name: value.detach() for name, value in held(module).items()}
+    found, before = module(x), plain(x)
+    assert not torch.allclose(found, before)
+    plain.load_state_dict(instead, strict=False)
+    assert_close(found, plain(x))
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing(block, use_reentrant):
     part, calls = changed(block).layer1[1].train(), []

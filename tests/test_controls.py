@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import controls
 import data
 from models import HalvedReLU, build
-from sparta_act import Sparta, SpartaSet
+from sparta_act import Sparta, SpartaError, SpartaSet
 
 
 def slim_set(seed=0):
@@ -93,6 +93,7 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 5
     images = len(data.load("test", tiny_data)[0])
+    assert "seeds" not in controls.parser().parse_args(["mean-gate", "--data-dir", "x"])
     record = json.loads(files[0].read_text())
     assert record["errors"]["clean"]["images"] == images - 8  # none that it was trained on
     assert record["options"]["epochs"] == 1
@@ -104,3 +105,58 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
     controls.main([*call[:-4], "--epochs", "2", *call[-2:]])  # other options: all anew
     assert all(f.stat().st_mtime_ns > a for f, a in zip(files, after, strict=True))
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Nothing is trained or attacked: every image is right. Its list says how many images each call had."""
+    seen = []
+
+    def run(make, x, y, test, options):
+        seen.append((len(x), len(test[0])))
+        right = torch.zeros(len(test[0]), dtype=torch.bool)
+        return {"options": options, "errors": {"clean": controls.entry(right)}, "gate": {}}
+
+    monkeypatch.setattr(controls, "run", run)
+    return seen
+
+
+def call(tmp_path, experiment, *more):
+    controls.main([experiment, "--out", str(tmp_path / "out"), *map(str, more)])
+
+
+def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
+    call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+    call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+    assert len(stub) == 4
+    call(tmp_path, "mean-gate", "--data-dir", "sample")
+    assert len(stub) == 8
+
+
+@pytest.mark.parametrize("limit", [500, 501, 2000])
+def test_images_to_test_on_are_never_those_to_train_on(tmp_path, stub, limit):
+    with pytest.raises(ValueError, match=f"--limit {limit}: of 500 test images none would be left to test"):
+        call(tmp_path, "transfer", "--data-dir", "sample", "--limit", limit)
+    call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 499, "--seeds", 0)
+    assert stub == [(499, 1)] * 5
+
+
+def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
+    SpartaSet({"G1.B2": Sparta(8)}).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(SpartaError, match="8 channels"):
+        call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 8, "--set", tmp_path / "narrow")
+    with pytest.raises(ValueError, match="has no SPARTA whose gate"):
+        call(tmp_path, "mean-gate", "--data-dir", "sample", "--network", f"{controls.OURS}-relu.safetensors")
+    assert stub == []
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", "{}", '{"options": {}, "gate": {}, "errors": {"clean": {}}}']
+)
+def test_a_file_that_is_no_result_is_named(tmp_path, stub, text):
+    path = tmp_path / "out/mean-gate-one-number-seed0.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"one-number-seed0\.json is no result of controls.py"):
+        call(tmp_path, "mean-gate", "--data-dir", "sample")
+    assert path.read_text() == text

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import torch as safetensors
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparta_act import sources
@@ -189,6 +190,14 @@ def test_links_are_followed_and_never_written_through(tmp_path):
         ),
         (lambda s: s["G4.B2"].conv6.data.fill_(torch.nan), ["G4.B2.conv6 is not finite"]),
         (lambda s: s.update({"G3.B2": nn.ReLU()}), ["G3.B2 is a ReLU, not a Sparta"]),
+        (
+            lambda s: prune.identity(s["G1.B2"], "conv1"),
+            ["G1.B2: shapes {", "'conv1_orig': [8, 3, 3, 3]"],
+        ),
+        (lambda s: s["G1.B2"].register_buffer("seen", torch.zeros(1)), ["unknown G1.B2.seen"]),
+        (lambda s: setattr(s["G4.B2"], "identity", 1), ["G4.B2 has 'identity' a int, not bool"]),
+        (lambda s: setattr(s["G4.B2"], "hidden", 9), ["G4.B2: shapes {"]),
+        (lambda s: setattr(s["G4.B2"].gain, "data", torch.ones(())), ["G4.B2: shapes {", "'gain': []"]),
         (lambda s: s.info.update(when=torch.ones(1)), ["Tensor", "JSON"]),
         (lambda s: s.info.update(error=float("nan")), ["JSON"]),
     ],
@@ -364,8 +373,8 @@ def consistent(config):
         (site(hidden=10**30), ["G4.B2: "]),
         (site(identity=1), ["G4.B2 has 'identity' a int, not bool"]),
         (site(identity="yes"), ["G4.B2 has 'identity' a str, not bool"]),
-        (site(identity=True), ["the sites in config.json are not those that model.safetensors was written"]),
-        (site(neighborhood=2), ["the sites in config.json are not those that model.safetensors was written"]),
+        (site(identity=True), ["model.safetensors was written with: G4.B2 had identity False, not True"]),
+        (site(neighborhood=2), ["model.safetensors was written with: G4.B2 had neighborhood 1, not 2"]),
         (site(shapes={}), ["G4.B2: shapes {} are not those of its arguments"]),
         (site(shapes=[]), ["G4.B2 has 'shapes' a list, not dict"]),
         (shape("conv1", [8, 4, 3]), ["G4.B2: shapes {'conv1': [8, 4, 3],"]),
@@ -421,6 +430,17 @@ def test_changed_or_cut_off_weights_are_refused(folder):
             refused(folder, "model.safetensors is no safetensors file")
         path.write_bytes(whole)
         edit(folder)
+
+
+@pytest.mark.parametrize(
+    "sites", ["", "{broken", "null", "[1]", '{"G1.B2": 3}', "[" * 100_000, "9" * 5000, None]
+)
+def test_sites_beside_the_weights_which_are_none_are_refused(folder, sites):
+    weights = safetensors.load_file(folder / "model.safetensors")
+    metadata = None if sites is None else {"sites": sites}
+    (folder / "model.safetensors").write_bytes(safetensors.save(weights, metadata))
+    edit(folder)  # as one who corrects the sha256
+    refused(folder, "the sites in config.json are not those that model.safetensors was written with")
 
 
 class Bomb:

@@ -32,8 +32,9 @@ class Sparta(nn.Module):
     phi_s: conv3 to h channels, ReLU, conv4 to one, conv5: one score per place. conv6 predicts the kernel of
     conv5 from X averaged to 3 x 3 (`dynamic=False`: an ordinary learned one, the paper's "w/o DPNet").
     s is phi_s normalized over the places of each image, c is gain times phi_c normalized over its channels:
-    mean 0, variance 1, no running statistics. So the gate neither saturates at once nor sleeps; with one
-    place or one channel it is one half. `gain` is one learned number, 1 at the start, without weight decay.
+    mean 0, variance 1, no running statistics. So the gate neither saturates at once nor sleeps, unless all of
+    X is small: of a standard deviation below some 0.3, as without a norm before it. With one place or one
+    channel it is one half. `gain` is one learned number, 1 at the start; give it no weight decay.
 
     `hidden`: h, by default C / 8, at least 8 and at most 32; the paper has h = C.
     `identity`: the result is doubled and the gain starts at 0, so that a fresh one is ReLU, bit for bit: for
@@ -118,7 +119,7 @@ class Sparta(nn.Module):
         return SF.scores(x, **self._weights(), neighborhood=self.neighborhood)
 
     def freeze(self) -> "Self":
-        """Change this module to stay as it is: no gradient to its parameters, no moving statistics."""
+        """Change this module to stay as it is: no gradient to its parameters."""
         self.frozen = True
         self.requires_grad_(False)
         return self.train(False)

@@ -48,7 +48,7 @@ class SpartaSet(nn.ModuleDict):
         self.update(mapping)
 
     def freeze(self) -> "Self":
-        """Change every activation to stay as it is: no gradient to its parameters, no moving statistics."""
+        """Change every activation to stay as it is: no gradient to its parameters."""
         for _, activation in self.items():
             activation.freeze()
         return self

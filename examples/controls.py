@@ -8,7 +8,8 @@ that is trained already, and what is left of it when its gate is replaced by its
       a trained ReLU network, fine-tuned for two epochs with ReLU, SPARTA, SPARTA with identity=True, SiLU
   python examples/controls.py mean-gate --data-dir DATA/cifar10
       our trained network, untouched and with each gate replaced by its mean over active elements of training
-      images: one number, one of each channel, one of each place; nothing is trained
+      images: one number, one of each channel, one of each place; nothing is trained. Draws scores.png, what
+      each place of some images scores at each site
 
 Each network is one file in --out, so a killed call goes on where it was. The table is printed at the end.
 """
@@ -33,6 +34,7 @@ from attacks import attacking
 from command_line import at_least, plain_errors
 from kept import check_errors, packed, sha256, unpacked, write_record
 from models import ACTIVATIONS, ResNet
+from overview import score_maps
 from recipes import RECIPES
 from report import difference, interval, print_table, stamp
 from robust_error import clean_errors, robust_errors
@@ -271,6 +273,7 @@ def mean_gates(args: argparse.Namespace) -> Results:
     x, y = (t[:512] for t in data.load("train", args.data_dir))
     test = data.load("test", args.data_dir)
     here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": sha256(content)}
+    score_maps(args.out / "scores.png", model, data.to_float(test[0][:6]))
     return {
         n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
         for n, make in mean_gate(model, data.to_float(x)).items()

@@ -127,6 +127,7 @@ def call(tmp_path, experiment, *more):
 
 def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
     call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+    assert (tmp_path / "out/scores.png").read_bytes().startswith(b"\x89PNG")
     call(tmp_path, "mean-gate", "--data-dir", tiny_data)
     assert len(stub) == 4
     call(tmp_path, "mean-gate", "--data-dir", "sample")

@@ -242,7 +242,6 @@ def test_autocast(block, activation):
         assert 0 < (one - other).norm() < 0.25 * other.norm()
 
 
-@each_edit
 def pruned(module):
     prune.random_unstructured(module, "conv1", 0.5)
     return {"conv1": module.conv1}
@@ -282,6 +281,7 @@ def test_weights_that_others_hold(held):
     assert_close(found, plain(x))
 
 
+@each_edit
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing(block, use_reentrant):
     part, calls = changed(block).layer1[1].train(), []

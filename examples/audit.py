@@ -38,10 +38,10 @@ from audit_page import draw
 from audit_text import made, markdown, show
 from command_line import at_least, check_device, fraction
 from gradient_free import load_foolbox
-from kept import packed, sha256, write_record
+from kept import sha256, write_record
 from ledger import Ledger
 from replacing import write_text
-from report import interval, stamp
+from report import entry, stamp
 from robust_error import clean_errors
 from sparta_act import SpartaError
 from suspect import Suspect
@@ -88,8 +88,8 @@ def audit(
     ledger.numbers["evidence"] = evidence(fresh, x, y, ledger, eps)
     checks = all_checks(ledger)
     record: dict[str, Any] = known | stamp() | {"seconds": round(sum(ledger.numbers["seconds"].values()))}
-    record["worst case"] = _error(ledger.broken())
-    record["attacks"] = {name: _error(wrong) for name, wrong in ledger.wrong.items()}
+    record["worst case"] = entry(ledger.broken())
+    record["attacks"] = {name: entry(wrong) for name, wrong in ledger.wrong.items()}
     record["evidence"] = ledger.numbers["evidence"]
     record["checks"] = [c._asdict() for c in checks]
     gates = ("gate", "gate, attacked")  # image by image: only their means are told
@@ -130,11 +130,6 @@ def evidence(fresh: nn.Module, x: Tensor, y: Tensor, ledger: Ledger, eps: float)
 def versions() -> dict[str, str]:
     """Of the libraries that an attack's outcome depends on."""
     return {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack", "foolbox")}
-
-
-def _error(wrong: Tensor) -> dict[str, Any]:
-    error, low, high = interval(wrong)
-    return {"error": error, "low": low, "high": high, "images": len(wrong), "wrong": packed(wrong)}
 
 
 def parser() -> argparse.ArgumentParser:

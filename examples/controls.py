@@ -32,11 +32,11 @@ import data
 import networks
 from attacks import attacking
 from command_line import at_least, plain_errors
-from kept import check_errors, packed, sha256, unpacked, write_record
+from kept import check_errors, sha256, unpacked, write_record
 from models import ACTIVATIONS, ResNet
 from overview import score_maps
 from recipes import RECIPES
-from report import difference, interval, print_table, stamp
+from report import difference, entry, print_table, stamp
 from robust_error import clean_errors, robust_errors
 from runs import RESULTS
 from sets import gates
@@ -200,12 +200,6 @@ def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any])
     found |= measure(model, images, labels)
     errors = {k: entry(w) for k, w in found.items()}
     return {"options": options, "errors": errors, "gate": gate_statistics(model, images[:256]), **stamp()}
-
-
-def entry(wrong: Tensor) -> dict[str, Any]:
-    """An error with its interval and its images, (N,) of bool, for JSON."""
-    error, low, high = interval(wrong)
-    return {"error": error, "low": low, "high": high, "images": len(wrong), "wrong": packed(wrong)}
 
 
 def show(results: Results) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from kept import unpacked
+from kept import packed, unpacked
 
 
 def interval(wrong: Tensor) -> tuple[float, float, float]:
@@ -22,6 +22,12 @@ def interval(wrong: Tensor) -> tuple[float, float, float]:
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))  # rounding may cross them
+
+
+def entry(wrong: Tensor) -> dict[str, Any]:
+    """An error with its interval and its images, (N,) of bool, for JSON."""
+    error, low, high = interval(wrong)
+    return {"error": error, "low": low, "high": high, "images": len(wrong), "wrong": packed(wrong)}
 
 
 def difference(wrong: Tensor, other: Tensor) -> tuple[float, float]:

@@ -44,7 +44,8 @@ from sparta_act import Sparta, SpartaSet, replace_relus
 from train import gate_statistics
 from trainer import Trainer
 
-SITES, WIDTH, TEST, HALF = "G*.B-1", 16, 2000, "ReLU times one half"
+SITES, WIDTH, TEST = "G*.B-1", 16, 2000
+HALF, SHUFFLED = "ReLU times one half", "the set shuffled, frozen"  # the controls
 OURS = Path(__file__).parent / "networks" / "cifar10-resnet18-w16"
 PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
 Make = Callable[[], nn.Module]
@@ -72,7 +73,7 @@ def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:
         "ReLU": fresh,
         HALF: lambda: replace_relus(fresh(), SITES, ACTIVATIONS["relu-half"]),
         "the set, frozen": lambda: replace_relus(fresh(), SITES, taken),
-        "the set shuffled, frozen": lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
+        SHUFFLED: lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
         "SPARTA trained there": lambda: replace_relus(fresh(), SITES, Sparta),
     }
 
@@ -203,14 +204,14 @@ def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any])
 
 
 def show(results: Results) -> None:
-    """Print each network's errors by seed, and the paired differences to the first network and to `HALF`."""
+    """Print errors by seed, and the paired differences to the first network and to the controls."""
     (first, base), *_ = results.items()
     columns: dict[str, dict[str, str]] = {}
     for attack in base[0]["errors"]:
         columns[attack] = {
             n: ", ".join(f"{r['errors'][attack]['error']:.2%}" for r in rs) for n, rs in results.items()
         }
-        for other in (first, HALF):
+        for other in (first, HALF, SHUFFLED):
             if other in results:
                 columns[f"minus {other}, {attack}"] = {
                     n: ", ".join(_minus(r, o, attack) for r, o in zip(rs, results[other], strict=True))

@@ -10,6 +10,7 @@ import pytest
 import kept
 import networks
 from audit_text import filled, markdown
+from controls import read
 from export import NOT_AUDITED
 from report import minus, told
 from runs import read_result
@@ -45,6 +46,27 @@ def test_differences_in_the_readme_are_those_of_the_filed_results():
         head = next(h for h in reversed(lines[: lines.index(line)]) if "---" not in h and "](docs" not in h)
         for attack, cell in list(zip(head.split(" | "), line.rstrip(" |").split(" | "), strict=True))[2:]:
             assert cell == told(*minus(run, twin, attack.rstrip(" |"))), (line, attack)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "heading", "rows"),
+    [
+        ("transfer", "### A frozen set in a new network", 5),
+        ("drop-in", "### In a network that is trained already", 4),
+    ],
+)
+def test_errors_of_the_controls_on_the_page_are_those_of_the_filed_results(experiment, heading, rows):
+    section = (DOCS / "readings.md").read_text().split(heading)[1].split("###")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(table) == rows
+    for line in table:
+        label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        said = re.sub("[^a-z0-9]+", "-", label.lower())
+        found = [read(p) for p in sorted((DOCS / "results/controls").glob(f"{experiment}-{said}-seed*.json"))]
+        errors = [
+            ", ".join(f"{100 * f['errors'][a]['error']:.2f}" for f in found) for a in found[0]["errors"]
+        ]
+        assert cells[: len(errors)] == errors
 
 
 @pytest.mark.parametrize("path", AUDITS, ids=lambda path: path.parent.name)

@@ -158,13 +158,17 @@ def once(
 
     Raises `ValueError` where that file is something else.
     """
-    said = re.sub("[^a-z0-9]+", "-", name.lower())
-    path = out / f"{options['experiment']}-{said}-seed{options['seed']}.json"
+    path = file_of(out, options["experiment"], name, options["seed"])
     options = options | {"images": sha256(*(t.numpy().tobytes() for t in (*train, *test)))}
     if not path.exists() or read(path)["options"] != options:
         print(f"{name}, seed {options['seed']}", flush=True)
         write_record(path, run(make, *train, test, options))
     return read(path)
+
+
+def file_of(out: Path, experiment: str, name: str, seed: int) -> Path:
+    """Where `once` keeps the result of a network of that name."""
+    return out / f"{experiment}-{re.sub('[^a-z0-9]+', '-', name.lower())}-seed{seed}.json"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_what_the_network_itself_gets_wrong_counts_whatever_it_is_asked_with(mon
 
 
 @pytest.mark.slow
-def test_two_libraries_agree_on_16_images():
+def test_two_libraries_agree_on_32_images():
     """pyautoattack and torchattacks, on a small network that resists a little."""
     import torchattacks
 
@@ -235,12 +235,12 @@ def test_two_libraries_agree_on_16_images():
             trainer.run_epoch(x, y, bar)
     model.eval()
     with torch.no_grad():
-        right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:16]
+        right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:32]
     x, y = x[right], y[right]
-    bound = Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 16)
+    bound = Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 32)
     outcome = carry_out([bound], model, x, y, seed=0, device="cpu", title="")[bound.name]
     ours, left = outcome.wrong, outcome.standing
-    assert 16 > left["apgd-ce"] > left["apgd-t"] >= left["fab-t"] >= left["square"] == 16 - ours.sum()
+    assert 32 > left["apgd-ce"] > left["apgd-t"] >= left["fab-t"] >= left["square"] == 32 - ours.sum()
     attack = torchattacks.AutoAttack(
         model, norm="Linf", eps=4 / 255, version="standard", n_classes=10, seed=0
     )
@@ -258,5 +258,5 @@ def test_two_libraries_agree_on_16_images():
     print(
         f"wrong: pyautoattack {ours.sum()}, torchattacks {theirs.sum()}, differing {(ours != theirs).sum()}"
     )
-    assert 2 < ours.sum() < 15
+    assert 5 < ours.sum() < 30
     assert (ours != theirs).sum() <= 1

@@ -11,7 +11,8 @@ that is trained already, and what is left of it when its gate is replaced by its
       images: one number, one of each channel, one of each place; nothing is trained. Draws scores.png, what
       each place of some images scores at each site
 
-Each network is one file in --out, so a killed call goes on where it was. The table is printed at the end.
+Each network is one file in --out, so a killed call goes on where it was. At the end it prints the errors, and
+what the gates do, of the first seed.
 """
 
 import argparse
@@ -224,6 +225,16 @@ def show(results: Results) -> None:
     print_table("errors on test images and differences in points, by seed; ± over images", columns)
 
 
+def show_gates(name: str, result: dict[str, Any]) -> None:
+    """Print what the gate of each site does to active elements, and what share of all is near 0 or 1."""
+    sites = result["gate"]
+    columns = {
+        what: {site: f"{found[what]:.4f}" if what in found else "" for site, found in sites.items()}
+        for what in next(iter(sites.values()))
+    }
+    print_table(f"{name}: gate on active elements of test images", columns)
+
+
 def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
     wrong, base = (
         unpacked(r["errors"][attack]["wrong"], r["errors"][attack]["images"]) for r in (result, other)
@@ -313,7 +324,11 @@ def main(argv: list[str] | None = None) -> None:
     """Train, measure and compare as the command line says."""
     args = parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    show(args.do(args))
+    results = args.do(args)
+    show(results)
+    for name, (first, *_) in results.items():
+        if first["gate"]:
+            show_gates(name, first)
 
 
 if __name__ == "__main__":

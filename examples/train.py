@@ -38,6 +38,7 @@ from trainer import COMPILERS, Trainer, averaged, read_checkpoint
 SAVE_EVERY = 300  # seconds within an epoch
 TELL_EVERY = 20  # seconds between two versions of PROGRESS
 PROGRESS = "progress.json"
+ENDS, ALL_SITES = ("< 0.01", "> 0.99"), "all sites"  # of a log's columns
 BEST = Path("best", "checkpoint.pt")  # in the folder of a run that holds out images for validation
 
 __all__ = [
@@ -62,9 +63,11 @@ def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
     """What each SPARTA's gate does to active elements of images x (N, C, H, W), by module name.
 
     Its mean and standard deviation, the share of its variance that is spatial (within the channels of an
-    image, not between them), and the share of its sigmoid below 0.01 and above 0.99; and its gain.
+    image, not between them), and the share of its sigmoid below 0.01 and above 0.99; and its gain. Last, if
+    there is any, `ALL_SITES`: both shares of the elements of all sites together.
     """
-    found = {}
+    found: dict[str, dict[str, float]] = {}
+    elements: dict[str, int] = {}
 
     def look(name: str) -> Any:
         def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
@@ -72,13 +75,14 @@ def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
             means = (gate * active).sum((2, 3), keepdim=True) / active.sum((2, 3), keepdim=True).clamp(min=1)
             within, gate = (gate - means)[active], gate[active]
             spread = gate.std(correction=0)
+            elements[name] = gate.numel()
             found[name] = {
                 "gain": module.gain.item(),
                 "mean": gate.mean().item(),
                 "std": spread.item(),
                 "spatial": (within.square().mean() / spread.square().clamp(min=1e-12)).item(),
-                "< 0.01": (gate < 0.01 * module.scale).double().mean().item(),
-                "> 0.99": (gate > 0.99 * module.scale).double().mean().item(),
+                ENDS[0]: (gate < 0.01 * module.scale).double().mean().item(),
+                ENDS[1]: (gate > 0.99 * module.scale).double().mean().item(),
             }
 
         return hook
@@ -91,6 +95,9 @@ def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
     finally:
         for handle in handles:
             handle.remove()
+    if found:
+        total = max(sum(elements.values()), 1)
+        found[ALL_SITES] = {e: sum(n * found[s][e] for s, n in elements.items() if n) / total for e in ENDS}
     return found
 
 

@@ -260,6 +260,22 @@ def test_gate_statistics_are_those_of_a_gate_we_know():
     assert found == pytest.approx(known, abs=1e-4)
 
 
+def test_saturation_of_all_sites_counts_elements():
+    """A first site of 12 active elements, half of them below 0.01, and a second of 4, all above 0.99."""
+
+    class Known(Sparta):
+        def attention(self, x):
+            return self.known.expand_as(x)
+
+    first, second = Known(2), Known(2)
+    first.known, second.known = torch.tensor([0.001, 0.5]).view(2, 1, 1), torch.tensor(0.999)
+    model = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), second)
+    found = train.gate_statistics(model, torch.rand(2, 2, 3, 1) + 0.1)
+    assert list(found) == ["0", "2", "all sites"]
+    assert found["all sites"] == pytest.approx({"< 0.01": 6 / 16, "> 0.99": 4 / 16})
+    assert train.gate_statistics(nn.Sequential(nn.ReLU()), torch.rand(2, 2, 3, 1)) == {}
+
+
 def test_a_gate_that_differs_by_channel_alone_is_not_spatial():
     class ByChannel(Sparta):
         def attention(self, x):

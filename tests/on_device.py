@@ -218,7 +218,8 @@ def run(device, tiny_data, tmp_path_factory):
 def test_a_run_goes_on_and_is_read_on_the_cpu(run):
     first, second = train.read_log(run / "log.csv")
     assert all(math.isfinite(float(row["loss"])) for row in (first, second))
-    assert [k for k in second if k.endswith("> 0.99")] == [f"layer{i}.1.act2 > 0.99" for i in range(1, 5)]
+    sites = [*(f"layer{i}.1.act2" for i in range(1, 5)), "all sites"]
+    assert [k for k in second if k.endswith("> 0.99")] == [f"{site} > 0.99" for site in sites]
     model, _ = train.load_trained(run / "checkpoint.pt")
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert model(torch.rand(2, 3, 32, 32)).isfinite().all()
@@ -330,8 +331,7 @@ def test_the_figures(run, device, tiny_data, tmp_path):
     figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path / "one.png")])
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
-    networks = {"ReLU": models.build("resnet18", "relu", "", width=8)}
-    networks["SPARTA, frozen"] = models.build("resnet18", "sparta", "G*.B-1", width=8)
+    networks = {"ReLU": suspects.Small(), "SPARTA, frozen": suspects.Small(Sparta)}
     x, y = torch.rand(4, 3, 32, 32, device=device), torch.arange(4, device=device)
     quickstart.draw(tmp_path / "two.png", {k: m.to(device) for k, m in networks.items()}, x, y, 0)
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")

@@ -155,18 +155,28 @@ def test_frozen_activations_do_not_move(block, activation):
 # ---- compilers
 
 
+def small(block, training=False):
+    """One changed block, since compilers take their time."""
+    net = nn.Sequential(nn.Sequential(block(3, 2, 1)), nets.conv3(2, 2), nn.AvgPool2d(5), nn.Flatten())
+    return reference.scatter(replace_relus(net, "G1.B1")).double().train(training)
+
+
+def small_images(n=4):
+    return images(n)[..., :5, :5].clone()
+
+
 @pytest.mark.slow
 @each_edit
 @pytest.mark.parametrize("training", [False, True])
 def test_traced_for_every_batch_size(block, training):
-    net, twin = (changed(block).train(training) for _ in range(2))
+    net, twin = small(block, training), small(block, training)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(twin, backend="aot_eager", fullgraph=WHOLE)
     for n in (4, 2, 3):
-        x = images(n)
+        x = small_images(n)
         torch._dynamo.mark_dynamic(x, 0)
-        assert_close(gradients(compiled, x, twin), gradients(net, images(n), net))
+        assert_close(gradients(compiled, x, twin), gradients(net, small_images(n), net))
     assert_close(state(twin), state(net))  # batch norm's statistics
     if WHOLE:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -176,17 +186,13 @@ def test_traced_for_every_batch_size(block, training):
 @each_edit
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled(block, training):
-    def small():
-        net = nn.Sequential(nn.Sequential(block(3, 2, 1)), nets.conv3(2, 2), nn.AvgPool2d(5), nn.Flatten())
-        return reference.scatter(replace_relus(net, "G1.B1")).double().train(training)
-
-    net, twin = small(), small()
+    net, twin = small(block, training), small(block, training)
     torch._dynamo.reset()
     compiled = torch.compile(twin, fullgraph=WHOLE)
     for n in (4, 3):
-        x = images(n)[..., :5, :5].clone()
+        x = small_images(n)
         torch._dynamo.mark_dynamic(x, 0)
-        assert_close(gradients(compiled, x, twin), gradients(net, x.detach().clone(), net))
+        assert_close(gradients(compiled, x, twin), gradients(net, small_images(n), net))
     assert_close(state(twin), state(net))
 
 
@@ -208,7 +214,7 @@ def test_onnx(block, dynamo, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
         pytest.skip("this torch has no export to ONNX by dynamo")
-    net, x, file = changed(block).float(), IMAGES.float(), tmp_path / "net.onnx"
+    net, x, file = small(block).float(), small_images().float(), tmp_path / "net.onnx"
     if dynamo:
         batch = {0: torch.export.Dim("batch", min=1)}
         torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=(batch,), verbose=False).save(file)

@@ -154,10 +154,11 @@ def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
 @pytest.mark.parametrize(
     "text", ["{", "[]", "null", "{}", '{"options": {}, "gate": {}, "errors": {"clean": {}}}']
 )
-def test_a_file_that_is_no_result_is_named(tmp_path, stub, text):
+def test_a_file_that_is_no_result_is_named(tmp_path, stub, text, tiny_data, monkeypatch):
+    monkeypatch.setattr(controls, "score_maps", lambda *_: None)
     path = tmp_path / "out/mean-gate-one-number-seed0.json"
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ValueError, match=r"one-number-seed0\.json is no result of controls.py"):
-        call(tmp_path, "mean-gate", "--data-dir", "sample")
+        call(tmp_path, "mean-gate", "--data-dir", tiny_data)
     assert path.read_text() == text

@@ -7,7 +7,8 @@ from sparta_act import Sparta
 @pytest.mark.slow
 def test_the_quickstart_runs_and_prints_its_table_and_figure(tmp_path, tiny_data, capsys):
     figure = tmp_path / "figure.png"
-    quickstart.main(["--data-dir", tiny_data, "--epochs", "1", "--device", "cpu", "--out", str(figure)])
+    options = ["--data-dir", tiny_data, "--epochs", "1", "--limit", "8", "--device", "cpu"]
+    quickstart.main([*options, "--out", str(figure)])
     printed = capsys.readouterr().out
     for line in ("error, clean", "error, targeted PGD-10, 16/255", "error, untargeted PGD-10, 8/255"):
         assert line in printed

@@ -40,7 +40,7 @@ from recipes import RECIPES
 from report import difference, entry, print_table, stamp
 from robust_error import clean_errors, robust_errors
 from runs import RESULTS
-from sets import gates
+from sets import gates, shuffled
 from sparta_act import Sparta, SpartaSet, replace_relus
 from train import gate_statistics
 from trainer import Trainer
@@ -52,15 +52,6 @@ PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
 Make = Callable[[], nn.Module]
 Images = tuple[Tensor, Tensor]  # (N, 3, H, W) uint8 and their labels (N,)
 Results = dict[str, list[dict[str, Any]]]  # of each network, by seed
-
-
-def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
-    """A copy of a set with the numbers of each parameter in random order: the same sizes, nothing learned."""
-    taken, generator = copy.deepcopy(taken), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in taken.parameters():
-            p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p))
-    return taken
 
 
 def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:

@@ -1,12 +1,14 @@
-"""SPARTA of a trained network, as a set stores it, and which set of the package came from which training."""
+"""SPARTA of a trained network, as a set stores it, its control, and which set came from which training."""
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from sparta_act import Sparta
+from sparta_act import Sparta, SpartaSet
 from sparta_act.shipped import SHIPPED
 from sparta_act.sources import SETS
 
@@ -31,6 +33,15 @@ def round_to_half(activations: dict[str, Sparta]) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.half().float()
+
+
+def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
+    """A copy of a set with the numbers of each parameter in random order: the same sizes, nothing learned."""
+    taken, generator = copy.deepcopy(taken), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in taken.parameters():
+            p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p))
+    return taken
 
 
 def in_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import controls
 import data
 from models import HalvedReLU, build
+from sets import shuffled
 from sparta_act import Sparta, SpartaError, SpartaSet
 
 
@@ -19,12 +20,12 @@ def slim_set(seed=0):
 
 def test_shuffled_numbers_are_the_same_numbers_elsewhere():
     taken = slim_set()
-    found = controls.shuffled(taken, 3)
+    found = shuffled(taken, 3)
     for label, activation in taken.items():
         for (name, p), q in zip(activation.named_parameters(), found[label].parameters(), strict=True):
             assert torch.equal(p.flatten().sort().values, q.flatten().sort().values)
             assert torch.equal(p, q) == (name == "gain")
-    again, other = controls.shuffled(taken, 3), controls.shuffled(taken, 4)
+    again, other = shuffled(taken, 3), shuffled(taken, 4)
     assert torch.equal(found["G1.B2"].conv1, again["G1.B2"].conv1)
     assert not torch.equal(found["G1.B2"].conv1, other["G1.B2"].conv1)
 

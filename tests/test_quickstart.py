@@ -10,12 +10,15 @@ def test_the_quickstart_runs_and_prints_its_table_and_figure(tmp_path, tiny_data
     options = ["--data-dir", tiny_data, "--epochs", "1", "--limit", "8", "--device", "cpu"]
     quickstart.main([*options, "--out", str(figure)])
     printed = capsys.readouterr().out
-    for line in ("error, clean", "error, targeted PGD-10, 16/255", "error, untargeted PGD-10, 8/255"):
-        assert line in printed
+    for attack in ("clean", *quickstart.ATTACKS):
+        for other in ("ReLU", "ReLU halved", "SPARTA, shuffled"):
+            assert f"{attack}: SPARTA, frozen minus {other} is " in printed
     sparta_set = Sparta.from_pretrained("cifar10-resnet18-w16")
     frozen = sum(p.numel() for p in sparta_set.parameters())
     everything, learned = (
-        int(line.split("│")[4].replace(",", "")) for line in printed.splitlines() if "parameters  " in line
+        int(line.split("│")[5].replace(",", ""))
+        for line in printed.splitlines()
+        if line.startswith(("│ parameters", "│ of them trained"))
     )
     assert everything - learned == frozen
     assert figure.read_bytes().startswith(b"\x89PNG")

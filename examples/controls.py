@@ -18,6 +18,7 @@ what the gates do, of the first seed.
 import argparse
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,12 +102,17 @@ class FixedGate(nn.Module):
 
 
 def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
-    """The trained network by what its gates become: their means over active elements of images x."""
+    """The trained network by what its gates become: their means over active elements of images x.
+
+    Raises `ValueError` for a gate that is called never or more than once, or is the whole network.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}  # gate and active, of each site
+    calls = dict.fromkeys(gates(trained), 0)
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
             seen[name] = module.attention(inputs[0]), (inputs[0] > 0).float()
+            calls[name] += 1
 
         return hook
 
@@ -115,6 +121,12 @@ def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
         trained(x)
     for handle in handles:
         handle.remove()
+    if odd := [
+        f"{name or 'the network itself'} {n} times" for name, n in calls.items() if n != 1 or not name
+    ]:
+        raise ValueError(
+            f"a gate is replaced by its mean where a network calls it once; called: {', '.join(odd)}"
+        )
 
     def fixed(dims: tuple[int, ...]) -> Make:
         def make() -> nn.Module:
@@ -167,9 +179,11 @@ def read(path: Path) -> dict[str, Any]:
     """What `once` wrote. Raises `ValueError` for a file that is no result."""
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        dict(result["options"]), dict(result["gate"])
+        dict(result["options"])
+        if not all(math.isfinite(n) for site in result["gate"].values() for n in site.values()):
+            raise ValueError("a gate's number is not finite")
         check_errors(result["errors"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         told = f"{path} is no result of controls.py ({error})"
         raise ValueError(f"{told}; delete it, or name another --out") from None
     return result
@@ -255,11 +269,11 @@ def transfers(args: argparse.Namespace) -> Results:
 
 def drop_ins(args: argparse.Namespace) -> Results:
     """Each network's result: fine-tuned on images for training, attacked on the first test images."""
-    model, _, content = networks.load(args.network)
     (x, y), test = data.load("train", args.data_dir), data.load("test", args.data_dir)
+    model, key = loaded(args.network, *test)
     x, y = x[: args.limit], y[: args.limit]
     here = {"experiment": args.experiment, "seed": args.seed, "limit": len(x), "epochs": args.epochs}
-    here |= {"batch_size": 128, "lr": 0.01, "sha256": sha256(content)}
+    here |= {"batch_size": 128, "lr": 0.01, "sha256": key}
     return {
         n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
         for n, make in drop_in(model, args.seed).items()
@@ -268,17 +282,30 @@ def drop_ins(args: argparse.Namespace) -> Results:
 
 def mean_gates(args: argparse.Namespace) -> Results:
     """Each network's result: nothing is trained."""
-    model, _, content = networks.load(args.network)
-    if not gates(model):
-        raise ValueError(f"{args.network} has no SPARTA whose gate could be replaced")
     x, y = (t[:512] for t in data.load("train", args.data_dir))
     test = data.load("test", args.data_dir)
-    here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": sha256(content)}
+    model, key = loaded(args.network, *test)
+    if not gates(model):
+        raise ValueError(f"{args.network} has no SPARTA whose gate could be replaced")
+    here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": key}
+    made = mean_gate(model, data.to_float(x))
     score_maps(args.out / "scores.png", model, data.to_float(test[0][:6]))
     return {
         n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
-        for n, make in mean_gate(model, data.to_float(x)).items()
+        for n, make in made.items()
     }
+
+
+def loaded(network: str, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
+    """A network, and what tells it from others: sha256 of its file, that one's name and all its numbers.
+
+    Shapes: x (N, 3, H, W) uint8, y (N,).
+    Raises `ValueError` if it does not answer such images with logits for such labels.
+    """
+    model, _, content = networks.load(network)
+    networks.check(model, data.to_float(x[:2]), y)
+    state = [v.detach().cpu().reshape(-1).view(torch.uint8) for v in model.state_dict().values() if v.numel()]
+    return model, sha256(content, Path(network).name.encode(), *(v.numpy().tobytes() for v in state))
 
 
 def parser() -> argparse.ArgumentParser:

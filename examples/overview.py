@@ -12,6 +12,7 @@ from matplotlib.gridspec import GridSpec
 from torch import Tensor, nn
 
 from attacks import attacking
+from replacing import replacing
 from sparta_act import Sparta
 
 
@@ -48,7 +49,8 @@ def score_maps(path: Path, model: nn.Module, x: Tensor) -> None:
             ax.set_xticks([])
             ax.set_yticks([])
     figure.colorbar(drawn, ax=axes, label="score of the place", shrink=0.6)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -104,5 +106,6 @@ def overview(
     ax.set_title("loss of the attack's target class;\nlower: the attack succeeds", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(fontsize=8)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=110, bbox_inches="tight", format="png")
     plt.close(figure)

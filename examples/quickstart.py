@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
-from command_line import at_least, plain_errors
+from command_line import at_least, check_device, plain_errors
 from measure import MODERN, PAPER, find_errors, loss_curve
 from models import ACTIVATIONS, ResNet
 from overview import overview, site_scores
@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> None:
         "--out", type=Path, default=Path("quickstart.png"), help="the figure (default %(default)s)"
     )
     args = p.parse_args(argv)
+    check_device(args.device)
+    if args.out.suffix != ".png" or not args.out.parent.is_dir():
+        p.error(f"--out {args.out}: give a .png in a folder that exists")
     x, y = data.load("train", args.data_dir)
     x_test, y_test = (t[: args.limit] for t in data.load("test", args.data_dir))
 

@@ -152,11 +152,72 @@ def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
     assert stub == []
 
 
+NETWORKS = """
+import torch
+from torch import nn
+from sparta_act import Sparta
+
+def made(sparta, *body):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+def one():
+    return made(None, Sparta(8))
+
+def twice(sparta=Sparta(8)):
+    return made(sparta, sparta, nn.Conv2d(8, 8, 3), sparta)
+
+def never():
+    model = one()
+    model[1].idle = Sparta(8)
+    return model
+
+def other():
+    torch.manual_seed(1)
+    return nn.Sequential(*one()[:-1], nn.Linear(8, 10))
+
+def half():
+    return one().half()
+"""
+
+
+def test_networks_of_one_file_are_not_taken_for_each_other(tmp_path, tiny_data, stub):
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    for n, name in enumerate(("one", "other", "other"), 1):
+        call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
+        assert len(stub) == 4 * min(n, 2)
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "null", "{}", '{"options": {}, "gate": {}, "errors": {"clean": {}}}']
+    ("name", "told"), [("twice", "1 2 times"), ("never", "1.idle 0 times"), ("half", "was given images")]
+)
+def test_a_gate_that_its_mean_cannot_replace_is_named(name, told, tmp_path, tiny_data, stub):
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    with pytest.raises(ValueError, match=told):
+        call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
+    assert stub == []
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"options": {}, "gate": {}, "errors": {"clean": {}}}',
+        '{"options": {}, "gate": [["a", 1]], "errors": RIGHT}',
+        '{"options": {}, "gate": {"a": {"mean": NaN}}, "errors": RIGHT}',
+        '{"options": {}, "gate": {"a": null}, "errors": RIGHT}',
+    ],
+    ids=range(9),
 )
 def test_a_file_that_is_no_result_is_named(tmp_path, stub, text, tiny_data, monkeypatch):
     monkeypatch.setattr(controls, "score_maps", lambda *_: None)
+    right = {"clean": controls.entry(torch.zeros(20, dtype=torch.bool))}
+    text = text.replace("RIGHT", json.dumps(right))
     path = tmp_path / "out/mean-gate-one-number-seed0.json"
     path.parent.mkdir()
     path.write_text(text)

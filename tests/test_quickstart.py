@@ -23,3 +23,13 @@ def test_the_quickstart_runs_and_prints_its_table_and_figure(tmp_path, tiny_data
     assert everything - learned == frozen
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert figure.stat().st_size > 50_000
+
+
+@pytest.mark.parametrize(
+    "options", [["--out", "no/such/folder.png"], ["--out", "figure.gif"], ["--device", "x"]]
+)
+def test_what_cannot_be_used_is_refused_before_any_work(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((SystemExit, ValueError)):
+        quickstart.main(options)
+    assert "1/4" not in capsys.readouterr().out

@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. PYTHON= and TORCH= choose others than these.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# what is imported is compiled then, and kept: two minutes less than to compile all
+# what is imported is compiled then, and kept: a minute or two less than to compile all
 export PYTHONDONTWRITEBYTECODE :=
 PIP := .venv/bin/python -m pip install --quiet --no-compile
 

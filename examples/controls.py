@@ -304,8 +304,7 @@ def loaded(network: str, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
     """
     model, _, content = networks.load(network)
     networks.check(model, data.to_float(x[:2]), y)
-    state = [v.detach().cpu().reshape(-1).view(torch.uint8) for v in model.state_dict().values() if v.numel()]
-    return model, sha256(content, Path(network).name.encode(), *(v.numpy().tobytes() for v in state))
+    return model, sha256(content, Path(network).name.encode(), *networks.numbers(model))
 
 
 def parser() -> argparse.ArgumentParser:

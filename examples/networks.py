@@ -102,8 +102,13 @@ def fingerprint(model: nn.Module, x: Tensor) -> str:
     """What tells one network from another: sha256 of its state and of its answers to x."""
     with torch.no_grad():
         answers = [model(part.clone()).float().cpu() for part in x.split(250)]
+    return sha256(*(t.contiguous().numpy().tobytes() for t in answers), *numbers(model))
+
+
+def numbers(model: nn.Module) -> list[bytes]:
+    """The bytes of each tensor of the network's state that has any."""
     state = [v.detach().cpu().reshape(-1).view(torch.uint8) for v in model.state_dict().values() if v.numel()]
-    return sha256(*(t.contiguous().numpy().tobytes() for t in (*answers, *state)))
+    return [v.numpy().tobytes() for v in state]
 
 
 def copied(model: nn.Module) -> nn.Module:

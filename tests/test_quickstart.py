@@ -10,6 +10,10 @@ def test_the_quickstart_runs_and_prints_its_table_and_figure(tmp_path, tiny_data
     options = ["--data-dir", tiny_data, "--epochs", "1", "--limit", "8", "--device", "cpu"]
     quickstart.main([*options, "--out", str(figure)])
     printed = capsys.readouterr().out
+    rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+    labels = " ".join(" ".join(rows).split())  # a long one goes over several lines
+    for label in ("error, clean", "error, targeted PGD-10, 16/255", "error, untargeted PGD-10, 8/255"):
+        assert label in labels
     for attack in ("clean", *quickstart.ATTACKS):
         for other in ("ReLU", "ReLU halved", "SPARTA, shuffled"):
             assert f"{attack}: SPARTA, frozen minus {other} is " in printed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import peers  # noqa: F401  (torchvision can be imported after it)
+from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
 
 Example = tuple[Any, ...]
 NOT_CONVOLUTIONAL = re.compile(r"vit_|swin|mvit|maxvit")

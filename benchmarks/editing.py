@@ -13,9 +13,7 @@ import argparse
 import copy
 import random
 import statistics
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from command_line import at_least, plain_errors
-from measuring import Lap, add_options, begin, check_equal, hold_memory, race, told
-from report import print_table
-from sites import both, forward
+from benchmarks.measuring import Lap, add_options, begin, check_equal, hold_memory, race, told
+from benchmarks.sites import both, forward
+from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.console import print_table
+from examples.paper.training.trainer import COMPILERS
 from sparta_act import SwishReLU, relu_sites, replace_relus
-from trainer import COMPILERS
 
 Prepare = Callable[[nn.Module], Any]  # compiles a block, or leaves it
 

@@ -6,21 +6,18 @@ Before each, it checks that both give the same values and gradients. docs/speed.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from command_line import at_least, plain_errors
-from measuring import add_options, begin, check_equal, hold_memory, kept_bytes, race, told
-from report import print_table
-from sites import SITES
+from benchmarks.measuring import add_options, begin, check_equal, hold_memory, kept_bytes, race, told
+from benchmarks.sites import SITES
+from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.console import print_table
 from sparta_act import Sparta
 from sparta_act import functional as SF
 

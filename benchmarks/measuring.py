@@ -4,10 +4,8 @@ import argparse
 import ctypes
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from command_line import at_least
-from report import stamp
+from examples.paper.common.cli import at_least
+from examples.paper.common.console import stamp
 
 
 class Lap(NamedTuple):

@@ -9,24 +9,21 @@ time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 2
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import peers  # noqa: F401  (torchvision can be imported after it)
-from command_line import at_least, plain_errors
-from measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
-from models import BLOCKS, build
-from plain import PlainSparta, check_same
-from report import print_table
+from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
+from benchmarks.measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
+from benchmarks.plain import PlainSparta, check_same
+from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.console import print_table
+from examples.paper.common.models import BLOCKS, build
+from examples.paper.training.trainer import COMPILERS
 from sparta_act import Sparta, replace_relus
-from trainer import COMPILERS
 
 SITES = "G*.B-1"
 CONTENDERS = {"relu": None, "plain": PlainSparta, "sparta": Sparta}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from measuring import check_equal
+from benchmarks.measuring import check_equal
 from sparta_act import Sparta
 
 

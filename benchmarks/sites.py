@@ -7,20 +7,17 @@ fast SPARTA are the same function.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from command_line import at_least, plain_errors
-from measuring import add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
-from peers import peer
-from plain import PlainSparta, check_same
-from report import print_table
-from rivals import DynamicReLUB, DynamicReLUC, FeatureDenoising
+from benchmarks.measuring import add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
+from benchmarks.peers import peer
+from benchmarks.plain import PlainSparta, check_same
+from examples.paper.common.activations import DynamicReLUB, DynamicReLUC, FeatureDenoising
+from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.console import print_table
 from sparta_act import Sparta
 
 SITES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels, height and width

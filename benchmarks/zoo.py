@@ -12,7 +12,6 @@ import argparse
 import gc
 import multiprocessing
 import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,11 +24,10 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from catalogue import BUILDERS, Network, build, names, smallest, weight_of
-from command_line import at_least
-from oracle import Verdict, judge
-from report import stamp
+from benchmarks.catalogue import BUILDERS, Network, build, names, smallest, weight_of
+from benchmarks.oracle import Verdict, judge
+from examples.paper.common.cli import at_least
+from examples.paper.common.console import stamp
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 OPENING = """# The surgery on other people's networks

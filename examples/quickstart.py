@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import data
-from command_line import at_least, check_device, plain_errors
-from measure import MODERN, PAPER, find_errors, loss_curve
-from models import ACTIVATIONS, ResNet
-from overview import overview, site_scores
-from report import difference, percent, print_table, stamp
-from sets import shuffled
+from examples.paper.common import data
+from examples.paper.common.cli import at_least, check_device, plain_errors
+from examples.paper.common.console import print_table, stamp
+from examples.paper.common.models import ACTIVATIONS, ResNet
+from examples.paper.common.sets import shuffled
+from examples.paper.common.statistics import difference, format_error
+from examples.paper.evaluation.measure import MODERN, PAPER, find_errors, loss_curve
+from examples.paper.results.overview import overview, site_scores
+from examples.paper.training.train import RECIPES, Trainer
 from sparta_act import Sparta, replace_relus
-from train import RECIPES, Trainer
 
 SITES, SPARTA = "G*.B-1", "SPARTA, frozen"
 HALF, SHUFFLED = "ReLU halved", "SPARTA, shuffled"  # the controls
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, model in networks.items():
         torch.manual_seed(args.seed)
         wrong[name] = find_errors(model, x_test, y_test, ATTACKS, device=args.device, title=name)
-        rows[name] = {f"error, {attack}": percent(w) for attack, w in wrong[name].items()} | rows[name]
+        rows[name] = {f"error, {attack}": format_error(w) for attack, w in wrong[name].items()} | rows[name]
 
     print("\n4/4  Draw the figure.")
     shown = data.to_float(x_test[:DRAWN], args.device), y_test[:DRAWN].to(args.device)

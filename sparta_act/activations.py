@@ -14,7 +14,7 @@ from sparta_act.errors import ShapeError, SpartaError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from sparta_act.pretrained import SpartaSet
+    from sparta_act.pretrained.sets import SpartaSet
 
 
 class SwishReLU(nn.Module):

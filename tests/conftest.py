@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from fixtures import tiny_data  # noqa: F401
 
-import peers  # noqa: F401  (torchvision can be imported after it)
+from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
+from tests.helpers.fixtures import tiny_data  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

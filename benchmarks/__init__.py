@@ -1,0 +1,1 @@
+"""Speed of the package and what the surgery does to public networks."""

@@ -1,0 +1,1 @@
+"""Examples to copy; `examples.paper` is the laboratory."""

@@ -1,0 +1,191 @@
+"""L-infinity PGD (Madry et al. 2018, arXiv:1706.06083), targeted and untargeted, on the input alone."""
+
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from examples.paper.attacks.folding import folded
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targeted: bool = False,
+    random_start: bool = True,
+    restarts: int = 1,
+    amp: bool = False,
+) -> Tensor:
+    """Adversarial images within eps of x: the first of the restarts that fools the network, or its best.
+
+    `eps` and `step_size` are fractions of the range 1 of a pixel, e.g. 8/255. `targeted=True` draws, for each
+    restart, a target uniform over the other classes and lowers its loss; else the loss of `y` is raised.
+    `amp=True` takes the steps in bfloat16. The network is attacked in evaluation mode and left as it was,
+    without any `.grad`. The steps run on a copy with batch norm folded away; what fools the network is asked
+    of the network itself, in its own precision.
+
+    Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
+    Raises `ValueError` for other images, and for fewer than one step or restart.
+    """
+    check(x, steps, restarts)
+    attack = {"eps": eps, "step_size": step_size, "targeted": targeted, "random_start": random_start}
+    if restarts == 1:
+        return pgd_at(model, x, y, steps=[steps], amp=amp, **attack)[steps]
+    best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
+    with attacking(model):
+        fast = folded(model, x[:2]) if len(x) else model
+        for _ in range(restarts):
+            (i,) = torch.where(best_margin >= 0)  # those that stand
+            if len(i) == 0:
+                break
+            goal = random_targets(y[i], classes_of(model, x)) if targeted else y[i]
+            *_, (x_adv, _) = pgd_steps(fast, x[i], goal, steps=steps, amp=amp, **attack)
+            m = margin(model, x_adv, y[i]).to(best_margin.dtype)
+            nearer = m < best_margin[i]
+            best[i[nearer]], best_margin[i[nearer]] = x_adv[nearer], m[nearer]
+    return best
+
+
+def pgd_at(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: Collection[int],
+    targeted: bool = False,
+    random_start: bool = True,
+    amp: bool = False,
+) -> dict[int, Tensor]:
+    """Images after each of these numbers of steps, all of one run: the first ten steps of PGD-50 are PGD-10.
+
+    Arguments, shapes and errors as `pgd`.
+    """
+    check(x, min(steps, default=0), 1)
+    if len(x) == 0:
+        return dict.fromkeys(steps, x)
+    with attacking(model):
+        goal = random_targets(y, classes_of(model, x)) if targeted else y
+        attack = {"eps": eps, "step_size": step_size, "steps": max(steps), "targeted": targeted, "amp": amp}
+        run = pgd_steps(folded(model, x[:2]), x, goal, random_start=random_start, **attack)
+        return {k: x_adv for k, (x_adv, _) in enumerate(run, 1) if k in steps}
+
+
+def pgd_steps(
+    model: nn.Module,
+    x: Tensor,
+    goal: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targeted: bool = False,
+    random_start: bool = True,
+    start: Tensor | None = None,
+    amp: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Steps of one PGD run: yields the images after each step and the loss of `goal` before it.
+
+    `start`: images within eps of x to begin with, in place of those that `random_start` draws.
+    `amp=True` runs the network in bfloat16, forward and back; images and steps stay as they are.
+    Shapes: x, start (N, C, H, W), goal (N,) the targets or the true labels; yields (N, C, H, W) and (N,).
+    Call it inside `attacking(model)`. Never waits for the device.
+    """
+    sign = -1 if targeted else 1
+    ball = within(x, eps)
+    x_adv = start if start is not None else random_images(x, eps) if random_start else x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            with autocast(x.device, amp):
+                logits = widen(model(x_adv))
+            loss = F.cross_entropy(logits, goal, reduction="none")
+            (grad,) = torch.autograd.grad(loss.sum(), x_adv)
+        x_adv = x_adv.detach().add(grad.sign(), alpha=sign * step_size).clamp_(*ball)
+        yield x_adv, loss.detach()
+
+
+def autocast(device: torch.device | str, wanted: bool) -> AbstractContextManager[Any]:
+    """Inside, if wanted, convolutions and products are in bfloat16."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if wanted else nullcontext()
+
+
+def check(x: Tensor, steps: int, restarts: int) -> None:
+    """Raise `ValueError` for images outside [0, 1], and for fewer than one step or restart."""
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
+        raise ValueError(
+            f"images must lie in [0, 1], not in [{x.amin():.3g}, {x.amax():.3g}]; "
+            "normalize inside the network, not before the attack"
+        )
+
+
+def random_images(x: Tensor, eps: float) -> Tensor:
+    """Images uniform within eps of x, cut to [0, 1]. Shapes: (N, C, H, W), kept."""
+    return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp_(*within(x, eps))
+
+
+def within(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Lowest and highest image within eps of x and within [0, 1]. Shapes: (N, C, H, W), kept."""
+    return (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+
+
+def random_targets(y: Tensor, num_classes: int) -> Tensor:
+    """Targets uniform over the OTHER classes. Shapes: (N,) -> (N,)."""
+    return (y + torch.randint_like(y, 1, num_classes)) % num_classes
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Half precision as float32, where a loss keeps its digits; all else as it is. Shapes: any, kept."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@torch.no_grad()
+def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Logit of the true class minus the best other one: negative where the network errs. Shapes: (N,)."""
+    logits = widen(model(x))
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+@torch.no_grad()
+def classes_of(model: nn.Module, x: Tensor) -> int:
+    """Number of classes, from the network's answer to one image."""
+    return model(x[:1]).shape[1]
+
+
+@contextmanager
+def attacking(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Put the network in evaluation mode, its parameters without gradient; afterwards all is as before.
+
+    With `batch_statistics` its batch norms use those of the attacked images, if they were in training mode,
+    and their running statistics stay.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    norms = [m for m, mode in modes if batch_statistics and mode and isinstance(m, _BatchNorm)]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    try:
+        model.eval().requires_grad_(False)
+        for m in norms:
+            m.training, m.momentum = True, 0.0
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for m, (momentum, tracked) in zip(norms, kept, strict=True):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(tracked)
+        for p, flag in flags:
+            p.requires_grad = flag

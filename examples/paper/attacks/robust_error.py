@@ -1,0 +1,185 @@
+"""Robust error by PGD, and no more of it than needed: an image that is broken leaves, the next one enters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from examples.paper.attacks.folding import folded
+from examples.paper.attacks.losses import cross_entropy, cross_entropy_to, dlr_to
+from examples.paper.attacks.pgd import (
+    attacking,
+    check,
+    classes_of,
+    random_images,
+    random_targets,
+    widen,
+    within,
+)
+
+Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
+Aim = Callable[
+    [int, Tensor], tuple[Tensor, ...]
+]  # number of a run, indices (n,) of its images: their targets
+
+
+def robust_errors(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targeted: bool = False,
+    random_start: bool = True,
+    restarts: int = 1,
+    batch_size: int = 250,
+) -> Tensor:
+    """Which images the network gets wrong: clean, or at any image that PGD comes by.
+
+    The same as attacking every image to the last step and asking at each, at a fraction of the work: of a
+    weak network little but the first steps. It counts more than `attacks.pgd`, which judges the last images
+    alone. The steps run on a copy with batch norm folded away; whether an image is broken is asked of the
+    network itself. `eps`, `step_size`, `targeted`, `random_start` and
+    `restarts` are those of `attacks.pgd`.
+
+    Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
+    Raises `ValueError` for other images, and for fewer than one step or restart.
+    """
+    check(x, steps, restarts)
+    attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+
+    def aim(_: int, left: Tensor) -> tuple[Tensor, ...]:
+        return (random_targets(y[left], classes_of(model, x)),) if targeted else ()
+
+    loss = cross_entropy_to if targeted else cross_entropy
+    return _errors_of_runs(model, x, y, loss, aim, runs=restarts, random_start=random_start, **attack)
+
+
+def dlr_errors(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targets: int = 3,
+    batch_size: int = 250,
+) -> Tensor:
+    """`robust_errors` by targeted DLR, a run towards each of the likeliest wrong classes of the clean image.
+
+    In their order, the likeliest first, each from a random start of its own; an image that broke is not
+    attacked again.
+    Shapes and errors as `robust_errors`. Source of the loss: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
+    """
+    check(x, steps, targets)
+    attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+
+    def aim(run: int, left: Tensor) -> tuple[Tensor, ...]:
+        return (likeliest_wrong(model, x[left], y[left], targets, batch_size)[:, run],)
+
+    return _errors_of_runs(model, x, y, dlr_to, aim, runs=targets, random_start=True, **attack)
+
+
+@torch.no_grad()
+def likeliest_wrong(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, count: int, batch_size: int = 250
+) -> Tensor:
+    """Wrong classes of the largest logits, in descending order. Shapes: (N, C, H, W), (N,) -> (N, count)."""
+    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    others = [model(images).scatter(1, labels[:, None], -torch.inf) for images, labels in parts]
+    return torch.cat(others).topk(count, 1).indices
+
+
+def _errors_of_runs(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    aim: Aim,
+    *,
+    eps: float,
+    runs: int,
+    random_start: bool,
+    batch_size: int,
+    **attack: Any,
+) -> Tensor:
+    with attacking(model), tqdm(total=len(x) * runs, unit="img", desc="robust error", leave=False) as bar:
+        broken = clean_errors(model, x, y, batch_size)
+        fast = folded(model, x[:2]) if len(x) else model
+        for run in range(runs):
+            (left,) = torch.where(~broken)
+            bar.update(len(x) - len(left))
+            if len(left) == 0:
+                break
+            images, goals = x[left], (y[left], *aim(run, left))
+            start = random_images(images, eps) if random_start else images
+            more = {"eps": eps, "batch_size": batch_size, "bar": bar, **attack}
+            when, _ = first_breaks(model, fast, images, start, loss, goals, **more)
+            broken[left] = when >= 0
+    return broken
+
+
+@torch.no_grad()
+def clean_errors(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
+    """Which images the network gets wrong as they are, in the mode it is in. Shapes as above."""
+    wrong = torch.zeros_like(y, dtype=torch.bool)
+    for i in range(0, len(x), batch_size):
+        part = slice(i, i + batch_size)
+        wrong[part] = model(x[part]).argmax(1) != y[part]
+    return wrong
+
+
+def first_breaks(
+    model: Callable[[Tensor], Tensor],
+    fast: Callable[[Tensor], Tensor],
+    x: Tensor,
+    start: Tensor,
+    loss: Loss,
+    goals: tuple[Tensor, ...],
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    batch_size: int = 250,
+    bar: "tqdm[None] | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """One PGD run from `start` in which each image is at a step of its own: when it broke, and the images.
+
+    The steps raise `loss(logits, *goals)` of `fast`, image by image; whether an image is broken is asked of
+    `model`, wherever `fast` errs and after the last step. `goals`: the labels y (N,), and for a targeted loss
+    the targets (N,). Call it inside `attacking`, for both.
+
+    Shapes: x, start (N, C, H, W); results (N,) of the steps that were taken before the network erred, -1
+    where it stands, and (N, C, H, W): the image at which it erred, or the last one.
+    """
+    y, (low, high) = goals[0], within(x, eps)
+    x_adv, broken, taken = start.clone(), torch.full_like(y, -1), torch.zeros_like(y)
+    waiting = torch.arange(len(x), device=x.device)
+    batch = waiting[:0]
+    while len(batch) or len(waiting):
+        free = batch_size - len(batch)
+        batch, waiting = torch.cat([batch, waiting[:free]]), waiting[free:]
+        images = x_adv[batch].requires_grad_()
+        with torch.enable_grad():
+            logits = widen(fast(images))
+            (grad,) = torch.autograd.grad(loss(logits, *(g[batch] for g in goals)).sum(), images)
+        suspect = logits.argmax(1) != y[batch]
+        errs = suspect.clone()
+        errs[suspect] = clean_errors(model, images.detach()[suspect], y[batch[suspect]], batch_size)
+        broken[batch[errs]] = taken[batch[errs]]
+        moved = images.detach().add(grad.sign(), alpha=step_size).clamp_(low[batch], high[batch])
+        x_adv[batch[~errs]] = moved[~errs]
+        taken[batch] += 1
+        stays = ~errs & (taken[batch] < steps)
+        if bar is not None:
+            bar.update(len(batch) - int(stays.sum()))
+        batch = batch[stays]
+    (left,) = torch.where(broken < 0)
+    last = clean_errors(model, x_adv[left], y[left], batch_size)
+    broken[left[last]] = steps
+    return broken, x_adv

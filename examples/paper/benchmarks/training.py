@@ -1,0 +1,101 @@
+"""One step of adversarial training, PGD and update: `Trainer.step` against the loop of tutorials.
+
+`python benchmarks/training.py` times both for ReLU and for SPARTA; the naive loop takes gradients of the
+parameters on each step of the attack, and has SPARTA written down plainly. Before, it checks that both have
+the same loss from the same start.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.measuring import add_options, begin, multiply_adds, race, told
+from benchmarks.plain import PlainSparta, awake
+from examples.paper.benchmarks.attack import naive
+from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.console import print_table
+from examples.paper.common.models import ACTIVATIONS, build
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
+
+ACTIVATIONS["plain"] = PlainSparta
+
+
+def naive_step(model: nn.Module, trainer: Trainer, x: Tensor, y: Tensor, steps: int) -> Callable[[], float]:
+    """Attack by the naive loop and learn, as tutorials write it; the attacked network in evaluation mode."""
+    settings = trainer.optimizer.defaults
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        settings["lr"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+    )
+
+    def step() -> float:
+        model.eval()
+        x_adv = naive(model, x, y, steps, True)
+        model.train()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x_adv), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
+    p.add_argument("--steps", type=at_least(1), default=10, help="of PGD (default %(default)s)")
+    p.add_argument("--batch-size", type=at_least(2), default=8, help="default %(default)s")
+    add_options(p, rounds=2)
+    args = p.parse_args(argv)
+    begin(args)
+    columns: dict[str, dict[str, str]] = {}
+    x = torch.rand(args.batch_size, 3, 32, 32, device=args.device)
+    y = torch.randint(0, 10, (len(x),), device=args.device)
+    recipe = dataclasses.replace(
+        RECIPES["modern"], steps=args.steps, batch_size=len(x), averaging=0, epochs=1000
+    )
+    for activation, name in {"relu": "ReLU", "sparta": "SPARTA"}.items():
+        torch.manual_seed(0)
+        lean_model = awake(build("resnet18", activation, "G*.B-1", width=args.width))
+        naive_model = build(
+            "resnet18", "plain" if activation == "sparta" else "relu", "G*.B-1", width=args.width
+        )
+        naive_model.load_state_dict(lean_model.state_dict())
+        trainer = Trainer(lean_model.train(), recipe, len(x), device=args.device)
+        step = naive_step(naive_model.to(args.device).train(), trainer, x, y, args.steps)
+        images = x.to(memory_format=torch.channels_last)
+        losses = []
+        # contiguous images in both: another layout would draw another random start
+        for call in (step, lambda trainer=trainer: trainer.step(x, y)[0].item() / len(x)):
+            torch.manual_seed(1)
+            losses.append(call())
+        print(f"{name}: loss of the first step, naive {losses[0]:.4f}, lean {losses[1]:.4f}")
+        if not math.isclose(*losses, rel_tol=1e-2):
+            raise ValueError("the naive and the lean step have different losses")
+        steps = {"naive": step, "lean": lambda trainer=trainer, images=images: trainer.step(images, y)}
+        laps = race(steps, args.rounds, f"training, {name}", warm_up=int(x.is_cuda))
+        counts = [multiply_adds(call) for call in steps.values()]
+        columns[name] = {
+            "naive, s": f"{laps['naive'].seconds:.2f}",
+            "Trainer.step, s": f"{laps['lean'].seconds:.2f}",
+            "factor": laps["lean"].speed(),
+            "factor by multiply-adds": f"{counts[0] / counts[1]:.2f}",
+        }
+    title = f"Adversarial training, PGD-{args.steps}, ResNet-18 width {args.width}, batch {len(x)}"
+    print_table(title, columns)
+    print(told(args))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

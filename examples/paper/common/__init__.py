@@ -1,0 +1,1 @@
+"""What every room needs: data, networks, files, intervals, the command line."""

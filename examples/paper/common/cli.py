@@ -1,0 +1,59 @@
+"""What the command lines of the scripts share: numbers that make sense, and errors without a traceback."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from sparta_act import SpartaError
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the program with one message where the input is at fault."""
+    try:
+        yield
+    except (SpartaError, ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def number(parse: Callable[[str], Any], accepts: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    """Type of an option: `what` in words, and how to read and check it."""
+
+    def read(text: str) -> Any:
+        try:
+            value = parse(text)
+        except (ValueError, ZeroDivisionError):
+            value = None
+        if value is None or not accepts(value):
+            raise argparse.ArgumentTypeError(f"wants {what}, not {text!r}")
+        return value
+
+    return read
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """Type of an option: a whole number from `low` on."""
+    return number(int, lambda n: n >= low, f"a whole number of at least {low}")
+
+
+positive = number(float, lambda n: 0 < n < math.inf, "a number above 0")
+not_negative = number(float, lambda n: 0 <= n < math.inf, "0 or a number above")
+share = number(float, lambda n: 0 <= n < 1, "a number from 0 to below 1")
+fraction = number(lambda text: float(Fraction(text)), lambda n: 0 < n <= 1, "a fraction of 1, e.g. 8/255")
+
+
+def check_device(device: str) -> None:
+    """Raise `ValueError` if torch cannot use the device of `--device` here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None

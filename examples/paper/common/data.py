@@ -1,0 +1,168 @@
+"""CIFAR-10 and its like as tensors: from a folder, from the Hub, or our small sample in this folder."""
+
+import dataclasses
+import functools
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+SAMPLE = Path(__file__).parents[2] / "data" / "cifar10-sample.parquet"
+DIGITS = tuple("0123456789")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What training must know of a data set; mean and deviation are those of its training images."""
+
+    hub: str | None  # repository of the Hub
+    folder: str  # of the files in it
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: tuple[str, ...]
+    flip: bool  # whether a mirrored image is still one of its class
+    images: dict[str, int]  # in each split; of MNIST-M's 59,001 for training a balanced subset
+
+
+DATASETS = {
+    "cifar10": Dataset(
+        "uoft-cs/cifar10",
+        "plain_text",
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        flip=True,
+        images={"train": 50_000, "test": 10_000},
+    ),
+    "svhn": Dataset(  # without the `extra` split
+        "ufldl-stanford/svhn",
+        "cropped_digits",
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        DIGITS,
+        flip=False,
+        images={"train": 73_257, "test": 26_032},
+    ),
+    "mnist-m": Dataset(
+        None,
+        "plain_text",
+        (0.4580, 0.4629, 0.4093),
+        (0.2520, 0.2367, 0.2589),
+        DIGITS,
+        flip=False,
+        images={"train": 25_000, "test": 9_001},
+    ),
+}
+
+
+def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[Tensor, Tensor]:
+    """Images of one split ("train" or "test") of a data set of `DATASETS` and their labels.
+
+    `source`: "sample" (ours, a few thousand images of CIFAR-10), "hub" (downloads the whole data set) or a
+    folder that holds `train-*.parquet` and `test-*.parquet`, directly or deeper, as the Hub's data sets do.
+    Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError` with what to do.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"there is no split {split!r}; ask for 'train' or 'test'")
+    if dataset not in DATASETS:
+        raise ValueError(f"there is no data set {dataset!r}; there are {', '.join(DATASETS)}")
+    if source == "sample":
+        if dataset != "cifar10":
+            raise ValueError(f"our sample is of cifar10, not of {dataset}; give a folder of parquet files")
+        return _decode(pq.read_table(SAMPLE, filters=[("split", "==", split)]))
+    files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
+    return _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+
+
+def check_whole(source: str, dataset: str) -> None:
+    """Count a folder's images without reading them. Raises `ValueError` if it is not the whole data set."""
+    for split, wanted in DATASETS[dataset].images.items():
+        files = _from_folder(split, Path(source), dataset)
+        if (found := sum(pq.ParquetFile(f).metadata.num_rows for f in files)) != wanted:
+            raise ValueError(f"{source}: the {split} split of {dataset} has {wanted} images, found {found}")
+
+
+def to_float(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Bytes to [0, 1]. Shapes: any, kept."""
+    return x.to(device).float() / 255
+
+
+def augment(x: Tensor, *, flip: bool = True, pad: int = 4) -> Tensor:
+    """Random crop of the padded image, another for each image, and with `flip` every second one mirrored.
+
+    Runs where x is, without waiting for it. Shapes: (N, C, H, W), kept.
+    """
+    n, _, h, w = x.shape
+    top, left = torch.randint(0, 2 * pad + 1, (2, n, 1), device=x.device)
+    column = torch.arange(w, device=x.device).expand(n, w)
+    mirrored = torch.rand(n, 1, device=x.device) < (0.5 if flip else 0)
+    rows = torch.arange(h, device=x.device) + top  # (N, H)
+    columns = torch.where(mirrored, w - 1 - column, column) + left  # (N, W)
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    i = torch.arange(n, device=x.device)
+    return padded.permute(0, 2, 3, 1)[i[:, None, None], rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def _from_folder(split: str, folder: Path, dataset: str) -> list[Path]:
+    inner = folder / DATASETS[dataset].folder
+    files = sorted((inner if inner.is_dir() else folder).rglob(f"{split}-*.parquet"))
+    if len({f.parent for f in files}) != 1:
+        found = sorted({str(f.parent) for f in files}) or "none"
+        raise FileNotFoundError(
+            f"{folder}: wanted one folder with {split}-*.parquet, found {found}; "
+            "name the folder of one data set, or leave --data-dir out to use the sample"
+        )
+    return files
+
+
+def _from_hub(split: str, dataset: str) -> list[Path]:
+    from huggingface_hub import snapshot_download
+
+    known = DATASETS[dataset]
+    if known.hub is None:
+        raise ValueError(f"we know no copy of {dataset} on the Hub; give a folder of its parquet files")
+    pattern = f"{known.folder}/{split}-*.parquet"
+    folder = snapshot_download(known.hub, repo_type="dataset", allow_patterns=pattern)
+    return _from_folder(split, Path(folder), dataset)
+
+
+@functools.lru_cache(maxsize=2)  # both splits of one data set: a process that trains many networks reads once
+def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Images and labels of files as they were at that time, of that size; nobody writes into them."""
+    return _decode(pa.concat_tables([pq.read_table(f) for f, _, _ in files]))
+
+
+def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
+    column = next((c for c in ("img", "image") if c in table.column_names), None)
+    if column is None or "label" not in table.column_names:
+        raise ValueError(f"wanted columns 'img' or 'image', and 'label'; found {table.column_names}")
+    kinds = table.schema.field(column).type, table.schema.field("label").type
+    if (
+        not pa.types.is_struct(kinds[0])
+        or kinds[0].get_field_index("bytes") < 0
+        or not pa.types.is_integer(kinds[1])
+    ):
+        raise ValueError(f"wanted '{column}' with 'bytes' of a PNG, and 'label' of integers; found {kinds}")
+    labels = table["label"].to_numpy().astype(np.float64)  # a missing one becomes NaN
+    if len(labels) == 0 or not ((labels >= 0) & (labels < len(DIGITS))).all():
+        raise ValueError(f"wanted labels from 0 to {len(DIGITS) - 1}, found {np.unique(labels).tolist()}")
+    pngs = table[column].combine_chunks().field("bytes")
+    images = [_image(i, png.as_py()) for i, png in enumerate(pngs)]
+    if len(shapes := {image.shape for image in images}) > 1:
+        raise ValueError(f"wanted images of one size, found {sorted(shapes)}")
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return x, torch.from_numpy(labels.astype(np.int64))
+
+
+def _image(row: int, png: bytes | None) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(io.BytesIO(png or b"")).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"row {row} holds no image that can be read") from error

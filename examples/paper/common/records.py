@@ -1,0 +1,52 @@
+"""Results as JSON: which images are wrong, packed and checked; sha256 of bytes."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.paper.common.atomic import write_text
+
+RECORD = "evaluation.json"
+
+
+def sha256(*parts: bytes) -> str:
+    """Of the parts, one after the other, in hexadecimal."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def packed(wrong: Tensor) -> str:
+    """Which images are wrong, (N,) of bool, as text: eight to a byte, in base64."""
+    return base64.b64encode(np.packbits(wrong.numpy()).tobytes()).decode()
+
+
+def unpacked(text: str, images: int) -> Tensor:
+    """What `packed` wrote, (images,) of bool. Raises `ValueError` for text of another length."""
+    raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(raw) != -(-images // 8):
+        raise ValueError(f"{len(raw)} bytes for {images} images")
+    return torch.from_numpy(np.unpackbits(raw, count=images).astype(bool))
+
+
+def check_errors(errors: Any) -> None:
+    """Raise `ValueError` for what no `errors` of evaluation.json is, or where an error is not its images'."""
+    try:
+        for name, entry in (("clean", errors["clean"]), *errors.items()):
+            wrong = unpacked(entry["wrong"], entry["images"])
+            if len(wrong) < 1 or abs(wrong.float().mean().item() - entry["error"]) > 1e-6:
+                raise ValueError(f"{name}: an error of {entry['error']}, and its images tell another one")
+            if not 0 <= entry["low"] <= entry["error"] <= entry["high"] <= 1:
+                raise ValueError(f"{name}: {entry['error']} in [{entry['low']}, {entry['high']}]")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{error!r}, where errors were wanted") from None
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a whole record, or leave the file as it was."""
+    write_text(path, json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Errors of a trained network."""

@@ -1,0 +1,198 @@
+"""A network by what the user has: a checkpoint, a file of weights, or a function that makes it.
+
+`python examples/networks.py runs/sparta/checkpoint.pt mine.safetensors` turns the first into the second:
+the weights alone, in float16, to pass on.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from examples.paper.common import data
+from examples.paper.common.atomic import atomic_write
+from examples.paper.common.cli import plain_errors
+from examples.paper.common.models import build
+from examples.paper.common.records import sha256
+from examples.paper.common.sets import gates, round_to_half
+from examples.paper.training.train import load_trained
+
+NAMES = "checkpoint.pt of train.py, weights.safetensors of `save`, or FILE.py:FUNCTION"
+SETTINGS = ("arch", "activation", "sites", "width", "dataset")
+
+
+def load(where: str) -> tuple[nn.Module, str | None, bytes]:
+    """Network in evaluation mode, its data set where that is known, and the bytes it was made from.
+
+    `where`: a checkpoint of train.py, whose SPARTA is rounded to float16, as a set stores it; a file of
+    `save`; or `FILE.py:FUNCTION`, a function without arguments that returns the network. It takes images in
+    [0, 1] and returns logits.
+    Raises `ValueError` or `OSError` with what is wrong.
+    """
+    path, _, function = where.rpartition(":") if ".py:" in where else (where, "", "")
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}; wanted {NAMES}")
+    content = Path(path).read_bytes()
+    if function:
+        return _made(Path(path), function), None, content
+    if path.endswith(".safetensors"):
+        model, dataset = _stored(Path(path))
+    else:
+        model, settings = load_trained(path)
+        round_to_half(gates(model))
+        dataset = settings["dataset"]
+    return model.eval(), dataset, content
+
+
+def save(checkpoint: Path, path: Path) -> None:
+    """Write the network of a checkpoint, without its optimizer and in float16, as a file to pass on."""
+    model, settings = load_trained(checkpoint)
+    if settings["pretrained"]:
+        raise ValueError(
+            f"{checkpoint} has the SPARTA of {settings['pretrained']}, which a file of weights lacks"
+        )
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    if lost := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ValueError(f"{checkpoint}: float16 does not hold {', '.join(lost)}")
+    with atomic_write(path) as scratch:
+        save_file(tensors, scratch, {"settings": json.dumps({k: settings[k] for k in SETTINGS})})
+        scratch.chmod(0o644)  # safetensors writes for its owner alone
+
+
+def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raise `ValueError` if the network does not answer x (N, C, H, W) with logits for labels y (N,)."""
+    few = x[:2].clone()
+    try:
+        with torch.no_grad():
+            logits = model(few)
+    except Exception as error:  # whatever somebody's network may raise
+        raise ValueError(
+            f"the network was given images {tuple(few.shape)} and raised {_line(error)}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(few):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the network must return logits ({len(few)}, classes), and returned {found}")
+    if logits.shape[1] <= int(y.max()) or logits.shape[1] < 4:
+        raise ValueError(
+            f"the network tells {logits.shape[1]} classes apart; these images have {int(y.max()) + 1}, and "
+            "the targeted DLR loss needs at least 4"
+        )
+    if not logits.isfinite().all():
+        raise ValueError("the network's logits are not finite")
+    if not torch.equal(few, x[:2]):
+        raise ValueError("the network changes its input in place: give it one that works on a copy")
+    with torch.enable_grad():
+        logits = model(few.clone().requires_grad_().clone())
+    if not logits.requires_grad:
+        raise ValueError(
+            "the logits do not depend on the images by autograd (no_grad, detach or numpy inside?): "
+            "white-box attacks have nothing to follow, and no figure by them means anything"
+        )
+
+
+def fingerprint(model: nn.Module, x: Tensor) -> str:
+    """What tells one network from another: sha256 of its state and of its answers to x."""
+    with torch.no_grad():
+        answers = [model(part.clone()).float().cpu() for part in x.split(250)]
+    return sha256(*(t.contiguous().numpy().tobytes() for t in answers), *numbers(model))
+
+
+def numbers(model: nn.Module) -> list[bytes]:
+    """The bytes of each tensor of the network's state that has any."""
+    state = [v.detach().cpu().reshape(-1).view(torch.uint8) for v in model.state_dict().values() if v.numel()]
+    return [v.numpy().tobytes() for v in state]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the network; itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError):
+        return model
+
+
+class InFloat32(nn.Module):
+    """A network whose logits come in float32, as the attacks' libraries take them for granted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, K)."""
+        return self.model(x).to(x.dtype)
+
+
+def in_float32(model: nn.Module, x: Tensor) -> nn.Module:
+    """The network, in `InFloat32` if its logits need it. Shapes: x (N, C, H, W)."""
+    with torch.no_grad():
+        return model if model(x[:1]).dtype == x.dtype else InFloat32(model).eval()
+
+
+def _made(path: Path, function: str) -> nn.Module:
+    name = f"audited_{path.stem}"  # torch.py must not take torch's place
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look for it there
+    sys.path.append(str(path.parent.resolve()))  # for what it imports from beside it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever somebody's file may raise, or end
+        raise ValueError(f"{path} raised {_line(error)}") from error
+    make: Any = getattr(module, function, None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function {function!r}")
+    try:
+        model = make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path}:{function} raised {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path}:{function} must return a network, not {type(model).__name__}")
+    return model.eval()
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _stored(path: Path) -> tuple[nn.Module, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            settings = json.loads((file.metadata() or {})["settings"])
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no mapping)
+        dataset = data.DATASETS[settings["dataset"]]
+        model = build(**settings, num_classes=len(dataset.classes))
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no file of weights that `networks.save` wrote: {error}") from None
+    return model, settings["dataset"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write a network to pass on."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py")
+    p.add_argument("out", type=Path, help="file of weights, NAME.safetensors")
+    args = p.parse_args(argv)
+    if not args.checkpoint.exists():
+        raise ValueError(f"there is no {args.checkpoint}; train.py writes checkpoint.pt into its --out")
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"{args.out} must be a .safetensors")
+    save(args.checkpoint, args.out)
+    content = args.out.read_bytes()
+    print(f"written: {args.out}, {len(content):,} bytes; its sha256 is {sha256(content)}")
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

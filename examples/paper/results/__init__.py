@@ -1,0 +1,1 @@
+"""The queue of runs, their filed results, tables and pictures."""

@@ -1,0 +1,354 @@
+"""Small experiments with their controls: does a frozen set help elsewhere, what does SPARTA do to a network
+that is trained already, and what is left of it when its gate is replaced by its mean?
+
+  python examples/controls.py transfer --data-dir DATA/cifar10
+      fresh slim ResNet-18s, 15 epochs on the last 2,000 test images, which the set has not seen: ReLU, ReLU
+      times one half, the set frozen, the set with its numbers shuffled, SPARTA trained there; three seeds
+  python examples/controls.py drop-in --data-dir DATA/cifar10
+      a trained ReLU network, fine-tuned for two epochs with ReLU, SPARTA, SPARTA with identity=True, SiLU
+  python examples/controls.py mean-gate --data-dir DATA/cifar10
+      our trained network, untouched and with each gate replaced by its mean over active elements of training
+      images: one number, one of each channel, one of each place; nothing is trained. Draws scores.png, what
+      each place of some images scores at each site
+
+Each network is one file in --out, so a killed call goes on where it was. At the end it prints the errors, and
+what the gates do, of the first seed.
+"""
+
+import argparse
+import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from examples.paper.attacks.pgd import attacking
+from examples.paper.attacks.robust_error import clean_errors, robust_errors
+from examples.paper.common import data
+from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.console import print_table, stamp
+from examples.paper.common.models import ACTIVATIONS, ResNet
+from examples.paper.common.records import check_errors, sha256, unpacked, write_record
+from examples.paper.common.sets import gates, shuffled
+from examples.paper.common.statistics import difference, entry
+from examples.paper.evaluation import networks
+from examples.paper.results.overview import score_maps
+from examples.paper.results.queue import RESULTS
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.train import gate_statistics
+from examples.paper.training.trainer import Trainer
+from sparta_act import Sparta, SpartaSet, replace_relus
+
+SITES, WIDTH, TEST = "G*.B-1", 16, 2000
+HALF, SHUFFLED = "ReLU times one half", "the set shuffled, frozen"  # the controls
+OURS = Path(__file__).parents[2] / "networks" / "cifar10-resnet18-w16"
+PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
+Make = Callable[[], nn.Module]
+Images = tuple[Tensor, Tensor]  # (N, 3, H, W) uint8 and their labels (N,)
+Results = dict[str, list[dict[str, Any]]]  # of each network, by seed
+
+
+def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:
+    """Fresh networks by name, all of the same first weights."""
+
+    def fresh() -> ResNet:
+        torch.manual_seed(seed)
+        return ResNet("resnet18", width=WIDTH)
+
+    return {
+        "ReLU": fresh,
+        HALF: lambda: replace_relus(fresh(), SITES, ACTIVATIONS["relu-half"]),
+        "the set, frozen": lambda: replace_relus(fresh(), SITES, taken),
+        SHUFFLED: lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
+        "SPARTA trained there": lambda: replace_relus(fresh(), SITES, Sparta),
+    }
+
+
+def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:
+    """The trained network by what takes the place of its ReLUs."""
+
+    def changed(name: str, sites: str) -> Make:
+        def make() -> nn.Module:
+            torch.manual_seed(seed)
+            return replace_relus(copy.deepcopy(trained), sites, ACTIVATIONS[name])
+
+        return make
+
+    return {
+        "ReLU": lambda: copy.deepcopy(trained),
+        "SPARTA": changed("sparta", SITES),
+        "SPARTA, identity=True": changed("sparta-identity", SITES),
+        "SiLU": changed("silu", "*act*"),
+    }
+
+
+class FixedGate(nn.Module):
+    """max(x, 0) times numbers that do not depend on x. Shapes: (N, C, H, W), kept."""
+
+    def __init__(self, gate: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gate", gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W), kept."""
+        return F.relu(x) * self.gate
+
+
+def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
+    """The trained network by what its gates become: their means over active elements of images x.
+
+    Raises `ValueError` for a gate that is called never or more than once, or is the whole network.
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}  # gate and active, of each site
+    calls = dict.fromkeys(gates(trained), 0)
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
+            seen[name] = module.attention(inputs[0]), (inputs[0] > 0).float()
+            calls[name] += 1
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(look(n)) for n, m in gates(trained).items()]
+    with torch.no_grad():
+        trained(x)
+    for handle in handles:
+        handle.remove()
+    if odd := [
+        f"{name or 'the network itself'} {n} times" for name, n in calls.items() if n != 1 or not name
+    ]:
+        raise ValueError(
+            f"a gate is replaced by its mean where a network calls it once; called: {', '.join(odd)}"
+        )
+
+    def fixed(dims: tuple[int, ...]) -> Make:
+        def make() -> nn.Module:
+            model = copy.deepcopy(trained)
+            for name, (gate, active) in seen.items():
+                parent, _, child = name.rpartition(".")
+                total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
+                setattr(model.get_submodule(parent), child, FixedGate(total / count.clamp(min=1)))
+            return model
+
+        return make
+
+    return {
+        "SPARTA": lambda: copy.deepcopy(trained),
+        "one number": fixed((0, 1, 2, 3)),
+        "one of each channel": fixed((0, 2, 3)),
+        "one of each place": fixed((0, 1)),
+    }
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Which images it gets wrong, (N,) of bool: clean, and under PGD-10 at any step."""
+    torch.manual_seed(0)
+    with attacking(model):
+        clean = clean_errors(model, x, y)
+    return {"clean": clean, "PGD-10, 8/255": robust_errors(model, x, y, **PGD)}
+
+
+def once(
+    out: Path, name: str, make: Make, train: Images, test: Images, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of `run` with these options on these images: from its file, or into it.
+
+    Raises `ValueError` where that file is something else.
+    """
+    path = file_of(out, options["experiment"], name, options["seed"])
+    options = options | {"images": sha256(*(t.numpy().tobytes() for t in (*train, *test)))}
+    if not path.exists() or read(path)["options"] != options:
+        print(f"{name}, seed {options['seed']}", flush=True)
+        write_record(path, run(make, *train, test, options))
+    return read(path)
+
+
+def file_of(out: Path, experiment: str, name: str, seed: int) -> Path:
+    """Where `once` keeps the result of a network of that name."""
+    return out / f"{experiment}-{re.sub('[^a-z0-9]+', '-', name.lower())}-seed{seed}.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `once` wrote. Raises `ValueError` for a file that is no result."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        dict(result["options"])
+        if not all(math.isfinite(n) for site in result["gate"].values() for n in site.values()):
+            raise ValueError("a gate's number is not finite")
+        check_errors(result["errors"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{path} is no result of controls.py ({error})"
+        raise ValueError(f"{told}; delete it, or name another --out") from None
+    return result
+
+
+def trained(model: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]) -> nn.Module:
+    """The network after the recipe `single`: the average of its weights. It trains `model` itself."""
+    recipe = replace(RECIPES["single"], **{k: options[k] for k in ("epochs", "batch_size", "lr")})
+    trainer = Trainer(model, recipe, len(x))
+    torch.manual_seed(options["seed"])
+    with tqdm(total=len(x) * recipe.epochs, unit="img") as bar:
+        for _ in range(recipe.epochs):
+            trainer.run_epoch(x, y, bar)
+    return trainer.final()
+
+
+def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any]) -> dict[str, Any]:
+    """Train one network and measure it, before where it was trained already, and after; for JSON."""
+    model, images, labels = make(), data.to_float(test[0]), test[1]
+    found = {}
+    if options["experiment"] == "drop-in":
+        found = {f"{k}, before": w for k, w in measure(model, images, labels).items()}
+    if options["epochs"]:
+        model = trained(model, x, y, options)
+    found |= measure(model, images, labels)
+    errors = {k: entry(w) for k, w in found.items()}
+    return {"options": options, "errors": errors, "gate": gate_statistics(model, images[:256]), **stamp()}
+
+
+def show(results: Results) -> None:
+    """Print errors by seed, and the paired differences to the first network and to the controls."""
+    (first, base), *_ = results.items()
+    columns: dict[str, dict[str, str]] = {}
+    for attack in base[0]["errors"]:
+        columns[attack] = {
+            n: ", ".join(f"{r['errors'][attack]['error']:.2%}" for r in rs) for n, rs in results.items()
+        }
+        for other in (first, HALF, SHUFFLED):
+            if other in results:
+                columns[f"minus {other}, {attack}"] = {
+                    n: ", ".join(_minus(r, o, attack) for r, o in zip(rs, results[other], strict=True))
+                    for n, rs in results.items()
+                }
+    print_table("errors on test images and differences in points, by seed; ± over images", columns)
+
+
+def show_gates(name: str, result: dict[str, Any]) -> None:
+    """Print what the gate of each site does to active elements, and what share of all is near 0 or 1."""
+    sites = result["gate"]
+    columns = {
+        what: {site: f"{found[what]:.4f}" if what in found else "" for site, found in sites.items()}
+        for what in next(iter(sites.values()))
+    }
+    print_table(f"{name}: gate on active elements of test images", columns)
+
+
+def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
+    wrong, base = (
+        unpacked(r["errors"][attack]["wrong"], r["errors"][attack]["images"]) for r in (result, other)
+    )
+    d, half = difference(wrong, base)
+    return f"{100 * d:+.1f} ± {100 * half:.1f}"
+
+
+def transfers(args: argparse.Namespace) -> Results:
+    """Each network's results, by seed: trained on the last test images and attacked on the first ones."""
+    taken, (x, y) = Sparta.from_pretrained(args.set), data.load("test", args.data_dir)
+    if args.limit >= len(x):
+        raise ValueError(f"--limit {args.limit}: of {len(x)} test images none would be left to test on")
+    here = {"experiment": args.experiment, "limit": args.limit, "epochs": args.epochs, "batch_size": 64}
+    here |= {"lr": 0.1, "set": args.set}
+    here["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in taken.parameters()))
+    train, test = (x[-args.limit :], y[-args.limit :]), (x[: -args.limit][:TEST], y[: -args.limit][:TEST])
+    for make in transfer(taken, args.seeds[0]).values():
+        make()  # before any is trained: a set may not fit
+    results: Results = {}
+    for seed in args.seeds:
+        for name, make in transfer(taken, seed).items():
+            found = once(args.out, name, make, train, test, {"seed": seed, **here})
+            results.setdefault(name, []).append(found)
+    return results
+
+
+def drop_ins(args: argparse.Namespace) -> Results:
+    """Each network's result: fine-tuned on images for training, attacked on the first test images."""
+    (x, y), test = data.load("train", args.data_dir), data.load("test", args.data_dir)
+    model, key = loaded(args.network, *test)
+    x, y = x[: args.limit], y[: args.limit]
+    here = {"experiment": args.experiment, "seed": args.seed, "limit": len(x), "epochs": args.epochs}
+    here |= {"batch_size": 128, "lr": 0.01, "sha256": key}
+    return {
+        n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
+        for n, make in drop_in(model, args.seed).items()
+    }
+
+
+def mean_gates(args: argparse.Namespace) -> Results:
+    """Each network's result: nothing is trained."""
+    x, y = (t[:512] for t in data.load("train", args.data_dir))
+    test = data.load("test", args.data_dir)
+    model, key = loaded(args.network, *test)
+    if not gates(model):
+        raise ValueError(f"{args.network} has no SPARTA whose gate could be replaced")
+    here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": key}
+    made = mean_gate(model, data.to_float(x))
+    score_maps(args.out / "scores.png", model, data.to_float(test[0][:6]))
+    return {
+        n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
+        for n, make in made.items()
+    }
+
+
+def loaded(network: str, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
+    """A network, and what tells it from others: sha256 of its file, that one's name and all its numbers.
+
+    Shapes: x (N, 3, H, W) uint8, y (N,).
+    Raises `ValueError` if it does not answer such images with logits for such labels.
+    """
+    model, _, content = networks.load(network)
+    networks.check(model, data.to_float(x[:2]), y)
+    return model, sha256(content, Path(network).name.encode(), *networks.numbers(model))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    experiments = p.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    t, d, m = (
+        experiments.add_parser(name, help=told, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for name, told in (
+            ("transfer", "a frozen set in fresh networks, with its controls"),
+            ("drop-in", "SPARTA in a network that is trained already"),
+            ("mean-gate", "a trained network, its gates replaced by their means"),
+        )
+    )
+    t.add_argument("--set", default="cifar10-resnet18-w16", help="set to freeze")
+    t.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of the trainings")
+    t.add_argument("--limit", type=at_least(1), default=2000, help="test images, the last, to train on")
+    t.add_argument("--epochs", type=at_least(1), default=15, help="of training")
+    d.add_argument("--network", default=f"{OURS}-relu.safetensors", help=networks.NAMES)
+    d.add_argument("--seed", type=at_least(0), default=0, help="of the fine-tuning")
+    d.add_argument("--limit", type=at_least(1), default=None, help="images to fine-tune on, the first")
+    d.add_argument("--epochs", type=at_least(1), default=2, help="of fine-tuning")
+    m.add_argument("--network", default=f"{OURS}.safetensors", help=networks.NAMES)
+    for one, do in ((t, transfers), (d, drop_ins), (m, mean_gates)):
+        one.add_argument(
+            "--data-dir", required=True, help="folder of CIFAR-10's parquet files, hub or sample"
+        )
+        one.add_argument("--out", type=Path, default=RESULTS / "controls", help="folder of the results")
+        one.set_defaults(do=do)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, measure and compare as the command line says."""
+    args = parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.do(args)
+    show(results)
+    for name, (first, *_) in results.items():
+        if first["gate"]:
+            show_gates(name, first)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

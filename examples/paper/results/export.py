@@ -1,0 +1,204 @@
+"""From a run to a set: `python examples/export.py runs/sparta --twin runs/relu --out my-set`.
+
+Takes SPARTA out of RUN/checkpoint.pt, stores it in float16, and writes a card with the errors of
+RUN/evaluation.json, beside those of a ReLU twin if one is given. `evaluate.py` made that file, with SPARTA's
+weights rounded as the set stores them; what is written is read back and must be them, number by number.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.paper.audit.page import headline, made
+from examples.paper.common import data, records
+from examples.paper.common.atomic import write_text
+from examples.paper.common.cli import plain_errors
+from examples.paper.common.sets import activations_of, in_pixels, round_to_half
+from examples.paper.common.statistics import format_difference, format_error, minus
+from examples.paper.evaluation import networks
+from examples.paper.training.train import load_trained, read_checkpoint
+from sparta_act import Sparta, SpartaSet
+from sparta_act.pretrained.files import CARD, CONFIG, WEIGHTS
+from sparta_act.pretrained.shipped import SHIPPED
+
+PACKAGE = Path(__file__).parents[3] / "sparta_act"
+NOT_AUDITED = "Not audited yet: no figure here was held against gradient masking (examples/audit.py does it)."
+ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
+
+
+def measured(run: Path) -> dict[str, Any]:
+    """What evaluate.py wrote for a run. Raises `ValueError` if it did not, or of another checkpoint."""
+    path, checkpoint = run / records.RECORD, run / "checkpoint.pt"
+    if not checkpoint.exists():
+        raise ValueError(f"there is no {checkpoint}; train.py writes it, and RUN is its folder")
+    if not path.exists():
+        raise ValueError(f"there is no {path}; write it with: python examples/evaluate.py {checkpoint}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["checkpoint"] != records.sha256(checkpoint.read_bytes()):
+            raise ValueError(f"it is of another {checkpoint.name}")
+        records.check_errors(record["errors"])
+        if lacking := {*ALIKE, "machine", "torch", "date", "settings"} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of use: {error}; evaluate {checkpoint} again") from None
+    return record
+
+
+def epoch(run: Path) -> tuple[bool, str]:
+    """Whether a run's network is the best of its epochs or the last, and which that is, as text."""
+    state = read_checkpoint(run / "checkpoint.pt")
+    epoch, held = (
+        f"{state['epoch']} of {state['settings']['epochs']}",
+        state["settings"].get("validation"),
+    )
+    if "validation error" in state:
+        return True, f"{epoch}, which erred least on {held} training images held out"
+    return False, epoch + (", the last" if state["epoch"] == state["settings"]["epochs"] else ", unfinished")
+
+
+def check_twin(record: dict[str, Any], twin: dict[str, Any]) -> None:
+    """Raise `ValueError` if the twin is no ReLU network that was trained and evaluated like the run."""
+    ours, theirs = (
+        {k: r[k] for k in ALIKE}
+        | {f"images of {attack}": entry["images"] for attack, entry in r["errors"].items()}
+        | {k: v for k, v in r["settings"].items() if k not in ("activation", "sites", "pretrained")}
+        for r in (record, twin)
+    )
+    unlike = {k: (theirs.get(k), ours.get(k)) for k in ours | theirs if theirs.get(k) != ours.get(k)}
+    if twin["settings"]["activation"] != "relu":
+        unlike["activation"] = (twin["settings"]["activation"], "relu")
+    if unlike:
+        differences = ", ".join(
+            f"{k} is {found!r}, wanted {wanted!r}" for k, (found, wanted) in unlike.items()
+        )
+        raise ValueError(f"the twin is none: {differences}")
+
+
+def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, str]]:
+    """The card's table."""
+    table = []
+    for attack, entry in record["errors"].items():
+        wrong = records.unpacked(entry["wrong"], entry["images"])
+        row = {"error": attack, "images": str(len(wrong)), "SPARTA": format_error(wrong)}
+        if twin is not None:
+            other = records.unpacked(twin["errors"][attack]["wrong"], entry["images"])
+            row |= {
+                "ReLU twin": format_error(other),
+                "difference": format_difference(*minus(record, twin, attack)),
+            }
+        table.append(row)
+    return table
+
+
+def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
+    """The card's section on an audit. Raises `ValueError` if it is of other activations, or no audit."""
+    try:
+        record = json.loads(path.read_text())
+        model, _, content = networks.load(record["network"])
+        if records.sha256(content) != record["sha256"]:
+            raise ValueError(f"{record['network']} has changed since")
+        theirs = activations_of(model)
+        if theirs.keys() != activations.keys() or not all(_equal(theirs[k], activations[k]) for k in theirs):
+            raise ValueError(f"the SPARTA of {record['network']} is not that of the run")
+        surrogates = " and ".join(record["surrogates"]) or "no other network"
+        by = f"By examples/audit.py of {record['network']}; transferred from {surrogates}; {made(record)}"
+        rows = [{"": str(row.pop("number")), **row} for row in record["checks"]]
+        return [*headline(record), rows, by]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not of use: {error}; audit the network again") from None
+
+
+def _equal(one: Sparta, other: Sparta) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -> None:
+    """Write the set and read it back. Raises `ValueError` if a run, or the folder, is not as it must be."""
+    if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
+        raise ValueError(f"{out} is a folder of something else than a set; name another")
+    record, other = measured(run), measured(twin) if twin else None
+    best, which = epoch(run)
+    if twin and other:
+        check_twin(record, other)
+        if epoch(twin)[0] != best:
+            raise ValueError(f"the twin is none: of {twin} it is epoch {epoch(twin)[1]}, of {run} {which}")
+    table = rows(record, other)
+    model, settings = load_trained(run / "checkpoint.pt")
+    activations = activations_of(model)
+    if not activations:
+        raise ValueError(f"{run}: its network has no SPARTA, its activation is {settings['activation']}")
+    round_to_half(activations)
+    info = {
+        "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
+        "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
+        "recipe": in_pixels(settings),
+        "measured": table,
+        "measured on": "the first test images; 95% intervals over images, of one training each; attacks of "
+        f"seed {record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, SPARTA's "
+        f"weights in float16 as stored; {record['machine']}, torch {record['torch']}, {record['date']}",
+    }
+    if settings.get("validation"):
+        info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
+    info["audit"] = audited(audit, activations) if audit else [NOT_AUDITED]
+    if other:
+        info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
+    SpartaSet(activations, info).save_pretrained(out)
+    for label, activation in Sparta.from_pretrained(out).items():
+        if not _equal(activation, activations[label]):
+            raise ValueError(f"{out}: {label} did not come back as it was evaluated")
+
+
+def ship(name: str) -> None:
+    """Write the sha256 of a set's files into `sparta_act/shipped.py`, beside those of the other sets."""
+    folder = PACKAGE / "sets" / name
+    shipped = SHIPPED | {
+        name: {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)}
+    }
+    path = PACKAGE / "shipped.py"
+    head, _, _ = path.read_text().partition("{  # name")
+    lines = [
+        f'    "{s}": {{\n' + "".join(f'        "{f}": "{h}",\n' for f, h in shipped[s].items())
+        for s in sorted(shipped)
+    ]
+    body = "    },\n".join(lines)
+    write_text(path, head + "{  # name of the set -> file -> its sha256\n" + body + "    },\n}\n")
+
+
+def set_name(text: str) -> str:
+    """Type of an option: what a set of the package may be called."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", text):
+        raise argparse.ArgumentTypeError(f"wants small letters, digits, dots and dashes, not {text!r}")
+    return text
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export as the command line says."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("run", type=Path, help="folder of a network with SPARTA, trained and evaluated")
+    p.add_argument("--twin", type=Path, help="folder of its ReLU twin, evaluated with the same attacks")
+    p.add_argument("--audit", type=Path, help="audit.json of its network (audit.py), for the card")
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="folder of the set, made where need be")
+    where.add_argument(
+        "--ship",
+        type=set_name,
+        metavar="NAME",
+        help="make it a set of the package, and write its sha256 there",
+    )
+    args = p.parse_args(argv)
+    out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
+    export(args.run, args.twin, out, args.audit)
+    if args.ship:
+        ship(args.ship)
+    print((out / CARD).read_text())
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

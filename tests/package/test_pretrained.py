@@ -1,0 +1,712 @@
+"""Sets of activations: what is saved, what is refused, and that frozen means frozen."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import torch as safetensors
+from torch import nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sparta_act.activations import Sparta
+from sparta_act.errors import WeightsError
+from sparta_act.pretrained import hub
+from sparta_act.pretrained.sets import SpartaSet
+from sparta_act.pretrained.shipped import SHIPPED
+
+ARGUMENTS = [{}, {"hidden": 3, "identity": True}, {"dynamic": False, "neighborhood": 2}]
+FILES = {"config.json", "model.safetensors", "README.md"}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def fill(module, seed=0):
+    """Give every number of `module` a value of its own; return it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            value.copy_(torch.rand(value.shape, generator=generator) - 0.4)
+    return module
+
+
+def two_sites(**arguments):
+    sites = {"G1.B2": fill(Sparta(3), 1), "G4.B2": fill(Sparta(4, **arguments), 2)}
+    return SpartaSet(sites, {"backbone": "ResNet-18"})
+
+
+def state(module):
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        torch.testing.assert_close(left[key], right[key], rtol=0, atol=0, msg=key)
+
+
+# a set in memory
+
+
+def test_labels_are_what_is_seen():
+    first, second = Sparta(3), Sparta(4)
+    activations = SpartaSet({"G1.B2": first, "features.3": second})
+    assert activations["G1.B2"] is first
+    assert list(activations) == list(activations.keys()) == ["G1.B2", "features.3"]
+    assert dict(activations.items()) == {"G1.B2": first, "features.3": second}
+    assert list(activations.values()) == [first, second]
+    assert "features.3" in activations
+    assert "features/3" not in activations
+    assert repr(activations) == f"SpartaSet(\n  (G1.B2): {first!r}\n  (features.3): {second!r}\n)"
+    assert activations.pop("G1.B2") is first
+    assert list(activations) == ["features.3"]
+    with pytest.raises(KeyError, match=r"no site 'G9.B1' in this set, which has \['features.3'\]"):
+        activations["G9.B1"]
+
+
+def test_what_is_no_set_is_refused_with_every_bad_name():
+    with pytest.raises(WeightsError) as error:
+        SpartaSet(
+            {"G1.B1": nn.ReLU(), "G1.B2": Sparta(3), "freeze": Sparta(3), "a/b": Sparta(3), "": Sparta(3)}
+        )
+    assert all(bad in str(error.value) for bad in ("'G1.B1': ReLU", "'freeze'", "'a/b'", "''"))
+    assert "'G1.B2': Sparta" not in str(error.value)
+    with pytest.raises(WeightsError, match="asked for a set of nothing"):
+        SpartaSet({})
+
+
+def test_info_is_a_copy():
+    info = {"recipe": {"epochs": 3}}
+    activations = SpartaSet({"G1.B2": Sparta(3)}, info)
+    info["recipe"]["epochs"] = 4
+    assert activations.info == {"recipe": {"epochs": 3}}
+
+
+# there and back
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+def test_saved_set_comes_back_as_it_was(tmp_path, arguments):
+    saved = two_sites(**arguments)
+    loaded = Sparta.from_pretrained(saved.save_pretrained(tmp_path / "set"))
+    assert {path.name for path in (tmp_path / "set").iterdir()} == FILES
+    on_disk = safetensors.load_file(tmp_path / "set" / "model.safetensors")
+    assert {value.dtype for value in on_disk.values()} == {torch.float16}
+    assert {key.split(".conv1")[0] for key in on_disk if key.endswith("conv1")} == {"G1.B2", "G4.B2"}
+    assert list(loaded) == ["G1.B2", "G4.B2"]
+    for label, activation in loaded.items():
+        assert type(activation) is Sparta
+        assert repr(activation) == repr(saved[label].freeze())
+        assert not any(parameter.requires_grad for parameter in activation.parameters())
+    assert all(value.device.type == "cpu" for value in loaded.state_dict().values())
+    rounded = half(saved)
+    assert_same(loaded.state_dict(), rounded)
+    assert loaded.info.pop("version")
+    assert loaded.info == saved.info
+    saved.load_state_dict(rounded)
+    x = torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(loaded["G1.B2"](x), saved["G1.B2"](x))
+    x = torch.randn(2, 4, 5, 4)
+    torch.testing.assert_close(loaded["G4.B2"](x), saved["G4.B2"](x))
+
+
+def test_the_configuration_holds_the_arguments_and_the_shapes(tmp_path):
+    two_sites(hidden=2, identity=True, dynamic=False, neighborhood=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    assert config["format"] == 2
+    small = {"in_channels": 3, "hidden": 8, "identity": False, "dynamic": True, "neighborhood": 1}
+    other = {"in_channels": 4, "hidden": 2, "identity": True, "dynamic": False, "neighborhood": 2}
+    three = {"conv1": [8, 3, 3, 3], "conv2": [3, 8, 3, 3], "conv3": [8, 3, 3, 3], "conv4": [1, 8, 3, 3]}
+    four = {"conv1": [2, 4, 3, 3], "conv2": [4, 2, 3, 3], "conv3": [2, 4, 3, 3], "conv4": [1, 2, 3, 3]}
+    assert config["sites"] == {
+        "G1.B2": small | {"shapes": three | {"conv6": [1, 3, 3, 3], "gain": [1]}},
+        "G4.B2": other | {"shapes": four | {"conv5": [1, 1, 3, 3], "gain": [1]}},
+    }
+
+
+def test_float32_on_disk_is_exact(tmp_path):
+    saved = two_sites(hidden=3)
+    saved.save_pretrained(tmp_path, dtype=torch.float32)
+    assert_same(Sparta.from_pretrained(str(tmp_path)).state_dict(), saved.state_dict())
+    assert any((v != v.half().float()).any() for v in saved.state_dict().values())
+
+
+def test_one_function_by_every_name(tmp_path):
+    two_sites().save_pretrained(tmp_path)
+    for owner in (Sparta, SpartaSet, Sparta(2)):
+        assert isinstance(owner.from_pretrained(tmp_path), SpartaSet)
+
+
+def test_loading_leaves_random_numbers_and_default_dtype_alone(tmp_path):
+    two_sites().save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = Sparta.from_pretrained(tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+
+
+def test_set_of_another_memory_format_and_shared_modules_is_saved(tmp_path):
+    plain, other = fill(Sparta(3)), fill(Sparta(3)).to(memory_format=torch.channels_last).double()
+    SpartaSet({"a": plain, "b": plain, "c": other}).save_pretrained(tmp_path, dtype=torch.float32)
+    for activation in Sparta.from_pretrained(tmp_path).values():
+        assert_same(state(activation), state(plain))
+
+
+def test_links_are_followed_and_never_written_through(tmp_path):
+    old = two_sites().save_pretrained(tmp_path / "blobs")
+    (tmp_path / "set").mkdir()
+    for name in FILES:
+        (tmp_path / "set" / name).symlink_to(old / name)
+    assert list(Sparta.from_pretrained(tmp_path / "set")) == ["G1.B2", "G4.B2"]
+    before = (old / "model.safetensors").read_bytes()
+    SpartaSet({"G2.B2": Sparta(3)}).save_pretrained(tmp_path / "set")
+    assert (old / "model.safetensors").read_bytes() == before
+
+
+# saving
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda s: s["G1.B2"].conv1.data.fill_(7e4),
+            ["G1.B2.conv1 is not finite in torch.float16", "float32"],
+        ),
+        (lambda s: s["G4.B2"].conv6.data.fill_(torch.nan), ["G4.B2.conv6 is not finite"]),
+        (lambda s: s.update({"G3.B2": nn.ReLU()}), ["G3.B2 is a ReLU, not a Sparta"]),
+        (
+            lambda s: prune.identity(s["G1.B2"], "conv1"),
+            ["G1.B2: shapes {", "'conv1_orig': [8, 3, 3, 3]"],
+        ),
+        (lambda s: s["G1.B2"].register_buffer("seen", torch.zeros(1)), ["unknown G1.B2.seen"]),
+        (lambda s: setattr(s["G4.B2"], "identity", 1), ["G4.B2 has 'identity' a int, not bool"]),
+        (lambda s: setattr(s["G4.B2"], "hidden", 9), ["G4.B2: shapes {"]),
+        (lambda s: setattr(s["G4.B2"].gain, "data", torch.ones(())), ["G4.B2: shapes {", "'gain': []"]),
+        (lambda s: s.info.update(when=torch.ones(1)), ["Tensor", "JSON"]),
+        (lambda s: s.info.update(error=float("nan")), ["JSON"]),
+    ],
+)
+def test_what_cannot_be_saved_leaves_the_folder_alone(tmp_path, spoil, words):
+    two_sites().save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    spoilt = two_sites()
+    spoil(spoilt)
+    with pytest.raises(WeightsError) as error:
+        spoilt.save_pretrained(tmp_path)
+    assert all(word in str(error.value) for word in [*words, "nothing was written"]), error.value
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["Mine", "Sparta"])
+def test_subclass_which_could_not_be_built_again_is_refused(tmp_path, name):
+    mine = type(name, (Sparta,), {})
+    with pytest.raises(WeightsError, match=f"a is a {name}, not a Sparta"):
+        SpartaSet({"a": mine(3)}).save_pretrained(tmp_path)
+
+
+def test_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"torch.bfloat16, not one of \['float16', 'float32'\]"):
+        two_sites().save_pretrained(tmp_path, dtype=torch.bfloat16)
+
+
+def test_other_files_stay(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("ref")
+    for seed in (1, 2):
+        SpartaSet({"G1.B2": fill(Sparta(3), seed)}).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"notes.txt", ".git"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert_same(state(Sparta.from_pretrained(tmp_path)["G1.B2"]), half(fill(Sparta(3), 2)))
+
+
+def half(module):
+    return {key: value.half().float() for key, value in module.state_dict().items()}
+
+
+def breaks_off(monkeypatch, owner, name, done):
+    """Make `owner.name` fail, as on a full disk, after `done` calls."""
+    works, calls = getattr(owner, name), []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) > done:
+            raise OSError("no space left on device")
+        return works(*arguments)
+
+    monkeypatch.setattr(owner, name, full)
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_save_which_cannot_write_changes_nothing(tmp_path, monkeypatch, done):
+    two_sites().save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        breaks_off(patch, Path, "write_bytes", done)
+        with pytest.raises(OSError, match="no space"):
+            SpartaSet({"G1.B2": Sparta(3)}).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_save_which_breaks_off_never_leaves_a_mix(tmp_path, monkeypatch, done):
+    old, new = (SpartaSet({"G1.B2": fill(Sparta(3), seed)}) for seed in (1, 2))
+    old.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        breaks_off(patch, os, "replace", done)
+        with pytest.raises(OSError, match="no space"):
+            new.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    if done < 2:  # only the model card is new
+        assert_same(state(Sparta.from_pretrained(tmp_path)["G1.B2"]), half(old["G1.B2"]))
+    else:
+        with pytest.raises(WeightsError, match="cut off, changed or mixed up"):
+            Sparta.from_pretrained(tmp_path)
+    new.save_pretrained(tmp_path)
+    assert_same(state(Sparta.from_pretrained(tmp_path)["G1.B2"]), half(new["G1.B2"]))
+
+
+# loading strictly
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return two_sites().save_pretrained(tmp_path / "set")
+
+
+def refused(folder, *words):
+    with pytest.raises(WeightsError) as error:
+        Sparta.from_pretrained(folder)
+    text = str(error.value)
+    assert text.startswith(f"asked for '{folder}', found in {folder}: "), text
+    assert text.endswith("save it again with save_pretrained"), text
+    assert all(word in text for word in words), text
+
+
+def edit(folder, change=lambda config: None, tensors=None):
+    """Change configuration and tensors as one who also corrects the sha256."""
+    config = json.loads((folder / "config.json").read_bytes())
+    if tensors is not None:
+        weights = safetensors.load_file(folder / "model.safetensors")
+        tensors(weights)
+        (folder / "model.safetensors").write_bytes(safetensors.save(weights))
+    config["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_all_differences_are_listed_at_once(folder):
+    def spoil(tensors):
+        del tensors["G1.B2.conv1"]
+        tensors["G1.B2.conv9"] = torch.zeros(1)
+        tensors["G1.B2.conv2"] = torch.zeros(3, 8, 3, 1, dtype=torch.float16)
+        tensors["G4.B2.conv3"] = tensors["G4.B2.conv3"].float()
+        tensors["G4.B2.conv4"] = tensors["G4.B2.conv4"].int()
+        tensors["G4.B2.gain"][0] = torch.inf
+
+    edit(folder, tensors=spoil)
+    refused(
+        folder,
+        "no G1.B2.conv1;",
+        "unknown G1.B2.conv9",
+        "G1.B2.conv2 is (3, 8, 3, 1) torch.float16, not (3, 8, 3, 3) torch.float16",
+        "G4.B2.conv3 is (8, 4, 3, 3) torch.float32, not (8, 4, 3, 3) torch.float16",
+        "G4.B2.conv4 is (1, 8, 3, 3) torch.int32, not (1, 8, 3, 3) torch.float16",
+        "G4.B2.gain is not finite",
+    )
+
+
+def site(**changes):
+    return lambda config: config["sites"]["G4.B2"].update(changes)
+
+
+def shape(name, numbers):
+    return lambda config: config["sites"]["G4.B2"]["shapes"].update({name: numbers})
+
+
+def consistent(config):
+    """Give the changed site the shapes of its arguments, as one who knows the rule."""
+    site = config["sites"]["G4.B2"]
+    activation = Sparta(**{name: value for name, value in site.items() if name != "shapes"})
+    site["shapes"] = {name: list(p.shape) for name, p in activation.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(format=1), ["has format 1, this version of sparta-act reads 2"]),
+        (lambda c: c.update(format=3), ["has format 3, this version of sparta-act reads 2"]),
+        (lambda c: c.update(format=True), ["has format True"]),
+        (lambda c: c.update(format=2.0), ["'format' a float, not int"]),
+        (
+            lambda c: [c.pop("info"), c.update(x=1, dtype=3)],
+            ["no 'info', unknown 'x'", "'dtype' a int, not str"][:1],
+        ),
+        (lambda c: c.update(dtype="float64"), ["dtype 'float64' is not one of ['float16', 'float32']"]),
+        (lambda c: c.update(dtype="float32"), ["G1.B2.conv1 is (8, 3, 3, 3) torch.float16", "G4.B2.conv6"]),
+        (lambda c: c.update(sites={}), ["unknown G1.B2.conv1"]),
+        (lambda c: c.update(sites={"G1.B2": 3}), ["G1.B2 has no 'dynamic', no 'hidden'"]),
+        (lambda c: c["sites"].update({"a/b": c["sites"]["G1.B2"]}), ["no a/b.conv1"]),
+        (site(reading="Sparta"), ["G4.B2 has unknown 'reading'"]),
+        (lambda c: c["sites"]["G4.B2"].pop("hidden"), ["G4.B2 has no 'hidden'"]),
+        (lambda c: c["sites"]["G4.B2"].pop("shapes"), ["G4.B2 has no 'shapes'"]),
+        (site(hidden=4), ["G4.B2: shapes {", "'conv1': [8, 4, 3, 3]", "'conv1': [4, 4, 3, 3]"]),
+        (site(hidden=0), ["G4.B2: Sparta: hidden must be a whole number of at least 1, not 0"]),
+        (site(hidden=None), ["G4.B2 has 'hidden' a NoneType, not int"]),
+        (site(hidden=True), ["G4.B2 has 'hidden' a bool, not int"]),
+        (site(hidden=10**30), ["G4.B2: "]),
+        (site(identity=1), ["G4.B2 has 'identity' a int, not bool"]),
+        (site(identity="yes"), ["G4.B2 has 'identity' a str, not bool"]),
+        (site(identity=True), ["model.safetensors was written with: G4.B2 had identity False, not True"]),
+        (site(neighborhood=2), ["model.safetensors was written with: G4.B2 had neighborhood 1, not 2"]),
+        (site(shapes={}), ["G4.B2: shapes {} are not those of its arguments"]),
+        (site(shapes=[]), ["G4.B2 has 'shapes' a list, not dict"]),
+        (shape("conv1", [8, 4, 3]), ["G4.B2: shapes {'conv1': [8, 4, 3],"]),
+        (shape("conv9", [1]), ["G4.B2: shapes {", "'conv9': [1]"]),
+        (shape("gain", []), ["G4.B2: shapes {", "'gain': []"]),
+        (
+            lambda c: [site(hidden=4)(c), consistent(c)],
+            ["G4.B2.conv1 is (8, 4, 3, 3) torch.float16, not (4, 4, 3, 3)"],
+        ),
+        (site(in_channels=5), ["G4.B2: shapes {", "'conv1': [8, 5, 3, 3]"]),
+        (site(in_channels=0), ["in_channels must be a whole number of at least 1, not 0"]),
+        (site(in_channels=True), ["G4.B2 has 'in_channels' a bool, not int"]),
+        (site(in_channels=10**30), ["G4.B2: "]),
+        (site(in_channels=10**10), ["G4.B2: "]),
+        (site(in_channels=10**6), ["'conv1': [8, 1000000, 3, 3]"]),  # and takes no memory
+        (site(dynamic=False), ["G4.B2: shapes {", "'conv5': [1, 1, 3, 3]"]),
+        (lambda c: [site(dynamic=False)(c), consistent(c)], ["no G4.B2.conv5", "unknown G4.B2.conv6"]),
+        (site(dynamic=1), ["'dynamic' a int, not bool"]),
+        (site(inplace=True), ["G4.B2 has unknown 'inplace'"]),
+        (
+            lambda c: [site(hidden=3)(c), c["sites"]["G1.B2"].update(dynamic=0)],
+            ["G1.B2 has", "G4.B2: shapes"],
+        ),
+    ],
+)
+def test_configuration_which_is_not_ours_is_refused(folder, change, words):
+    edit(folder, change)
+    refused(folder, *words)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"format"', "[" * 100_000, "\xff", '{"format": 1}'])
+def test_configuration_which_is_no_configuration_is_refused(folder, text):
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    refused(folder, "config.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_file_is_refused(folder, name):
+    (folder / name).unlink()
+    refused(folder, "cannot be read", name)
+
+
+def test_changed_or_cut_off_weights_are_refused(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    for data in (whole[:-1], whole[: len(whole) // 2], b"", bytes(flipped), whole + b"\0"):
+        path.write_bytes(data)
+        refused(folder, "model.safetensors is not the file that config.json was written with")
+        edit(folder)  # as one who corrects the sha256
+        if data != bytes(flipped):  # any number is a number; the rest is no safetensors file
+            refused(folder, "model.safetensors is no safetensors file")
+        path.write_bytes(whole)
+        edit(folder)
+
+
+@pytest.mark.parametrize(
+    "sites", ["", "{broken", "null", "[1]", '{"G1.B2": 3}', "[" * 100_000, "9" * 5000, None]
+)
+def test_sites_beside_the_weights_which_are_none_are_refused(folder, sites):
+    weights = safetensors.load_file(folder / "model.safetensors")
+    metadata = None if sites is None else {"sites": sites}
+    (folder / "model.safetensors").write_bytes(safetensors.save(weights, metadata))
+    edit(folder)  # as one who corrects the sha256
+    refused(folder, "the sites in config.json are not those that model.safetensors was written with")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_pickle_is_never_loaded(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    torch.save({"G1.B2.conv1": Bomb()}, folder / "model.safetensors")
+    refused(folder, "not the file")
+    edit(folder)
+    refused(folder, "no safetensors file")
+    assert not Path("exploded").exists()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "cannot be read")
+    assert not Path("exploded").exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert Path("exploded").exists()  # the bomb was real
+
+
+# names
+
+
+NO_NAMES = [
+    "../x",
+    "./x",
+    "/x/y",
+    "~/x",
+    "a/b/c",
+    "a/",
+    "/a",
+    "a b",
+    "-x",
+    "a--b",
+    "a..b",
+    "a.safetensors",
+    Path("a"),
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_name_which_is_no_name_is_refused_without_asking_anyone(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"^asked for .*our sets") as error:
+        Sparta.from_pretrained(name, cache_dir=tmp_path)
+    assert "Connect" not in str(error.value)
+
+
+def test_unknown_short_name_lists_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHIPPED, "ours", {})
+    with pytest.raises(
+        WeightsError, match=r"'nowhere', which is no folder and .* \[.*'ours'\].*sparta-act/nowhere"
+    ):
+        Sparta.from_pretrained("nowhere", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_folder_has_no_revision(folder):
+    with pytest.raises(WeightsError, match=r"at revision 'v1'.*leave revision out"):
+        Sparta.from_pretrained(folder, revision="v1")
+
+
+@pytest.fixture
+def ship(tmp_path, monkeypatch):
+    """Ship a set under the name `ours`, from another folder than the real ones."""
+    folder = two_sites().save_pretrained(tmp_path / "sets" / "ours")
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setitem(SHIPPED, "ours", hashes)
+    monkeypatch.setattr(hub, "SETS", tmp_path / "sets")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_shipped_set_loads_by_its_short_name(ship):
+    assert_same(state(Sparta.from_pretrained("ours")["G1.B2"]), half(two_sites()["G1.B2"]))
+    with pytest.raises(WeightsError, match="no revisions"):
+        Sparta.from_pretrained("ours", revision="main")
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_shipped_set_which_changed_is_refused(ship, name):
+    SpartaSet({"G1.B2": Sparta(3)}).save_pretrained(ship.parent / "other")
+    shutil.copy(ship.parent / "other" / name, ship / name)
+    with pytest.raises(WeightsError, match=rf"found in .*: {name} missing or not as made"):
+        Sparta.from_pretrained("ours")
+    (ship / name).unlink()
+    with pytest.raises(WeightsError, match="Install sparta-act again"):
+        Sparta.from_pretrained("ours")
+
+
+def test_folder_comes_before_a_shipped_set(ship, tmp_path):
+    SpartaSet({"G9.B9": Sparta(3)}).save_pretrained(tmp_path / "ours")
+    assert list(Sparta.from_pretrained("ours")) == ["G9.B9"]
+
+
+def test_all_that_ships_is_listed_and_loads():
+    there = {path.name for path in hub.SETS.iterdir() if path.is_dir()} if hub.SETS.is_dir() else set()
+    assert there == set(SHIPPED)
+    for name, hashes in SHIPPED.items():
+        assert hashes.keys() == FILES
+        assert Sparta.from_pretrained(name).info["backbone"]
+
+
+# model card
+
+
+def test_card_holds_what_info_holds(tmp_path):
+    info = {
+        "backbone": "ResNet-18 | w16",
+        "dataset": "uoft-cs/cifar10",
+        "recipe": {"attack": {"steps": 10}, "epochs": 75},
+        "measured": [{"net": "ReLU", "clean": 91.25}, {"net": "Sparta", "clean": 92.5, "PGD-50": 50.125}],
+        "limits": "Only 32 x 32 images.",
+    }
+    SpartaSet({"G1.B2": Sparta(3), "G4.B2": Sparta(4, identity=True)}, info).save_pretrained(
+        tmp_path / "small"
+    )
+    card = ModelCard.load(tmp_path / "small" / "README.md")
+    assert card.data.to_dict()["library_name"] == "sparta-act"
+    assert card.data.license == "apache-2.0"
+    assert card.data.datasets == ["uoft-cs/cifar10"]
+    assert card.data.pipeline_tag == "image-classification"
+    for line in (
+        'Sparta.from_pretrained("small")',
+        'replace_relus(net, "G1.B2,G4.B2", activations)',
+        "| site | channels | hidden | identity | dynamic | neighborhood |",
+        "| G4.B2 | 4 | 8 | True | True | 1 |",
+        "| net | clean | PGD-50 |\n| --- | --- | --- |\n| ReLU | 91.25 |  |\n| Sparta | 92.5 | 50.125 |",
+        "| backbone | ResNet-18 \\| w16 |",
+        "| recipe, attack, steps | 10 |\n| recipe, epochs | 75 |",
+        "Only 32 x 32 images.",
+    ):
+        assert line in card.text, line
+    assert "| measured" not in card.text
+    assert "| limits" not in card.text
+
+
+def test_card_invents_nothing(tmp_path):
+    SpartaSet({"G1.B2": Sparta(3)}).save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "## Measured\nNothing was recorded.\n" in card.text
+    assert getattr(card.data, "datasets", None) is None
+
+
+def test_card_of_the_caller_is_kept(tmp_path):
+    card = "---\nlicense: mit\n---\n\n# Mine\n"
+    two_sites().save_pretrained(tmp_path / "a", card=card)
+    two_sites().save_pretrained(tmp_path / "b", card=ModelCard(card))
+    assert (tmp_path / "a" / "README.md").read_text() == (tmp_path / "b" / "README.md").read_text() == card
+
+
+# frozen
+
+
+@pytest.fixture(params=[{}, {"identity": True, "hidden": 3}], ids=str)
+def net(request, tmp_path):
+    """A small network, in training mode, with a loaded activation inside."""
+    SpartaSet({"G1.B2": fill(Sparta(4, **request.param))}).save_pretrained(tmp_path / "net")
+    activation = Sparta.from_pretrained(tmp_path / "net")["G1.B2"]
+    layers = [("conv", nn.Conv2d(3, 4, 3)), ("norm", nn.BatchNorm2d(4)), ("act", activation)]
+    return nn.Sequential(OrderedDict([*layers, ("head", nn.Conv2d(4, 2, 3))])).train()
+
+
+def train(net, make, steps=3):
+    optimizer = make(net.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.randn(2, 3, 7, 6)).square().sum().backward()
+        optimizer.step()
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_does_not_move_in_training(net, name):
+    before = state(net)
+    train(net, OPTIMIZERS[name])
+    assert_same(state(net.act), {k[4:]: v for k, v in before.items() if k.startswith("act.")})
+    assert not torch.equal(net.conv.weight, before["conv.weight"])  # below it: gradients pass through
+    assert not torch.equal(net.norm.running_mean, before["norm.running_mean"])
+
+
+def test_frozen_stays_when_it_was_given_to_the_optimizer_before(tmp_path):
+    activation = fill(Sparta(3))
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), activation)
+    optimizer = OPTIMIZERS["SGD"](net.parameters())
+    net(torch.randn(2, 3, 5, 5)).sum().backward()
+    optimizer.step()  # there is momentum now
+    SpartaSet({"a": activation}).freeze()
+    before = state(activation)
+    optimizer.zero_grad()
+    net.train()(torch.randn(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    assert_same(state(activation), before)
+
+
+def test_frozen_survives_train_mode_and_copies(net):
+    net.train(False).train()
+    for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        other.train()
+        assert other.training
+        assert not any(module.training for module in other.act.modules())
+        assert not any(parameter.requires_grad for parameter in other.act.parameters())
+        before = state(other.act)
+        train(other, OPTIMIZERS["AdamW"], steps=1)
+        assert_same(state(other.act), before)
+
+
+def test_frozen_set_survives_copies():
+    for other in (copy.deepcopy(two_sites().freeze()), pickle.loads(pickle.dumps(two_sites().freeze()))):
+        assert list(other) == ["G1.B2", "G4.B2"]
+        assert other.info == {"backbone": "ResNet-18"}
+        assert other["G1.B2"].frozen
+        assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
+@pytest.mark.parametrize("average", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}], ids=["mean", "ema"])
+def test_average_of_weights_leaves_the_frozen_alone(net, average):
+    before = state(net.act)
+    averaged = AveragedModel(net, use_buffers=True, **average)
+    for _ in range(3):
+        train(net, OPTIMIZERS["SGD"], steps=1)
+        averaged.update_parameters(net)
+    assert_same(state(averaged.module.act), before)
+    assert not torch.equal(averaged.module.conv.weight, net.conv.weight)
+
+
+def test_input_gets_the_gradient_it_got_before_freezing(net):
+    x = torch.randn(2, 4, 6, 5, requires_grad=True)
+    (frozen,) = torch.autograd.grad(net.act(x).square().sum(), x)
+    free = copy.deepcopy(net.act).unfreeze().eval()
+    assert all(parameter.requires_grad for parameter in free.parameters())
+    (expected,) = torch.autograd.grad(free(x).square().sum(), x)
+    torch.testing.assert_close(frozen, expected)
+    assert frozen.abs().sum() > 0
+
+
+def test_unfreeze_brings_training_back(net):
+    before = state(net.act)
+    assert SpartaSet({"G1.B2": net.act}).unfreeze()["G1.B2"] is net.act
+    train(net, OPTIMIZERS["SGD"])
+    moved = {key for key, value in state(net.act).items() if not torch.equal(value, before[key])}
+    assert moved == before.keys()
+
+
+@pytest.mark.parametrize("nothing", ["", None, 5])
+def test_no_name_is_no_set(nothing, tmp_path, monkeypatch):
+    two_sites().save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="give a folder, 'organisation/name', or one of our sets"):
+        Sparta.from_pretrained(nothing)
+
+
+def test_something_in_the_way_of_a_save_leaves_the_old_set(tmp_path):
+    old = two_sites().save_pretrained(tmp_path / "set")
+    weights = (old / "model.safetensors").read_bytes()
+    (old / "config.json").unlink()
+    (old / "config.json").mkdir()
+    with pytest.raises(WeightsError, match=r"found .*config\.json.* in the way; nothing was written"):
+        two_sites(hidden=3).save_pretrained(old)
+    assert (old / "model.safetensors").read_bytes() == weights
+    with pytest.raises(WeightsError, match="found a file in the way"):
+        two_sites().save_pretrained(old / "model.safetensors")

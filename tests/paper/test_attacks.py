@@ -1,0 +1,198 @@
+import pytest
+import torch
+from torch import nn
+
+from examples.paper.attacks.pgd import attacking, pgd, pgd_at, pgd_steps, random_targets
+
+
+class Linear(nn.Module):
+    """Logits w . x per class: the worst image in the ball is known."""
+
+    def __init__(self, classes=2, channels=1, size=4):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(classes, channels * size * size))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.w.T
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    )
+
+
+def test_pgd_finds_the_exact_optimum_of_a_linear_model():
+    model, x, y = Linear(), torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1, 0])
+    x_adv = pgd(model, x, y, eps=0.1, step_size=0.03, steps=10)
+    away = (model.w[1 - y] - model.w[y]).sign().view_as(x)
+    torch.testing.assert_close(x_adv, (x + 0.1 * away).clamp(0, 1))
+
+
+def test_targeted_pgd_goes_to_the_target_of_a_linear_model():
+    model, x, y = Linear(), torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 1, 0])
+    x_adv = pgd(model, x, y, eps=0.2, step_size=0.05, steps=10, targeted=True)  # two classes: one target
+    toward = (model.w[1 - y] - model.w[y]).sign().view_as(x)
+    torch.testing.assert_close(x_adv, (x + 0.2 * toward).clamp(0, 1))
+
+
+def test_the_steps_are_those_of_madry():
+    model, x, y = small_net().eval(), torch.rand(3, 3, 6, 6), torch.tensor([0, 1, 2])
+    torch.manual_seed(1)
+    images = [im for im, _ in pgd_steps(model, x, y, eps=0.1, step_size=0.02, steps=3)]
+    torch.manual_seed(1)
+    by_hand = (x + torch.empty_like(x).uniform_(-0.1, 0.1)).clamp(0, 1)
+    for image in images:
+        by_hand.requires_grad_()
+        (grad,) = torch.autograd.grad(
+            nn.functional.cross_entropy(model(by_hand), y, reduction="sum"), by_hand
+        )
+        by_hand = (by_hand + 0.02 * grad.sign()).detach()
+        by_hand = by_hand.clamp(x - 0.1, x + 0.1).clamp(0, 1)
+        torch.testing.assert_close(image, by_hand)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_it_stays_in_the_ball_and_among_images(targeted, restarts):
+    x, y = torch.rand(5, 3, 6, 6).round(), torch.arange(5)  # images at 0 and 1: the corners
+    x_adv = pgd(
+        small_net(), x, y, eps=8 / 255, step_size=4 / 255, steps=3, targeted=targeted, restarts=restarts
+    )
+    assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (x_adv != x).any(dim=(1, 2, 3)).all()
+
+
+def test_restarts_keep_the_worst():
+    model, x, y = small_net().eval(), torch.rand(64, 3, 6, 6), torch.randint(5, (64,))
+    weak = {"eps": 0.1, "step_size": 0.01, "steps": 1}
+
+    def errors(restarts):
+        torch.manual_seed(3)
+        x_adv = pgd(model, x, y, restarts=restarts, **weak)
+        margins = model(x_adv).gather(1, y[:, None]) - model(x_adv).scatter(1, y[:, None], -torch.inf).amax(
+            1, True
+        )
+        return margins.squeeze(1)
+
+    one, many = errors(1), errors(8)
+    assert (many <= one + 1e-6).all()  # the first of eight is the one
+    assert (many < one - 1e-4).any()
+
+
+def test_without_random_start_it_is_deterministic():
+    model, x, y = small_net(), torch.rand(2, 3, 6, 6), torch.tensor([0, 1])
+    a, b = (pgd(model, x, y, eps=0.1, step_size=0.1, steps=1, random_start=False) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_targets_are_uniform_over_the_other_classes():
+    y = torch.arange(10).repeat(9000)
+    targets = random_targets(y, 10)
+    assert (targets != y).all()
+    counts = torch.zeros(10, 10).index_put_((y, targets), torch.ones(()), accumulate=True)
+    assert counts[~torch.eye(10, dtype=torch.bool)].sub(1000).abs().max() < 150  # five deviations
+
+
+def test_the_model_is_left_as_it_was():
+    model = small_net().train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pgd(model, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=2, restarts=2)
+    assert [m.training for m in model.modules()] == [True, True, False, True, True, True]
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_failing_attack_leaves_the_model_as_it_was_too():
+    model = small_net().train()
+    with pytest.raises(RuntimeError):
+        pgd(model, torch.rand(2, 3, 5, 5), torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_batch_norm_is_in_evaluation_mode_and_parameters_have_no_gradient_meanwhile():
+    model = small_net().train()
+    with attacking(model):
+        assert not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_batch_statistics_in_the_attack_leave_the_running_ones():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5))
+    x = torch.rand(6, 3, 4, 4)
+    model(x)
+    frozen = nn.BatchNorm2d(4).eval()
+    model.insert(2, frozen)
+    model.train()
+    frozen.eval()
+    expected = model[1](model[0](x))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with attacking(model, batch_statistics=True):
+        torch.testing.assert_close(model[1](model[0](x)), expected)
+        assert not model[2].training
+        assert not any(p.requires_grad for p in model.parameters())
+    for k, v in model.state_dict().items():
+        assert torch.equal(v, before[k]), k
+    assert model[1].training
+    assert model[1].momentum == 0.1
+    with attacking(model):
+        assert not torch.allclose(model[1](model[0](x)), expected)
+
+
+def test_a_given_start_is_where_the_attack_begins():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.full((2, 3, 2, 2), 0.5)
+    start, y = x + 0.05, torch.tensor([0, 1])
+    run = pgd_steps(model, x, y, eps=0.1, step_size=0.01, steps=1, start=start)
+    ((x_adv, loss),) = run
+    torch.testing.assert_close((x_adv - start).abs(), torch.full_like(x, 0.01))
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(model(start), y, reduction="none"))
+
+
+def test_the_beginning_of_a_run_is_the_attack_of_fewer_steps():
+    model, x, y = small_net(), torch.rand(3, 3, 6, 6), torch.tensor([0, 1, 2])
+    arguments = {"eps": 0.1, "step_size": 0.03, "targeted": True}
+    torch.manual_seed(1)
+    on_the_way = pgd_at(model, x, y, steps=[5, 2], **arguments)
+    assert list(on_the_way) == [2, 5]
+    for steps, images in on_the_way.items():
+        torch.manual_seed(1)
+        assert torch.equal(images, pgd(model, x, y, steps=steps, **arguments))
+    assert not torch.equal(on_the_way[2], on_the_way[5])
+    for none in ([], [0, 3]):
+        with pytest.raises(ValueError, match="at least 1"):
+            pgd_at(model, x, y, steps=none, **arguments)
+
+
+class Watching(nn.Module):
+    """A network that remembers the precision of its answers, with and without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = small_net(), set()
+
+    def forward(self, x):
+        y = self.net(x)
+        self.seen.add((y.dtype, torch.is_grad_enabled()))
+        return y
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_with_amp_the_steps_are_in_bfloat16_and_the_answers_are_not(restarts):
+    x, y = torch.rand(4, 3, 6, 6), torch.tensor([0, 1, 2, 3])
+    attack = {"eps": 0.1, "step_size": 0.03, "steps": 2, "targeted": True, "restarts": restarts}
+    steps_in = {}
+    for amp in (False, True):
+        model = Watching()
+        model.register_forward_hook(lambda *_: None)  # watched networks are attacked themselves, not a copy
+        x_adv = pgd(model, x, y, amp=amp, **attack)
+        assert x_adv.dtype == torch.float32
+        assert (x_adv - x).abs().max() <= 0.1 + 1e-6
+        steps_in[amp] = {dtype for dtype, grad in model.seen if grad}
+        assert {dtype for dtype, grad in model.seen if not grad} == {torch.float32}
+    assert steps_in == {False: {torch.float32}, True: {torch.bfloat16}}

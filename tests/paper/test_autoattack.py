@@ -1,0 +1,264 @@
+"""AutoAttack by the library we chose, against an exact answer and against another library's."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from examples.paper.attacks.autoattack import autoattack, autoattack_by_copy
+from examples.paper.common import data
+from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.evaluation.measure import Attack, carry_out
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
+from tests.paper.test_evaluate import Brightness
+
+
+class TenLevels(nn.Module):
+    """Class k for images whose brightness is nearest to k / 9: an image moves by eps and no further."""
+
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.Parameter(torch.arange(10) / 9)
+
+    def forward(self, x):
+        return -20 * (x.mean((1, 2, 3))[:, None] - self.levels) ** 2
+
+
+@pytest.mark.slow
+def test_where_the_answer_is_known_it_is_found():
+    eps, y = 8 / 255, torch.arange(10)
+    offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
+    x = (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
+    model = TenLevels()
+    found = autoattack(model, x, y, eps=eps, seed=0, batch_size=4, title="known")
+    assert found.wrong.tolist() == (offset.abs() + eps > 1 / 18).tolist()  # half the way to the next level
+    assert found.standing == {"apgd-ce": 6, "apgd-t": 6, "fab-t": 6, "square": 6}
+    assert torch.equal(model(found.images).argmax(1) != y, found.wrong)
+    assert (found.images - x).abs().max() <= eps + 1e-6
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+    assert not any("randomized" in w or "logits" in w for w in found.warnings)
+
+
+class Counting(TenLevels):
+    """Counts the batches it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, x):
+        self.asked += 1
+        return super().forward(x)
+
+
+def at_the_levels(offset):
+    y = torch.arange(10)
+    return (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous(), y
+
+
+def asked(**arguments):
+    """How often it asks about ten images that nothing can break."""
+    model, (x, y) = Counting(), at_the_levels(torch.zeros(10))
+    found = autoattack(model, x, y, eps=0.01, seed=0, batch_size=10, title="asked", **arguments)
+    assert found.wrong.tolist() == [False] * 10
+    assert found.standing == dict.fromkeys(arguments["parts"], 10)
+    assert torch.equal(found.images, x)
+    return model.asked
+
+
+def test_square_takes_so_many_queries():
+    few, more = (asked(parts=["square"], queries=q) for q in (5, 22))
+    assert more - few == 17
+
+
+@pytest.mark.parametrize(("part", "targets"), [("apgd-ce", 1), ("apgd-t", 9), ("fab-t", 9)])
+def test_the_white_box_parts_take_so_many_steps(part, targets):
+    few, more, many = (asked(parts=[part], steps=s) for s in (2, 5, 8))
+    assert more - few == many - more  # the same for each step
+    assert (more - few) % (3 * targets) == 0
+    assert more > few
+    assert asked(parts=[part], steps=2, queries=77) == few
+
+
+def test_targets_are_all_other_classes_where_there_are_fewer_than_ten():
+    class FourLevels(Counting):
+        def forward(self, x):
+            return super().forward(x)[:, ::3]
+
+    counts = []
+    for steps in (2, 5):
+        model, y = FourLevels(), torch.arange(4)
+        x = (y / 3).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
+        attack = {"parts": ["apgd-t"], "steps": steps, "eps": 0.01, "seed": 0, "batch_size": 4, "title": "4"}
+        assert autoattack(model, x, y, **attack).standing == {"apgd-t": 4}
+        counts.append(model.asked)
+    assert counts[1] - counts[0] == 3 * 3
+
+
+def test_only_the_parts_asked_for_are_run():
+    """Each part alone, then two, of which the second attacks what the first left standing."""
+    offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
+    (x, y), known = at_the_levels(offset), (offset.abs() + 8 / 255 > 1 / 18).tolist()
+    attack = {"eps": 8 / 255, "seed": 0, "batch_size": 10, "title": "parts"}
+    for parts in (["apgd-ce"], ("apgd-t",), ["fab-t"]):
+        found = autoattack(TenLevels(), x, y, **attack, parts=parts, steps=20)
+        assert found.wrong.tolist() == known
+        assert found.standing == {parts[0]: 6}
+    found = autoattack(TenLevels(), x, y, **attack, parts=["square", "apgd-ce"], steps=20, queries=10)
+    assert found.wrong.tolist() == known
+    assert list(found.standing.items()) == [("square", 10), ("apgd-ce", 6)]
+
+
+def test_what_the_library_warns_of_is_told():
+    model = nn.Sequential(Brightness(), nn.Softmax(1))  # two classes, and probabilities
+    x, y = torch.tensor([0.5, 0.1]).view(2, 1, 1, 1).expand(2, 3, 4, 4).contiguous(), torch.tensor([1, 1])
+    found = autoattack(model, x, y, eps=8 / 255, seed=0, batch_size=2, title="few")
+    assert found.wrong.tolist() == [True, True]
+    assert found.standing == {"apgd-ce": 0, "apgd-t": 0, "fab-t": 0, "square": 0}
+    assert any("probability distribution" in w for w in found.warnings)
+    assert any("only 2 classes" in w for w in found.warnings)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_where_gradients_vanish_it_warns_once_of_the_kind():
+    class Saturated(TenLevels):
+        def forward(self, x):
+            return (1e4 * super().forward(x)).clamp(-1, 0)  # flat but for the very middle of a level
+
+    x, y = torch.full((2, 3, 6, 6), 4.3 / 9), torch.tensor([0, 0])  # all logits are -1, the first class wins
+    found = autoattack(Saturated(), x, y, eps=1e-3, seed=0, batch_size=1, title="flat")
+    assert found.wrong.tolist() == [False, False]
+    (zero,) = [w for w in found.warnings if "zero gradient" in w]
+    assert zero.startswith("there are 1 points with zero gradient!")
+    assert zero.endswith("more of this kind)")
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match=r'pip install "sparta-act\[autoattack\]"'):
+        autoattack(
+            Brightness(), torch.rand(1, 3, 4, 4), torch.zeros(1), eps=0.1, seed=0, batch_size=1, title=""
+        )
+
+
+class Mistaken(nn.Module):
+    """A bad copy of ten levels: it is off by one class."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = TenLevels()
+
+    def forward(self, x):
+        return self.of(x).roll(1, 1)
+
+
+OFFSET = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
+BY_COPY = {
+    "eps": 8 / 255,
+    "seed": 0,
+    "batch_size": 4,
+    "title": "copy",
+    "parts": ["apgd-ce", "fab-t"],
+    "steps": 10,
+}
+
+
+@pytest.mark.parametrize("copy", [None, Mistaken()])
+def test_what_only_a_copy_gets_wrong_does_not_count(copy, monkeypatch):
+    if copy is not None:
+        monkeypatch.setattr("examples.paper.attacks.autoattack.folded", lambda *_: copy)
+    (x, y), known = at_the_levels(OFFSET), (OFFSET.abs() + 8 / 255 > 1 / 18).tolist()
+    model = TenLevels().train()
+    y[0] = 9  # wrong as it is
+    known[0] = True
+    found = autoattack_by_copy(model, x, y, **BY_COPY)
+    assert found.wrong.tolist() == known
+    assert torch.equal(model(found.images).argmax(1) != y, found.wrong)
+    assert torch.equal(found.images[~found.wrong], x[~found.wrong])
+    assert found.standing == {"apgd-ce": 5, "fab-t": 5}
+    assert (found.images - x).abs().max() <= 8 / 255 + 1e-6
+    assert model.training
+    assert model.levels.requires_grad
+
+
+def test_a_copy_is_asked_in_tf32_and_the_network_is_not(monkeypatch):
+    asked = {TenLevels: set(), Mistaken: set()}
+
+    def look(module, inputs):
+        (x,) = inputs
+        asked[type(module)].add(torch.backends.cudnn.allow_tf32)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+
+    model, copy = TenLevels(), Mistaken()
+    monkeypatch.setattr("examples.paper.attacks.autoattack.folded", lambda *_: copy)
+    model.register_forward_pre_hook(lambda m, i: asked[TenLevels].add(torch.backends.cudnn.allow_tf32))
+    copy.register_forward_pre_hook(look)
+    x, y = at_the_levels(OFFSET)
+    with exact_arithmetic():
+        autoattack_by_copy(model, x, y, **BY_COPY)
+    assert asked == {TenLevels: {False}, Mistaken: {True}}
+
+
+def test_what_the_network_itself_gets_wrong_counts_whatever_it_is_asked_with(monkeypatch):
+    class Company(TenLevels):
+        """Errs on every image that is not alone."""
+
+        def forward(self, x):
+            return super().forward(x).roll(int(len(x) > 1), 1)
+
+    model, (x, y) = Company(), at_the_levels(torch.zeros(10))
+    monkeypatch.setattr("examples.paper.attacks.autoattack.folded", lambda *_: Mistaken())
+    monkeypatch.setattr(
+        "examples.paper.attacks.autoattack.clean_errors",
+        lambda m, x, y, size: torch.zeros(len(y), dtype=torch.bool),
+    )
+    assert autoattack_by_copy(model, x, y, **BY_COPY | {"batch_size": 10}).wrong.all()
+
+
+@pytest.mark.slow
+def test_two_libraries_agree_on_32_images():
+    """pyautoattack and torchattacks, on a small network that resists a little."""
+    import torchattacks
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(784, 10))
+    x, y = data.load("train")
+    recipe = replace(RECIPES["fast"], lr=0.02, batch_size=100, epochs=8, eps=8 / 255, step_size=5 / 255)
+    trainer = Trainer(model, replace(recipe, targeted=False), len(x))
+    with tqdm(disable=True) as bar:
+        for _ in range(recipe.epochs):
+            trainer.run_epoch(x, y, bar)
+    model.eval()
+    with torch.no_grad():
+        right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:32]
+    x, y = x[right], y[right]
+    bound = Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 32)
+    outcome = carry_out([bound], model, x, y, seed=0, device="cpu", title="")[bound.name]
+    ours, left = outcome.wrong, outcome.standing
+    assert 32 > left["apgd-ce"] > left["apgd-t"] >= left["fab-t"] >= left["square"] == 32 - ours.sum()
+    attack = torchattacks.AutoAttack(
+        model, norm="Linf", eps=4 / 255, version="standard", n_classes=10, seed=0
+    )
+    images = data.to_float(x)
+    *gradients, square = attack._autoattack.attacks
+    for part in gradients:
+        part.steps = 100  # the authors' number; this library's "standard" takes 10
+    square.rescale_schedule = False  # as the authors
+    x_adv = attack(images, y)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (x_adv - images).abs().max() <= 4 / 255 + 1e-6
+    with torch.no_grad():
+        theirs = model(x_adv).argmax(1) != y
+    print(
+        f"wrong: pyautoattack {ours.sum()}, torchattacks {theirs.sum()}, differing {(ours != theirs).sum()}"
+    )
+    assert 5 < ours.sum() < 30
+    assert (ours != theirs).sum() <= 1

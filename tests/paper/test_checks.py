@@ -1,0 +1,621 @@
+"""The eleven checks on ledgers made by hand: when each passes, when it fails and when it cannot tell."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from examples.paper.audit import attacks as a
+from examples.paper.audit import checks
+from examples.paper.audit.checks import FAIL, NO_GATE, PASS, UNKNOWN, Difference, beats, mean, worst
+from examples.paper.audit.store import Store
+
+N = 1000
+GATES = ["gate", "gate, attacked"]
+SWEPT = ["PGD at eps/4", "PGD at eps/2", "PGD at 2 eps", "PGD at 4 eps", a.AT_LARGEST]
+
+
+def first(k, n=N):
+    """The first k of n images are broken: whatever breaks more breaks these too."""
+    return torch.arange(n) < k
+
+
+def but(wrong, k):
+    """The same number of images, of which k are others."""
+    wrong, (on,), (off,) = wrong.clone(), torch.where(wrong), torch.where(~wrong)
+    wrong[on[-k:]], wrong[off[:k]] = False, True
+    return wrong
+
+
+@pytest.fixture
+def healthy(tmp_path):
+    """A store that passes all checks."""
+    x, y = torch.zeros(N, 1, 1, 1), torch.zeros(N, dtype=torch.long)
+    store = Store(x, y, tmp_path / "l.safetensors", "key")
+    plain = [a.PLAIN, a.LONG, a.RESTARTS, a.AUTOATTACK, a.FLOAT64, *a.STEP_SIZES, *a.LOSSES, *a.TARGETED]
+    store.wrong = {name: first(500) for name in (*plain, *a.ADAPTIVE)}
+    store.wrong |= {a.CLEAN: first(200), a.FGSM: first(400), a.NOISE: first(230)}
+    store.wrong |= {a.TRANSFER + "twin": first(300), a.TRANSFER + "seed 1": first(350)}
+    store.wrong |= dict(zip(SWEPT, map(first, (250, 350, 700, 950, 1000)), strict=True))
+    store.wrong |= {a.SQUARE: first(0), a.HARD_LABEL: first(0)}
+    store.by = ["PGD"] * 500 + [""] * 500
+    tried = {"standing": 500, "broken": 0, "control": 10, "control broken": 9}
+    store.numbers = {a.SQUARE: tried, a.HARD_LABEL: tried | {"standing": 20, "control broken": 4}}
+    store.numbers["loss curve"] = {"rise": [2.0, 3.0] * 50, "late": [0.01, -0.01] * 50}
+    store.numbers["AutoAttack"] = {"warnings": []}
+    store.numbers["zero gradients"] = {"images": 800, "without": 0}
+    store.numbers |= {"derivative": [1e-6] * N, "evidence": {"changed": 0, "within eps": True}}
+    soft = {"closed": [0.1, 0.2] * 50, "open": [0.05, 0.1] * 50, "ratio": [0.7, 0.9] * 50}
+    for when in GATES:
+        store.numbers[when] = {"layer4.1.act2": dict(soft), "layer3.1.act2": dict(soft)}
+    return store
+
+
+def cut(store, n):
+    """The store of an audit of n images, spread over all of them."""
+    few = torch.linspace(0, N - 1, n).round().long()
+    store.wrong = {name: wrong[few] for name, wrong in store.wrong.items()}
+    store.by = [store.by[i] for i in few.tolist()]
+    numbers = store.numbers
+    numbers["loss curve"] = {k: v[:n] for k, v in numbers["loss curve"].items()}
+    for when in GATES:
+        numbers[when] = {s: {k: v[:n] for k, v in g.items()} for s, g in numbers[when].items()}
+    return store
+
+
+def in_plain_python(more, less, n):
+    """Bonett & Price 2012: a pseudo-count in each discordant cell."""
+    p12, p21 = (more + 1) / (n + 2), (less + 1) / (n + 2)
+    return p12 - p21, 1.959964 * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+
+
+# ---- numbers with an interval
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "both", "neither"),
+    [(0, 0, 0, 5), (0, 0, 5, 0), (5, 0, 0, 0), (0, 5, 0, 0), (3, 1, 40, 56), (10, 10, 0, 980), (1, 0, 0, 0)],
+)
+def test_beats_is_the_formula(more, less, both, neither):
+    counts = (more, less, both, neither)
+    one, other = (
+        torch.tensor([v for v, k in zip(values, counts, strict=True) for _ in range(k)], dtype=torch.bool)
+        for values in ((1, 0, 1, 0), (0, 1, 1, 0))
+    )
+    found = beats(one, other)
+    assert tuple(found) == pytest.approx(in_plain_python(more, less, sum(counts)), abs=1e-12)
+    assert beats(other, one).value == pytest.approx(-found.value)
+    assert beats(other, one).half == pytest.approx(found.half)
+
+
+def test_beats_done_on_paper():
+    d = beats(torch.tensor([True] * 8), torch.tensor([True] * 4 + [False] * 4))  # 4 to 0 of 8: 5/10 and 1/10
+    assert d.value == pytest.approx(0.4)
+    assert d.half == pytest.approx(1.959964 * math.sqrt((0.6 - 0.16) / 10))
+
+
+def test_beats_covers_the_truth_in_95_of_100():
+    torch.manual_seed(3)
+    p12, p21, n, repeats, hits = 0.05, 0.02, 300, 1000, 0
+    for _ in range(repeats):
+        u = torch.rand(n)
+        d = beats(u < p12, (u >= p12) & (u < p12 + p21))
+        hits += abs(d.value - (p12 - p21)) <= d.half
+    assert 0.93 < hits / repeats < 0.97
+
+
+def test_mean_is_the_mean_and_its_standard_error():
+    values = [0.5, 1.5, 4.0, -2.0] * 10
+    found = mean(iter(values))
+    variance = sum((v - 1) ** 2 for v in values) / 39
+    assert found == pytest.approx((1.0, 1.959964 * math.sqrt(variance / 40)))
+    assert mean([0.3] * 50) == pytest.approx((0.3, 0.0))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 29])
+def test_a_mean_over_few_images_is_nothing_to_judge_by(n):
+    found = mean([0.25] * n)
+    assert found == (0.25 if n else 0.0, math.inf)
+    assert found.below(1e9) == found.below(-1e9) == found.negative() == UNKNOWN
+    assert mean([0.25] * 30).below(0.3) == PASS
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "verdict"),
+    [
+        (0.25, 0.25, PASS),  # up to the tolerance, and with it
+        (0.25, 0.375, UNKNOWN),
+        (0.5, 0.0, PASS),
+        (0.75, 0.25, UNKNOWN),  # the lower end on it
+        (0.75, 0.125, FAIL),
+        (0.5, 1e-9, UNKNOWN),
+        (-3.0, 1.0, PASS),
+        (0.75, math.inf, UNKNOWN),
+    ],
+)
+def test_below_a_tolerance_of_a_half(value, half, verdict):
+    assert Difference(value, half).below(0.5) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "verdict"),
+    [
+        (-0.5, 0.25, PASS),
+        (-0.5, 0.5, UNKNOWN),  # 0 is not below 0
+        (0.0, 0.0, UNKNOWN),
+        (0.5, 0.5, UNKNOWN),
+        (0.5, 0.25, FAIL),
+        (-0.5, math.inf, UNKNOWN),
+    ],
+)
+def test_below_zero(value, half, verdict):
+    assert Difference(value, half).negative() == verdict
+
+
+def test_a_difference_is_told_in_points():
+    assert str(Difference(0.0123, 0.0456)) == "+1.2 ± 4.6"
+    assert str(Difference(-0.5, 0.0)) == "-50.0 ± 0.0"
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_the_worst_of_several(length):
+    for verdicts_ in itertools.product((PASS, FAIL, UNKNOWN), repeat=length):
+        expected = FAIL if FAIL in verdicts_ else UNKNOWN if UNKNOWN in verdicts_ else PASS
+        assert worst(iter(verdicts_)) == expected
+    assert worst([]) == UNKNOWN
+
+
+# ---- the checks
+
+
+def test_there_are_eleven_in_their_order_and_a_healthy_network_passes_them(healthy):
+    rows = checks.all_checks(healthy)
+    assert [row.number for row in rows] == list(range(1, 12))
+    assert {row.name: row.verdict for row in rows} == {row.name: PASS for row in rows}
+    assert len({row.meaning for row in rows}) == 11
+    assert all(row.figure for row in rows)
+
+
+def test_of_five_images_no_tolerance_is_passed(healthy):
+    """Whatever one attack breaks of five images besides those of another: it may be chance."""
+    for both, more in itertools.product(range(6), range(6)):
+        if both + more <= 5:
+            d = beats(first(both + more, 5), first(both, 5))
+            assert d.below(checks.LOSS) in (FAIL, UNKNOWN)
+            assert d.negative() in (FAIL, UNKNOWN)
+    rows = {row.number: row.verdict for row in checks.all_checks(cut(healthy, 5))}
+    assert {rows[k] for k in (2, 3, 4, 5, 8, 9, 10, 11)} == {UNKNOWN}
+    assert FAIL not in rows.values()
+
+
+def test_agreement_on_every_image_passes_from_so_many_images_on():
+    """2 * 1.96^2 / (n + 2)^2 <= tolerance^2: what the docs tell the user to bring."""
+    for tolerance in (checks.ONLY, checks.ADDS, checks.CHOICE, checks.LOSS):
+        enough = math.ceil(1.959964 * math.sqrt(2) / tolerance - 2)
+        assert beats(first(3, enough), first(3, enough)).below(tolerance) == PASS
+        assert beats(first(3, enough - 1), first(3, enough - 1)).below(tolerance) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("fgsm", "verdict", "meaning"),
+    [
+        (first(400), PASS, "following the gradient for many steps pays"),
+        (first(600), FAIL, "steps after the first lead astray"),
+        (first(500), UNKNOWN, "too close to tell"),
+        (first(498), UNKNOWN, "too close to tell"),
+        (but(first(490), 50), UNKNOWN, "too close to tell"),
+    ],
+)
+def test_1_a_single_step_must_be_weaker(healthy, fgsm, verdict, meaning):
+    healthy.wrong[a.FGSM] = fgsm
+    row = checks.iterative(healthy)
+    assert (row.number, row.verdict) == (1, verdict)
+    assert meaning in row.meaning
+    assert row.figure == f"FGSM minus PGD {beats(fgsm, first(500))}"
+
+
+LATE, STILL = {"late": [0.5, 0.7] * 50}, {"rise": [0.0005, -0.0005] * 50, "late": [0.0, -1e-4] * 50}
+FEW = {"rise": [2.0] * 5, "late": [0.0] * 5}
+
+
+@pytest.mark.parametrize(
+    ("long", "curve", "verdict", "meaning"),
+    [
+        (500, {}, PASS, "the attack has converged"),
+        (508, {}, PASS, "the attack has converged"),
+        (600, {}, FAIL, "has not converged: its figure is too good"),
+        (500, LATE, FAIL, "has not converged: its figure is too good"),
+        (500, STILL, FAIL, "PGD cannot raise the loss"),
+        (600, STILL, FAIL, "PGD cannot raise the loss"),  # both reasons: the graver one
+        (520, {}, UNKNOWN, "too few images"),
+        (500, FEW, UNKNOWN, "too few images"),
+        (500, {"rise": [40.0, -40.0] * 50}, UNKNOWN, "too few images"),  # may have risen or not
+        (500, {"late": [3.0, -2.9] * 50}, UNKNOWN, "too few images"),  # may still rise
+        (500, {"late": [-1.0, -1.1] * 50}, PASS, "the attack has converged"),
+        (600, FEW, FAIL, "has not converged"),
+    ],
+)
+def test_2_twice_the_steps_add_nothing(healthy, long, curve, verdict, meaning):
+    healthy.wrong[a.LONG] = first(long)
+    healthy.numbers["loss curve"] |= curve
+    row = checks.doubling(healthy)
+    assert (row.number, row.verdict) == (2, verdict)
+    assert meaning in row.meaning
+
+
+def test_2_the_tolerated_rise_is_a_tenth_of_the_first(healthy):
+    for late, verdict in ((0.25, PASS), (0.2500001, FAIL)):
+        healthy.numbers["loss curve"] = {"rise": [2.5] * 40, "late": [late] * 40}
+        assert checks.doubling(healthy).verdict == verdict
+    assert checks.doubling(healthy).figure.endswith("the loss rises by 2.50, then by +0.250")
+
+
+@pytest.mark.parametrize("name", [a.RESTARTS, *a.STEP_SIZES])
+def test_3_no_other_set_up_is_much_stronger(healthy, name):
+    for broken, verdict, meaning in [
+        (first(510), PASS, "does not hang on how PGD was set up"),
+        (first(300), PASS, "does not hang on how PGD was set up"),  # weaker is no offence
+        (first(530), UNKNOWN, "too few images"),
+        (first(600), FAIL, "another set-up of PGD is much stronger"),
+    ]:
+        healthy.wrong[name] = broken
+        row = checks.choices(healthy)
+        assert (row.number, row.verdict) == (3, verdict)
+        assert meaning in row.meaning
+    told = name if name == a.RESTARTS else name.removeprefix("PGD, ")
+    assert f"{told.removeprefix('PGD, ')} {beats(first(600), first(500))}" in row.figure
+
+
+def test_3_one_that_is_certain_fails_beside_a_better_one_that_is_not(healthy):
+    better, certain = list(a.STEP_SIZES)[:2]
+    healthy.wrong[certain] = first(550)
+    healthy.wrong[better] = first(860) & ~(first(500) & ~first(200))  # 36 points more and 30 less
+    assert beats(healthy.wrong[better], first(500)).value > beats(first(550), first(500)).value
+    assert checks.choices(healthy).verdict == FAIL
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "meaning"),
+    [
+        ({}, PASS, "with room enough the attack breaks everything"),
+        ({a.AT_LARGEST: first(950)}, FAIL, "it is the attack that is weak"),
+        ({"PGD at eps/2": first(200)}, FAIL, "a larger eps breaks fewer images"),
+        ({"PGD at 4 eps": first(600)}, FAIL, "a larger eps breaks fewer images"),
+        ({a.AT_LARGEST: first(900)}, FAIL, "a larger eps breaks fewer images"),  # both, and this says more
+        ({a.AT_LARGEST: first(994)}, UNKNOWN, "a handful that never fall"),
+        ({"PGD at eps/2": first(240)}, UNKNOWN, "a handful"),
+    ],
+)
+def test_4_the_error_rises_with_eps_to_all_images(healthy, changes, verdict, meaning):
+    healthy.wrong |= changes
+    row = checks.sweep(healthy)
+    assert (row.number, row.verdict) == (4, verdict)
+    assert meaning in row.meaning
+
+
+def test_4_is_told_from_clean_to_the_largest_and_may_lack_one(healthy):
+    assert checks.sweep(healthy).figure == "20 25 35 50 70 95 100; right at 128/255: 0 of 1000"
+    del healthy.wrong["PGD at 4 eps"]  # where four times eps is more than the largest
+    assert checks.sweep(healthy).figure == "20 25 35 50 70 100; right at 128/255: 0 of 1000"
+    assert checks.sweep(healthy).verdict == PASS
+
+
+def last(k):
+    return first(N) & ~first(N - k)
+
+
+@pytest.mark.parametrize("name", [a.SQUARE, a.NOISE, a.TRANSFER + "twin", a.TRANSFER + "seed 1"])
+@pytest.mark.parametrize(
+    ("broken", "verdict", "meaning"),
+    [
+        (first(0), PASS, "does not hide behind a broken gradient"),
+        (first(500), PASS, "does not hide behind a broken gradient"),  # white-box attacks broke these too
+        (last(2), PASS, "does not hide"),
+        (last(8), UNKNOWN, "a few that only they broke"),
+        (last(60), FAIL, "the gradient is masked"),
+    ],
+)
+def test_5_what_sees_no_gradient_of_it_breaks_nothing_new(healthy, name, broken, verdict, meaning):
+    healthy.wrong[name] = broken
+    row = checks.gradient_free(healthy)
+    assert (row.number, row.verdict) == (5, verdict)
+    assert meaning in row.meaning
+    told = beats(first(500) | broken, first(500))
+    assert f"{name} {told}" in row.figure or told == beats(first(0), first(0))
+
+
+def test_5_every_white_box_attack_within_eps_counts_as_known(healthy):
+    healthy.wrong[a.SQUARE] = last(60)
+    within = [a.FGSM, a.LONG, a.RESTARTS, a.AUTOATTACK, a.FLOAT64, "PGD at eps/4", *a.STEP_SIZES, *a.ADAPTIVE]
+    for name, counts in [*((n, True) for n in within), ("PGD at 2 eps", False), (a.AT_LARGEST, False)]:
+        before = healthy.wrong[name]
+        healthy.wrong[name] = before | last(60)
+        assert (checks.gradient_free(healthy).verdict == PASS) == counts, name
+        healthy.wrong[name] = before
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "weak"),
+    [
+        (a.SQUARE, {"control broken": 3}, False),  # a quarter of them is enough
+        (a.SQUARE, {"control broken": 2}, True),
+        (a.SQUARE, {"control broken": 0, "standing": 0}, False),  # nothing stands: nothing to break
+        (a.HARD_LABEL, {"control broken": 1}, False),
+        (a.HARD_LABEL, {"control broken": 0}, True),
+        (a.HARD_LABEL, {"control broken": 0, "standing": 0}, False),
+    ],
+)
+def test_5_attacks_that_break_nothing_prove_nothing(healthy, name, numbers, weak):
+    healthy.numbers[name] = healthy.numbers[name] | numbers
+    row = checks.gradient_free(healthy)
+    assert row.verdict == (UNKNOWN if weak else PASS)
+    assert (f"{name} broke hardly what white-box attacks broke" in row.meaning) == weak
+    n = healthy.numbers[name]
+    assert f"{name} 0 of {n['standing']}, of fallen {n['control broken']} of 10" in row.figure
+    healthy.wrong[a.SQUARE] = last(60)  # what they did break remains broken
+    assert checks.gradient_free(healthy).verdict == FAIL
+
+
+@pytest.mark.parametrize(
+    ("known", "broken", "verdict"),
+    [
+        (500, 1, UNKNOWN),  # one of twenty may be a rare one
+        (500, 8, FAIL),  # that would be one in five of all images
+        (990, 20, UNKNOWN),  # all that stand, and they are no more than the tolerance
+    ],
+)
+def test_5_a_spot_check_stands_for_all_that_stand(healthy, known, broken, verdict):
+    healthy.wrong[a.LONG] = first(known)
+    healthy.wrong[a.HARD_LABEL] = last(broken)
+    healthy.numbers[a.HARD_LABEL]["broken"] = broken
+    assert checks.gradient_free(healthy).verdict == verdict
+
+
+@pytest.mark.parametrize("name", ["twin", "seed 1"])
+@pytest.mark.parametrize(
+    ("broken", "verdict", "meaning"),
+    [
+        (first(300), PASS, "own gradients beat those of another"),
+        (first(560), FAIL, "another network's gradients are the better ones"),
+        (first(500), UNKNOWN, "too close to tell"),
+    ],
+)
+def test_6_every_transfer_is_weaker(healthy, name, broken, verdict, meaning):
+    healthy.wrong[a.TRANSFER + name] = broken
+    row = checks.transfer(healthy)
+    assert (row.number, row.verdict) == (6, verdict)
+    assert meaning in row.meaning
+    assert f"{name} {beats(broken, first(500))}" in row.figure
+
+
+def test_6_without_surrogates_there_is_nothing_to_tell(healthy):
+    for name in ("twin", "seed 1"):
+        del healthy.wrong[a.TRANSFER + name]
+    row = checks.transfer(healthy)
+    assert (row.figure, row.verdict) == ("no surrogate given", UNKNOWN)
+    assert "--surrogate" in row.meaning
+
+
+@pytest.mark.parametrize(
+    ("broken", "verdict", "meaning"),
+    [
+        (first(230), PASS, "the gradient is worth more than luck"),
+        (first(560), FAIL, "luck beats the gradient"),
+        (first(495), UNKNOWN, "hardly better than luck"),
+    ],
+)
+def test_7_noise_is_weaker(healthy, broken, verdict, meaning):
+    healthy.wrong[a.NOISE] = broken
+    row = checks.random_noise(healthy)
+    assert (row.number, row.verdict) == (7, verdict)
+    assert meaning in row.meaning
+
+
+@pytest.mark.parametrize("name", [*a.LOSSES, *a.TARGETED, a.AUTOATTACK])
+@pytest.mark.parametrize(
+    ("broken", "verdict", "meaning"),
+    [
+        (first(530), PASS, "does not hang on the loss"),
+        (first(470), PASS, "does not hang on the loss"),
+        (first(450), UNKNOWN, "too few images"),
+        (first(550), UNKNOWN, "too few images"),
+        (first(600), FAIL, "{} and plain cross-entropy differ"),
+        (first(400), FAIL, "{} and plain cross-entropy differ"),  # either way
+    ],
+)
+def test_8_the_losses_agree(healthy, name, broken, verdict, meaning):
+    healthy.wrong[name] = broken
+    row = checks.agreement(healthy)
+    assert (row.number, row.verdict) == (8, verdict)
+    told = name.removeprefix("PGD, ")
+    assert meaning.format(told) in row.meaning
+    assert f"{told} {beats(broken, first(500))}" in row.figure
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(500, PASS), (530, PASS), (550, UNKNOWN), (600, FAIL)])
+def test_8_all_attacks_together_are_little_stronger_than_the_plain_one(healthy, broken, verdict):
+    healthy.by = ["Square"] * broken + [""] * (N - broken)
+    row = checks.agreement(healthy)
+    assert row.verdict == verdict
+    assert f"all attacks together {beats(first(broken), first(500))}" in row.figure
+    assert ("all attacks together and plain" in row.meaning) == (verdict == FAIL)
+
+
+ZERO = "there are {} points with zero gradient! This might lead to unreliable evaluation"
+CLASSES = "it seems that only 2 classes are used as output, some attacks need more"
+WEAK = "the usual attacks mean little (random answers, probabilities for logits, gradients inside?)"
+
+
+@pytest.mark.parametrize(
+    ("warnings", "without", "verdict", "meaning", "figure"),
+    [
+        ([], 0, PASS, "deterministic, differentiable, logits", "silent; no gradient at 0 of 800"),
+        ([], 3, PASS, "deterministic", "silent; no gradient at 3 of 800"),
+        ([], 9, UNKNOWN, "a few without", "silent; no gradient at 9 of 800"),
+        ([], 40, FAIL, "there is no gradient to follow", "silent"),
+        ([ZERO.format(3)], 0, PASS, "deterministic", "silent; no gradient at 3 of 800"),
+        ([ZERO.format(40)], 3, FAIL, "there is no gradient to follow", "silent; no gradient at 40 of"),
+        ([ZERO.format(3)], 40, FAIL, "there is no gradient to follow", "silent; no gradient at 40 of"),
+        ([CLASSES], 0, FAIL, WEAK, "it seems that only 2 classes are used as output; no gradient at 0"),
+        ([CLASSES], 40, FAIL, f"{WEAK}, there is no gradient to follow", "it seems that only 2"),
+    ],
+)
+def test_9_autoattack_has_nothing_to_warn_of(healthy, warnings, without, verdict, meaning, figure):
+    healthy.numbers["AutoAttack"]["warnings"] = warnings
+    healthy.numbers["zero gradients"]["without"] = without
+    row = checks.flags(healthy)
+    assert (row.number, row.verdict) == (9, verdict)
+    assert meaning in row.meaning
+    assert figure in row.figure
+
+
+UNTRUE = "autograd's gradient is not the network's"
+
+
+@pytest.mark.parametrize(
+    ("derivative", "verdict", "meaning", "figure"),
+    [
+        ([0.05] * N, PASS, "deterministic", "not the derivative at 0"),
+        ([0.051] * 3 + [0.0] * (N - 3), PASS, "deterministic", "not the derivative at 3"),
+        ([0.051] * 9 + [0.0] * (N - 9), UNKNOWN, "a few without", "not the derivative at 9"),
+        ([0.051] * 40 + [0.0] * (N - 40), FAIL, UNTRUE, "not the derivative at 40"),
+        ([math.nan] * N, FAIL, UNTRUE, "not the derivative at 1000"),
+        ("not possible: no double", UNKNOWN, "", "derivative not possible: no double"),
+    ],
+)
+def test_9_the_gradient_is_the_derivative(healthy, derivative, verdict, meaning, figure):
+    healthy.numbers["derivative"] = derivative
+    row = checks.flags(healthy)
+    assert row.verdict == verdict
+    assert meaning in row.meaning
+    assert figure in row.figure
+
+
+@pytest.mark.parametrize(
+    ("evidence", "verdict", "meaning"),
+    [
+        ({"changed": 3}, PASS, "deterministic"),
+        ({"changed": 9}, UNKNOWN, "a few without"),
+        ({"changed": 40}, FAIL, "the network does not stand by its answers"),
+        ({"within eps": False}, FAIL, "an image lies beyond eps"),
+        ({"changed": 40, "within eps": False}, FAIL, "its answers, an image lies beyond eps"),
+    ],
+)
+def test_9_the_evidence_holds(healthy, evidence, verdict, meaning):
+    healthy.numbers["evidence"] |= evidence
+    row = checks.flags(healthy)
+    assert row.verdict == verdict
+    assert meaning in row.meaning
+    assert f"asked at {healthy.numbers['evidence']['changed']}" in row.figure
+
+
+@pytest.mark.parametrize("name", [*a.ADAPTIVE, a.FLOAT64])
+@pytest.mark.parametrize(
+    ("broken", "verdict", "meaning"),
+    [
+        (first(505), PASS, "the gate hides no gradient"),
+        (first(300), PASS, "the gate hides no gradient"),
+        (first(520), UNKNOWN, "too few images"),
+        (first(560), FAIL, "{} is the better gradient: the real one is masked"),
+    ],
+)
+def test_10_no_gradient_around_the_gate_is_better(healthy, name, broken, verdict, meaning):
+    healthy.wrong[name] = broken
+    row = checks.adaptive(healthy)
+    assert (row.number, row.verdict) == (10, verdict)
+    assert row.name == "adaptive attacks on the gate add nothing"
+    assert meaning.format(name.removeprefix("PGD, ")) in row.meaning
+
+
+@pytest.mark.parametrize(
+    ("broken", "verdict", "meaning"),
+    [
+        (first(500), PASS, "float32 hides no gradient"),
+        (first(560), FAIL, "float64 is the better gradient"),
+        (first(520), UNKNOWN, "too few images"),
+    ],
+)
+def test_10_without_a_gate_is_about_float64_alone(healthy, broken, verdict, meaning):
+    for name in a.ADAPTIVE:
+        del healthy.wrong[name]
+    healthy.wrong[a.FLOAT64] = broken
+    row = checks.adaptive(healthy)
+    assert row.verdict == verdict
+    assert row.name == "float64 adds nothing (no SPARTA found)"
+    assert meaning in row.meaning
+    assert row.figure == f"float64 {beats(broken, first(500))}"
+
+
+def test_10_without_float64_it_cannot_tell_and_says_why(healthy):
+    del healthy.wrong[a.FLOAT64]
+    healthy.numbers[a.FLOAT64] = "not possible: no double"
+    row = checks.adaptive(healthy)
+    assert row.verdict == UNKNOWN
+    assert row.name == "adaptive attacks on the gate add nothing"
+    assert row.figure.endswith("; float64 not possible: no double")
+    healthy.wrong[next(iter(a.ADAPTIVE))] = first(560)
+    assert checks.adaptive(healthy).verdict == FAIL
+    for name in list(a.ADAPTIVE)[1:]:
+        del healthy.wrong[name]
+    assert checks.adaptive(healthy).name == "adaptive attacks on the gate add nothing"
+    del healthy.wrong[next(iter(a.ADAPTIVE))]
+    row = checks.adaptive(healthy)
+    assert (row.figure, row.verdict) == ("float64 not possible: no double", UNKNOWN)
+    assert row.meaning == "float64 could not be tried"
+
+
+def at(k, key, value, n=100):
+    """A value at k of n images, in place of what a soft gate has."""
+    soft = {"closed": 0.1, "open": 0.05, "ratio": 0.8}
+    return {key: [value] * k + [soft[key]] * (n - k)}
+
+
+@pytest.mark.parametrize("when", GATES)
+@pytest.mark.parametrize(
+    ("changes", "verdict", "meaning"),
+    [
+        ({}, PASS, "no site is a hard mask"),
+        (at(1, "closed", 0.9), PASS, "no site is a hard mask"),  # a few images may have one
+        (at(2, "closed", 0.9), UNKNOWN, "some with a hard mask"),
+        (at(15, "closed", 0.9), FAIL, "hard mask at layer3.1.act2:"),
+        (at(15, "open", 0.9), FAIL, "hard mask at layer3.1.act2:"),
+        (at(15, "ratio", 0.09), FAIL, "hard mask at layer3.1.act2:"),
+        (at(15, "ratio", math.nan), FAIL, "hard mask at layer3.1.act2:"),
+        (at(100, "ratio", 0.11), PASS, "no site"),
+        (at(100, "closed", 0.3) | at(100, "open", 0.3), FAIL, "hard mask"),  # both ends count together
+        (at(100, "closed", 0.25) | at(100, "open", 0.25), PASS, "no site"),  # a half is allowed
+        (at(8, "closed", 0.9) | {"ratio": [0.8] * 92 + [0.01] * 8}, FAIL, "hard mask"),  # of other images
+        (at(8, "closed", 0.9), UNKNOWN, "some with a hard mask"),
+    ],
+)
+def test_11_a_gate_is_soft_and_lets_the_gradient_through(healthy, when, changes, verdict, meaning):
+    healthy.numbers[when]["layer3.1.act2"] |= changes
+    row = checks.gate_statistics(healthy)
+    assert (row.number, row.verdict) == (11, verdict)
+    assert meaning in row.meaning
+    soft = "15.0% < 0.01, 7.5% > 0.99, gradient 0.80, hard at 0 and attacked at 0 of 100 images"
+    assert f"layer4.1.act2 {soft}" in row.figure
+
+
+def test_11_names_every_hard_site_clean_or_attacked(healthy):
+    healthy.numbers["gate"]["layer4.1.act2"]["closed"] = [0.9] * 100
+    healthy.numbers["gate, attacked"]["layer3.1.act2"]["ratio"] = [0.01] * 30 + [0.8] * 70
+    row = checks.gate_statistics(healthy)
+    assert "hard mask at layer4.1.act2, layer3.1.act2:" in row.meaning
+    assert "hard at 100 and attacked at 0 of 100 images; layer3.1.act2" in row.figure
+    assert row.figure.endswith("hard at 0 and attacked at 30 of 100 images")
+
+
+def test_11_does_not_name_a_site_of_which_it_cannot_tell(healthy):
+    healthy.numbers["gate"]["layer4.1.act2"] |= at(5, "ratio", 0.0)
+    healthy.numbers["gate"]["layer3.1.act2"] |= at(50, "ratio", 0.0)
+    assert "hard mask at layer3.1.act2:" in checks.gate_statistics(healthy).meaning
+
+
+def test_11_without_a_gate_is_neither_good_nor_bad(healthy):
+    healthy.numbers |= {when: {} for when in GATES}
+    row = checks.gate_statistics(healthy)
+    assert row.verdict == NO_GATE
+    assert row.verdict not in (PASS, FAIL, UNKNOWN)
+    assert row.figure == "no SPARTA found"

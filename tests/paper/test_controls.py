@@ -1,0 +1,226 @@
+"""The small experiments: what each network is, and that a killed call goes on."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from examples.paper.common import data
+from examples.paper.common.models import HalvedReLU, build
+from examples.paper.common.sets import shuffled
+from examples.paper.results import controls
+from sparta_act import Sparta, SpartaError, SpartaSet
+
+
+def slim_set(seed=0):
+    torch.manual_seed(seed)
+    return SpartaSet({f"G{i + 1}.B2": Sparta(16 * 2**i) for i in range(4)})
+
+
+def test_shuffled_numbers_are_the_same_numbers_elsewhere():
+    taken = slim_set()
+    found = shuffled(taken, 3)
+    for label, activation in taken.items():
+        for (name, p), q in zip(activation.named_parameters(), found[label].parameters(), strict=True):
+            assert torch.equal(p.flatten().sort().values, q.flatten().sort().values)
+            assert torch.equal(p, q) == (name == "gain")
+    again, other = shuffled(taken, 3), shuffled(taken, 4)
+    assert torch.equal(found["G1.B2"].conv1, again["G1.B2"].conv1)
+    assert not torch.equal(found["G1.B2"].conv1, other["G1.B2"].conv1)
+
+
+def test_the_networks_of_a_transfer_differ_in_the_activation_alone():
+    taken = slim_set().freeze()
+    made = {name: make() for name, make in controls.transfer(taken, 5).items()}
+    first = made["ReLU"]
+    for model in made.values():
+        assert torch.equal(model.layer4[1].conv2.weight, first.layer4[1].conv2.weight)
+    assert isinstance(made[controls.HALF].layer1[1].act2, HalvedReLU)
+    frozen, there = made["the set, frozen"].layer2[1].act2, made["SPARTA trained there"].layer2[1].act2
+    assert torch.equal(frozen.conv3, taken["G2.B2"].conv3)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in there.parameters())
+    assert not torch.equal(made["the set shuffled, frozen"].layer2[1].act2.conv3, frozen.conv3)
+
+
+def test_a_mean_gate_is_the_mean_over_active_elements():
+    torch.manual_seed(0)
+    model, x = build("resnet18", "sparta", "G1.B2", width=8).eval(), torch.rand(6, 3, 32, 32)
+    seen = {}
+    site = model.layer1[1].act2
+    handle = site.register_forward_pre_hook(
+        lambda m, inputs: seen.update(x=inputs[0], gate=m.attention(inputs[0]))
+    )
+    with torch.no_grad():
+        expected = model(x)
+    handle.remove()
+    made = {name: make() for name, make in controls.mean_gate(model, x).items()}
+    with torch.no_grad():
+        assert torch.equal(made["SPARTA"](x), expected)
+    active = seen["x"] > 0
+    for name, pick in (
+        ("one number", lambda t: [t]),
+        ("one of each channel", lambda t: t.unbind(1)),
+        ("one of each place", lambda t: t.flatten(2).unbind(2)),
+    ):
+        fixed = made[name].layer1[1].act2
+        means = [g[a].mean() for g, a in zip(pick(seen["gate"]), pick(active), strict=True) if a.any()]
+        numbers = [g for g, a in zip(fixed.gate.flatten(), pick(active), strict=True) if a.any()]
+        torch.testing.assert_close(torch.stack(numbers), torch.stack(means))
+        assert torch.equal(fixed(seen["x"]), F.relu(seen["x"]) * fixed.gate)
+    assert isinstance(site, Sparta)  # the network it was given is as it was
+
+
+@pytest.mark.slow
+def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypatch):
+    slim_set().save_pretrained(tmp_path / "set")
+    monkeypatch.setattr(controls, "PGD", controls.PGD | {"steps": 1})
+    call = [
+        "transfer",
+        "--data-dir",
+        tiny_data,
+        "--set",
+        str(tmp_path / "set"),
+        "--seeds",
+        "0",
+        "--limit",
+        "8",
+    ]
+    call += ["--epochs", "1", "--out", str(tmp_path / "out")]
+    controls.main(call)
+    printed = capsys.readouterr().out
+    assert "the set shuffled" in " ".join(printed.split())
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == 5
+    images = len(data.load("test", tiny_data)[0])
+    assert "seeds" not in controls.parser().parse_args(["mean-gate", "--data-dir", "x"])
+    record = json.loads(files[0].read_text())
+    assert record["errors"]["clean"]["images"] == images - 8  # none that it was trained on
+    assert record["options"]["epochs"] == 1
+
+    before = [f.stat().st_mtime_ns for f in files]
+    files[2].unlink()  # a call that was killed
+    controls.main(call)
+    after = [f.stat().st_mtime_ns for f in files]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
+    controls.main([*call[:-4], "--epochs", "2", *call[-2:]])  # other options: all anew
+    assert all(f.stat().st_mtime_ns > a for f, a in zip(files, after, strict=True))
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Nothing is trained or attacked: every image is right. Its list says how many images each call had."""
+    seen = []
+
+    def run(make, x, y, test, options):
+        seen.append((len(x), len(test[0])))
+        right = torch.zeros(len(test[0]), dtype=torch.bool)
+        return {"options": options, "errors": {"clean": controls.entry(right)}, "gate": {}}
+
+    monkeypatch.setattr(controls, "run", run)
+    return seen
+
+
+def call(tmp_path, experiment, *more):
+    controls.main([experiment, "--out", str(tmp_path / "out"), *map(str, more)])
+
+
+def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
+    call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+    assert (tmp_path / "out/scores.png").read_bytes().startswith(b"\x89PNG")
+    call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+    assert len(stub) == 4
+    call(tmp_path, "mean-gate", "--data-dir", "sample")
+    assert len(stub) == 8
+
+
+@pytest.mark.parametrize("limit", [500, 501, 2000])
+def test_images_to_test_on_are_never_those_to_train_on(tmp_path, stub, limit):
+    with pytest.raises(ValueError, match=f"--limit {limit}: of 500 test images none would be left to test"):
+        call(tmp_path, "transfer", "--data-dir", "sample", "--limit", limit)
+    call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 499, "--seeds", 0)
+    assert stub == [(499, 1)] * 5
+
+
+def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
+    SpartaSet({"G1.B2": Sparta(8)}).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(SpartaError, match="8 channels"):
+        call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 8, "--set", tmp_path / "narrow")
+    with pytest.raises(ValueError, match="has no SPARTA whose gate"):
+        call(tmp_path, "mean-gate", "--data-dir", "sample", "--network", f"{controls.OURS}-relu.safetensors")
+    assert stub == []
+
+
+NETWORKS = """
+import torch
+from torch import nn
+from sparta_act import Sparta
+
+def made(sparta, *body):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+def one():
+    return made(None, Sparta(8))
+
+def twice(sparta=Sparta(8)):
+    return made(sparta, sparta, nn.Conv2d(8, 8, 3), sparta)
+
+def never():
+    model = one()
+    model[1].idle = Sparta(8)
+    return model
+
+def other():
+    torch.manual_seed(1)
+    return nn.Sequential(*one()[:-1], nn.Linear(8, 10))
+
+def half():
+    return one().half()
+"""
+
+
+def test_networks_of_one_file_are_not_taken_for_each_other(tmp_path, tiny_data, stub):
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    for n, name in enumerate(("one", "other", "other"), 1):
+        call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
+        assert len(stub) == 4 * min(n, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("twice", "1 2 times"), ("never", "1.idle 0 times"), ("half", "was given images")]
+)
+def test_a_gate_that_its_mean_cannot_replace_is_named(name, told, tmp_path, tiny_data, stub):
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    with pytest.raises(ValueError, match=told):
+        call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
+    assert stub == []
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"options": {}, "gate": {}, "errors": {"clean": {}}}',
+        '{"options": {}, "gate": [["a", 1]], "errors": RIGHT}',
+        '{"options": {}, "gate": {"a": {"mean": NaN}}, "errors": RIGHT}',
+        '{"options": {}, "gate": {"a": null}, "errors": RIGHT}',
+    ],
+    ids=range(9),
+)
+def test_a_file_that_is_no_result_is_named(tmp_path, stub, text, tiny_data, monkeypatch):
+    monkeypatch.setattr(controls, "score_maps", lambda *_: None)
+    right = {"clean": controls.entry(torch.zeros(20, dtype=torch.bool))}
+    text = text.replace("RIGHT", json.dumps(right))
+    path = tmp_path / "out/mean-gate-one-number-seed0.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"one-number-seed0\.json is no result of controls.py"):
+        call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+    assert path.read_text() == text

@@ -1,0 +1,583 @@
+import json
+import shutil
+import sys
+import zlib
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from examples.paper.attacks import losses
+from examples.paper.attacks.pgd import attacking
+from examples.paper.common import data, records
+from examples.paper.common.statistics import difference, format_difference, format_error, interval
+from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.evaluation import measure, store
+from examples.paper.evaluation.evaluate import main
+from examples.paper.evaluation.measure import (
+    Attack,
+    Outcome,
+    carry_out,
+    field_menu,
+    find_errors,
+    joined,
+    loss_curve,
+    menu,
+    worst_cases,
+)
+from examples.paper.training import train
+
+
+class Brightness(nn.Module):
+    """Class 1 for images brighter than a half, class 0 for darker ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        bright = self.scale * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([-bright, bright], 1)
+
+
+def test_errors_are_those_of_a_model_we_know():
+    levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the middle two are within 16/255
+    x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
+    attacks = {"strong": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10}}
+    wrong = find_errors(Brightness(), x, y, attacks, batch_size=3)
+    assert wrong["clean"].tolist() == [False, False, False, True]
+    assert wrong["strong"].tolist() == [False, True, True, True]
+
+
+def test_the_menu_is_the_papers_and_the_modern_attack():
+    paper = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
+    modern = {"targeted": False, "step_size": 2 / 255, "steps": 20, "restarts": 1}
+    assert menu([10, 50], 20, 1) == {
+        "targeted PGD-10, 16/255": {**paper, "steps": 10},
+        "targeted PGD-50, 16/255": {**paper, "steps": 50},
+        "untargeted PGD-20, 8/255": {**modern, "eps": 8 / 255},
+        "untargeted PGD-20, 16/255": {**modern, "eps": 16 / 255},
+    }
+
+
+def test_the_field_protocol_is_two_attacks_at_one_bound():
+    steps = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 50}
+    assert field_menu(50) == {
+        "untargeted PGD-50, 8/255": {**steps, "loss": "cross-entropy"},
+        "targeted DLR PGD-50, 8/255": {**steps, "loss": "targeted DLR"},
+    }
+
+
+def by_hand(model, x, y, loss, targets, steps):
+    """Every image right when clean through all steps towards each target, all of them judged at each."""
+    eps, step, wrong = 8 / 255, 2 / 255, model(x).argmax(1) != y
+    for target in targets:
+        (left,) = torch.where(~wrong)
+        images, goals = x[left], (y[left],) if target is None else (y[left], target[left])
+        x_adv = (images + torch.empty_like(images).uniform_(-eps, eps)).clamp(images - eps, images + eps)
+        for taken in range(steps + 1):
+            x_adv = x_adv.clamp(0, 1).detach().requires_grad_()
+            logits = model(x_adv)
+            wrong[left] |= logits.argmax(1) != y[left]
+            if taken < steps:
+                (grad,) = torch.autograd.grad(loss(logits, *goals).sum(), x_adv)
+                x_adv = (x_adv + step * grad.sign()).clamp(images - eps, images + eps)
+    return wrong
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_field_protocol_is_the_plain_loop(steps, monkeypatch):
+    monkeypatch.setattr(measure, "BATCH", 7)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6)).eval()
+    x = torch.randint(256, (90, 3, 6, 6), dtype=torch.uint8)
+    images = data.to_float(x, "cpu")
+    y = model(images).argmax(1)
+    y[:9] = (y[:9] + 1) % 6  # some wrong from the start
+    logits = model(images).detach()
+    logits[torch.arange(90), y] = -torch.inf
+    likeliest = logits.sort(1, descending=True).indices[:, :3].unbind(1)
+    loops = ((losses.cross_entropy, [None]), (losses.dlr_to, likeliest))
+    for (name, arguments), (loss, targets) in zip(field_menu(steps).items(), loops, strict=True):
+        attack = Attack(name, arguments, 90)
+        found = carry_out([attack], model, x, y, seed=3, device="cpu", title="")[name].wrong
+        torch.manual_seed(zlib.crc32(f"3 {attack.family}".encode()))
+        with attacking(model):
+            expected = by_hand(model, images, y, loss, targets, steps)
+        assert torch.equal(found, expected)
+        assert expected[:9].all()
+        assert 9 < expected.sum() < 90
+
+
+def test_the_loss_curve_falls_for_a_targeted_attack_and_rises_for_an_untargeted_one():
+    x, y = torch.full((3, 3, 4, 4), 0.5), torch.tensor([0, 1, 0])
+    for targeted, sign in ((True, -1), (False, 1)):
+        curve, x_adv = loss_curve(Brightness(), x, y, eps=0.1, step_size=0.02, steps=6, targeted=targeted)
+        assert curve.shape == (6, 3)
+        assert (sign * curve.diff(dim=0) > 0).all()
+        assert x_adv.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (315, 1000, 0.2870, 0.3445)],
+)
+def test_intervals_are_wilsons(count, n, low, high):
+    wrong = torch.arange(n) < count
+    assert interval(wrong) == pytest.approx((count / n, low, high), abs=1e-4)
+    assert format_error(torch.arange(1000) < 315) == "31.5% (28.7-34.4)"
+    for n in range(1, 200):
+        assert interval(torch.zeros(n).bool())[:2] == (0, 0)
+        assert interval(torch.ones(n).bool())[::2] == (1, 1)
+
+
+def test_differences_are_paired():
+    a, b = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0]).bool(), torch.tensor([1, 0, 0, 0, 0, 0, 0, 1]).bool()
+    d, half = difference(a, b)  # +1 twice, -1 once, of eight
+    assert d == pytest.approx(1 / 8)
+    assert half == pytest.approx(1.959964 * (3 / 8 - 1 / 64) ** 0.5 / 8**0.5)
+    assert format_difference(0.05, 0.02) == "+5.0 ± 2.0"
+    assert format_difference(-0.01, 0.02) == "-1.0 ± 2.0 (noise)"
+    assert difference(a, a) == (0, 0)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"nowhere\.pt"):
+        main([str(tmp_path / "nowhere.pt")])
+
+
+def test_the_worst_case_is_any_attack_within_the_bound_on_the_images_all_saw():
+    wrong = {
+        "clean": [1, 0, 0, 0, 0],
+        "big": [1, 1, 0, 0, 1],
+        "small": [1, 0, 1, 0],
+    }
+    attacks = [
+        Attack("clean", {}, 5),
+        Attack("big", {"eps": 16 / 255}, 5),
+        Attack("small", {"eps": 8 / 255}, 4),
+    ]
+    outcomes = {name: Outcome(torch.tensor(w).bool(), 0.0, []) for name, w in wrong.items()}
+    cases = {name: w.int().tolist() for name, w in worst_cases(attacks, outcomes).items()}
+    assert cases == {"worst case, 8/255": [1, 0, 1, 0], "worst case, 16/255": [1, 1, 1, 0]}
+
+
+def test_an_attack_draws_its_own_numbers():
+    torch.manual_seed(1)
+    x, y = torch.randint(110, 146, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 2
+    model, attack = Brightness(), Attack("one step", {"eps": 0.05, "step_size": 0.01, "steps": 1}, 30)
+    outcomes = []
+    for other in (3, 4):
+        torch.manual_seed(other)
+        outcomes.append(carry_out([attack], model, x, y, seed=0, device="cpu", title="")["one step"])
+    assert len(outcomes[0].wrong) == 30
+    assert torch.equal(outcomes[0].wrong, outcomes[1].wrong)
+
+
+class Counting(Brightness):
+    """Counts the images whose gradient is asked for."""
+
+    attacked = 0
+
+    def forward(self, x):
+        self.attacked += len(x) if x.requires_grad else 0
+        return super().forward(x)
+
+
+def test_a_restart_attacks_only_what_still_stands():
+    levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the last is wrong from the start
+    x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
+    attacks = {"restarts": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10, "restarts": 5}}
+    model = Counting()
+    assert find_errors(model, x, y, attacks)["restarts"].tolist() == [False, True, True, True]
+    assert model.attacked == 10 * (4 + 4 * 1)
+
+
+def test_attacks_that_differ_in_their_steps_are_one_run_and_what_each_would_be_alone():
+    torch.manual_seed(1)
+    x, y = torch.randint(100, 156, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 2
+    weak = {"eps": 0.05, "step_size": 0.002, "targeted": True}
+    attacks = [Attack(f"targeted PGD-{k}, ours", {**weak, "steps": k}, 40) for k in (3, 9)]
+    together, model = {}, Counting()
+    together = carry_out(attacks, model, x, y, seed=0, device="cpu", title="")
+    assert model.attacked == 9 * 40
+    for attack in attacks:
+        alone = carry_out([attack], Brightness(), x, y, seed=0, device="cpu", title="")
+        assert torch.equal(alone[attack.name].wrong, together[attack.name].wrong)
+    few, many = (together[a.name].wrong.sum() for a in attacks)
+    assert 0 < few < many
+    other_bound = {f"PGD-{k}": {**weak, "eps": k / 100, "steps": k} for k in (3, 9)}
+    model = Counting()
+    find_errors(model, x, y, other_bound)
+    assert model.attacked == (3 + 9) * 40
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 13])
+def test_which_images_are_wrong_comes_back_from_text(count):
+    wrong = torch.rand(count) < 0.5
+    assert torch.equal(records.unpacked(records.packed(wrong), count), wrong)
+    with pytest.raises(ValueError, match="bytes for"):
+        records.unpacked(records.packed(wrong), count + 8)
+
+
+def test_exact_arithmetic_is_lent_and_given_back():
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    tuned = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        with exact_arithmetic():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[0], tuned
+        torch.set_float32_matmul_precision(before[1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_data):
+    """A network that knows a little: brightness is the class, and easy."""
+    out = tmp_path_factory.mktemp("run")
+    run = ["--out", out, "--activation", "relu", "--recipe", "fast", "--epochs", 1, "--data-dir", tiny_data]
+    train.main([str(a) for a in (*run, "--width", 8, "--device", "cpu")])
+    return out / "checkpoint.pt"
+
+
+def words(path, tiny_data, *more):
+    arguments = [
+        path,
+        "--data-dir",
+        tiny_data,
+        "--steps",
+        2,
+        "--untargeted-steps",
+        2,
+        "--device",
+        "cpu",
+        *more,
+    ]
+    return [str(a) for a in arguments]
+
+
+def evaluated(path, tiny_data, *more):
+    main(words(path, tiny_data, *more))
+    return json.loads((path.parent / "evaluation.json").read_text())
+
+
+def test_limits_are_kept_and_the_record_says_them(checkpoint, tiny_data):
+    record = evaluated(checkpoint, tiny_data, "--limit", 12, "--restarts", 2)
+    images = {name: e["images"] for name, e in record["errors"].items()}
+    assert images == {
+        "clean": 12,
+        "targeted PGD-2, 16/255": 12,
+        "untargeted PGD-2 x 2, 8/255": 12,
+        "untargeted PGD-2 x 2, 16/255": 12,
+        "worst case, 8/255": 12,
+        "worst case, 16/255": 12,
+    }
+    for entry in record["errors"].values():
+        assert entry["low"] <= entry["error"] <= entry["high"]
+        assert entry["seconds"] >= 0
+        wrong = records.unpacked(entry["wrong"], entry["images"])
+        assert wrong.float().mean().item() == entry["error"]
+    assert record["checkpoint"] == records.sha256(checkpoint.read_bytes())
+    assert record["steps of PGD in"] == "float32"
+
+
+def test_the_field_protocol_asks_all_clean_images_and_attacks_the_first(
+    checkpoint, tiny_data, capsys, monkeypatch
+):
+    monkeypatch.setattr(measure, "PART", 5)
+    field = ("--protocol", "field")
+    record = evaluated(checkpoint, tiny_data, *field, "--limit", 7)
+    errors = record["errors"]
+    assert {name: e["images"] for name, e in errors.items()} == {
+        "clean": 20,
+        "untargeted PGD-2, 8/255": 7,
+        "targeted DLR PGD-2, 8/255": 7,
+        "worst case, 8/255": 7,
+    }
+    clean, pgd, dlr, worst = (records.unpacked(e["wrong"], e["images"])[:7] for e in errors.values())
+    assert torch.equal(worst, clean | pgd | dlr)
+    assert not (clean & ~pgd).any()
+    assert not (clean & ~dlr).any()
+    assert "loss per step" not in record
+    capsys.readouterr()
+    again = evaluated(checkpoint, tiny_data, *field, "--limit", 7)
+    assert again["errors"] == errors
+    assert capsys.readouterr().out.count("was measured before") == 3
+    more = evaluated(checkpoint, tiny_data, *field, "--limit", 12)["errors"]  # the first five are there
+    assert capsys.readouterr().out.count("5 images were measured before") == 2
+    assert more["clean"] == errors["clean"]
+    with pytest.raises(ValueError, match="leave out --amp"):
+        evaluated(checkpoint, tiny_data, *field, "--amp", "bf16")
+
+
+def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
+    once = evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 1)
+    capsys.readouterr()
+    again = evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 3)
+    printed = capsys.readouterr().out
+    assert printed.count("was measured before") == 2
+    assert "untargeted PGD-2 x 3, 8/255 was measured before" not in printed
+    for name in ("clean", "targeted PGD-2, 16/255"):
+        assert again["errors"][name] == once["errors"][name]
+    evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 3, "--seed", 1)
+    assert "was measured before" not in capsys.readouterr().out
+
+
+def test_more_images_for_the_others_do_not_repeat_autoattack(checkpoint, tiny_data, capsys):
+    strong = ("--restarts", 1, "--autoattack", "--autoattack-limit", 3)
+    few = evaluated(checkpoint, tiny_data, "--limit", 7, *strong)
+    capsys.readouterr()
+    more = evaluated(checkpoint, tiny_data, "--limit", 9, *strong)
+    assert capsys.readouterr().out.count("was measured before") == 1
+    assert more["errors"]["AutoAttack, 8/255"] == few["errors"]["AutoAttack, 8/255"]
+    images = {name: e["images"] for name, e in more["errors"].items()}
+    assert [n for n in images if images[n] == 3] == [
+        "AutoAttack, 8/255",
+        "worst case, 8/255",
+        "worst case, 16/255",
+    ]
+    assert images["clean"] == images["untargeted PGD-2, 8/255"] == 9
+
+
+def test_steps_in_bfloat16_are_another_measurement_and_said(checkpoint, tiny_data, capsys):
+    evaluated(checkpoint, tiny_data, "--limit", 6)
+    capsys.readouterr()
+    record = evaluated(checkpoint, tiny_data, "--limit", 6, "--amp", "bf16")
+    assert capsys.readouterr().out.count("was measured before") == 1  # the clean images
+    assert record["steps of PGD in"] == "bfloat16"
+
+
+def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkeypatch):
+    from examples.paper.evaluation import evaluate
+
+    run = ["--out", tmp_path, "--activation", "sparta", "--recipe", "fast", "--epochs", 1, "--limit", 20]
+    train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+    attacked = []
+
+    def watched(attacks, model, *arguments, **more):
+        attacked.append({k: v.clone() for k, v in model.state_dict().items()})
+        return carry_out(attacks, model, *arguments, **more)
+
+    monkeypatch.setattr(evaluate, "carry_out", watched)
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 4, "--restarts", 1)
+    trained = train.load_trained(tmp_path / "checkpoint.pt")[0].state_dict()
+    assert attacked
+    for state in attacked:
+        for key, value in state.items():
+            gate = ".act2." in key
+            assert torch.equal(value, trained[key].half().float() if gate else trained[key]), key
+    assert any(".act2." in k and not torch.equal(v, v.half().float()) for k, v in trained.items())
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, capsys, monkeypatch):
+    from examples.paper.evaluation import evaluate
+
+    def killed(attacks, *arguments, **more):
+        if attacks[0].name.startswith("untargeted"):
+            raise KeyboardInterrupt
+        return carry_out(attacks, *arguments, **more)
+
+    evaluated(checkpoint, tiny_data, "--limit", 10)
+    (checkpoint.parent / "evaluation.npz").unlink()
+    monkeypatch.setattr(evaluate, "carry_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(checkpoint, tiny_data, "--limit", 10)
+    assert not (checkpoint.parent / "evaluation.json").exists()  # nor the earlier call's
+    monkeypatch.undo()
+    capsys.readouterr()
+    evaluated(checkpoint, tiny_data, "--limit", 10)
+    assert capsys.readouterr().out.count("was measured before") == 2
+
+
+def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkeypatch, tmp_path):
+    from examples.paper.evaluation import evaluate
+
+    few = partial(measure.autoattack_by_copy, steps=5, queries=50)
+    monkeypatch.setattr(measure, "autoattack_by_copy", few)
+    monkeypatch.setattr(measure, "PART", 2)
+    carried = []
+
+    def watched(attacks, *arguments, **more):
+        carried.append((attacks[0].name, attacks[0].start, attacks[0].images))
+        return carry_out(attacks, *arguments, **more)
+
+    monkeypatch.setattr(evaluate, "carry_out", watched)
+    strong = ("--limit", 5, "--restarts", 1, "--autoattack")
+    shutil.copy(checkpoint, tmp_path)
+    begun = evaluate.evaluations(words(tmp_path / "checkpoint.pt", tiny_data, *strong))
+    seconds = [
+        next(begun) for _ in range(6)
+    ]  # clean, three families of PGD, and then AutoAttack's first part of three
+    begun.close()
+    assert seconds[:5] == [0] * 5
+    assert seconds[5] > 0
+    assert carried[4:] == [("AutoAttack, 8/255", 0, 2)]
+    assert not (tmp_path / "evaluation.json").exists()
+    carried.clear()
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong)
+    assert carried == [("AutoAttack, 8/255", 2, 2), ("AutoAttack, 8/255", 4, 1)]
+    printed = capsys.readouterr().out
+    assert printed.count("was measured before") == 4
+    assert "AutoAttack, 8/255, 2 images were measured before" in printed
+    entry = record["errors"]["AutoAttack, 8/255"]
+    assert entry["images"] == 5
+    assert entry["standing"]["square"] == round(5 * (1 - entry["error"]))
+    carried.clear()
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong[2:], "--limit", 4)
+    assert not [c for c in carried if c[0].startswith("Auto")]  # the first four are there
+
+
+def test_the_next_checkpoint_is_expected_to_take_as_long(checkpoint, tiny_data, tmp_path):
+    from examples.paper.evaluation import evaluate
+
+    both = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        both.append(shutil.copy(checkpoint, tmp_path / name))
+    arguments = words(both[0], tiny_data, "--limit", 3, "--restarts", 1)
+    main(arguments)  # what was measured before is known to the second too
+    seconds = list(evaluate.evaluations([both[0], *words(both[1], *arguments[2:3], *arguments[3:])]))
+    assert len(seconds) == 4
+    assert all(s > 0 for s in seconds)
+
+
+def test_two_processes_do_not_evaluate_one_folder(checkpoint, tiny_data):
+    with store.alone(checkpoint.parent), pytest.raises(ValueError, match="another process evaluates"):
+        evaluated(checkpoint, tiny_data, "--limit", 3)
+    evaluated(checkpoint, tiny_data, "--limit", 3)
+
+
+def test_a_checkpoint_that_is_written_meanwhile_is_not_taken_for_the_old_one(
+    checkpoint, tiny_data, tmp_path, monkeypatch
+):
+    from examples.paper.evaluation import evaluate
+
+    path = tmp_path / "checkpoint.pt"
+    shutil.copy(checkpoint, path)
+
+    def slow(path):
+        loaded = train.load_trained(path)
+        path.write_bytes(path.read_bytes() + b"0")
+        return loaded
+
+    monkeypatch.setattr(evaluate, "load_trained", slow)
+    with pytest.raises(ValueError, match="written anew just now"):
+        evaluated(path, tiny_data, "--limit", 3)
+    assert not (tmp_path / "evaluation.npz").exists()
+
+
+def test_a_kept_part_of_another_length_is_measured_again(checkpoint, tiny_data, tmp_path, capsys):
+    shutil.copy(checkpoint, tmp_path)
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 6)
+    file = tmp_path / "evaluation.npz"
+    whole = store.read(file)
+    store.write(file, {k: Outcome(o.wrong[:5], o.seconds, o.warnings) for k, o in whole.items()})
+    capsys.readouterr()
+    again = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 6)
+    assert "was measured before" not in capsys.readouterr().out
+    assert {k: e["wrong"] for k, e in again["errors"].items()} == {
+        k: e["wrong"] for k, e in record["errors"].items()
+    }
+
+
+def test_parts_joined_are_the_whole():
+    one, two = (
+        Outcome(torch.tensor(w), s, [f"{n} points of a kind", "flat"], {"a": n, "b": 1})
+        for w, s, n in (([True, False], 1.0, 3), ([False], 2.5, 4))
+    )
+    whole = joined([one, two])
+    assert whole.wrong.tolist() == [True, False, False]
+    assert whole.seconds == 3.5
+    assert whole.warnings == ["3 points of a kind", "flat"]
+    assert whole.standing == {"a": 7, "b": 2}
+
+
+def test_another_checkpoint_is_measured_anew(checkpoint, tiny_data, capsys, tmp_path):
+    evaluated(checkpoint, tiny_data, "--limit", 20)
+    for name in ("checkpoint.pt", "evaluation.npz"):
+        shutil.copy(checkpoint.parent / name, tmp_path / name)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"]["fc.bias"][3] += 100  # always class 3: every tenth image is right
+    torch.save(state, tmp_path / "checkpoint.pt")
+    capsys.readouterr()
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)
+    assert "was measured before" not in capsys.readouterr().out
+    assert record["errors"]["clean"]["error"] == pytest.approx(0.9)
+    for content in (b"no archive", b""):
+        (tmp_path / "evaluation.npz").write_bytes(content)
+        record = evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 20)
+        assert record["errors"]["clean"]["error"] == pytest.approx(0.9)
+
+
+def test_the_record_has_what_autoattack_told(checkpoint, tiny_data, capsys):
+    record = evaluated(checkpoint, tiny_data, "--limit", 4, "--restarts", 1, "--autoattack")
+    entry = record["errors"]["AutoAttack, 8/255"]
+    left = list(entry["standing"].values())
+    assert list(entry["standing"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == round(4 * (1 - entry["error"]))
+    printed = capsys.readouterr().out
+    assert f"right of 4: {left[0]} after apgd-ce" in printed
+    for warning in entry.get("warnings", []):
+        assert f"warns: {warning}" in printed
+    again = evaluated(checkpoint, tiny_data, "--limit", 4, "--restarts", 1, "--autoattack")
+    assert again["errors"] == record["errors"]
+
+
+def test_what_cannot_work_is_said_before_the_first_attack(
+    checkpoint, tiny_data, tmp_path, monkeypatch, capsys
+):
+    with pytest.raises(ValueError, match="two checkpoints lie in one folder"):
+        main([str(checkpoint), str(checkpoint)])
+    with pytest.raises(ValueError, match="--device nowhere cannot be used here"):
+        evaluated(checkpoint, tiny_data, "--device", "nowhere")
+    state = torch.load(checkpoint, weights_only=True)
+    state["settings"]["dataset"] = "svhn"
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="of cifar10 and svhn; evaluate one data set"):
+        main([str(checkpoint), str(tmp_path / "checkpoint.pt")])
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match=r'pip install "sparta-act\[autoattack\]"'):
+        evaluated(checkpoint, tiny_data, "--autoattack", "--seed", 5)
+    assert capsys.readouterr().err == ""  # no progress bar began
+
+
+@pytest.mark.slow
+def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
+    for activation in ("relu", "swish-relu"):
+        run = [
+            "--out",
+            tmp_path / activation,
+            "--activation",
+            activation,
+            "--recipe",
+            "fast",
+            "--epochs",
+            "1",
+        ]
+        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+    paths = [str(tmp_path / a / "checkpoint.pt") for a in ("relu", "swish-relu")]
+    main([*paths, "--data-dir", tiny_data, "--steps", "2", "--untargeted-steps", "2", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "targeted PGD-2, 16/255" in printed
+    assert "±" in printed
+    record = json.loads((tmp_path / "relu/evaluation.json").read_text())
+    assert {e["images"] for e in record["errors"].values()} == {20}
+    assert len(record["loss per step"]) == 2
+    assert record["loss per step"][1] < record["loss per step"][0]
+    assert set(record["errors"]) == {
+        "clean",
+        "targeted PGD-2, 16/255",
+        "untargeted PGD-2 x 10, 8/255",
+        "untargeted PGD-2 x 10, 16/255",
+        "worst case, 8/255",
+        "worst case, 16/255",
+    }

@@ -1,0 +1,175 @@
+"""Sets made from runs by examples/export.py, from real runs on a few images."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+from examples.paper.common import records
+from examples.paper.common.statistics import difference, format_difference
+from examples.paper.evaluation import evaluate
+from examples.paper.results import export
+from examples.paper.training import train
+from sparta_act import Sparta
+from sparta_act.pretrained.shipped import SHIPPED
+
+SETS = export.PACKAGE / "sets/cifar10-resnet18-w16"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_data):
+    """SPARTA and its ReLU twin, trained and evaluated."""
+    folder = tmp_path_factory.mktemp("runs")
+    for activation in ("relu", "sparta"):
+        run = ["--out", folder / activation, "--activation", activation, "--recipe", "fast", "--epochs", 1]
+        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+        _evaluate(folder / activation, tiny_data)
+    return folder
+
+
+def _evaluate(run, tiny_data, *more):
+    words = [run / "checkpoint.pt", "--data-dir", tiny_data, "--steps", 2, "--untargeted-steps", 2, *more]
+    evaluate.main([str(a) for a in (*words, "--restarts", 1, "--device", "cpu")])
+
+
+def _export(*words):
+    export.main([str(a) for a in words])
+
+
+def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
+    _export(runs / "sparta", "--twin", runs / "relu", "--out", tmp_path / "set")
+    taken = Sparta.from_pretrained(tmp_path / "set")
+    model, _ = train.load_trained(runs / "sparta" / "checkpoint.pt")
+    for i in range(4):
+        stored, trained = taken[f"G{i + 1}.B2"], model.get_submodule(f"layer{i + 1}.1.act2")
+        for key, value in trained.state_dict().items():
+            assert torch.equal(stored.state_dict()[key], value.half().float())
+    errors = [json.loads((runs / r / "evaluation.json").read_text())["errors"] for r in ("sparta", "relu")]
+    rows = {row["error"]: row for row in taken.info["measured"]}
+    assert list(rows) == list(errors[0])
+    for attack, row in rows.items():
+        ours, twin = (records.unpacked(e[attack]["wrong"], e[attack]["images"]) for e in errors)
+        assert row["SPARTA"].startswith(f"{ours.float().mean().item():.1%} (")
+        assert row["ReLU twin"].startswith(f"{twin.float().mean().item():.1%} (")
+        assert row["difference"] == format_difference(*difference(ours, twin))
+    card = (tmp_path / "set/README.md").read_text()
+    for line in ("steps of PGD in float32", "| recipe, eps | 16/255 |", "| recipe, step_size | 10/255 |"):
+        assert line in card
+
+
+def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, monkeypatch):
+    errors = iter([0.5, 0.6, 0.5, 0.4])
+    monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
+    words = ["--recipe", "fast", "--epochs", 2, "--limit", 40, "--data-dir", tiny_data, "--width", 8]
+    for activation in ("sparta", "relu"):
+        run = tmp_path / activation
+        more = ["--out", run, "--activation", activation, "--validation", 9, "--device", "cpu"]
+        train.main([str(w) for w in (*words, *more)])
+        for checkpoint in (run, run / "best"):
+            _evaluate(checkpoint, tiny_data, "--limit", 5)
+    run, twin, out = tmp_path / "sparta", tmp_path / "relu", tmp_path / "set"
+    held = "which erred least on 9 training images held out"
+    for ours, theirs, epoch in (
+        ("best", "best", f"1 of 2, {held}; of the twin 2 of 2, {held}"),
+        (".", ".", "2 of 2, the last; of the twin 2 of 2, the last"),
+    ):
+        _export(run / ours, "--twin", twin / theirs, "--out", out)
+        assert f"| epoch | {epoch} |" in (out / "README.md").read_text()
+    before = (out / "README.md").read_bytes()
+    for ours, theirs in (("best", "."), (".", "best")):
+        with pytest.raises(ValueError, match=r"the twin is none: of .* it is epoch 2 of 2, .*, of .* of 2"):
+            _export(run / ours, "--twin", twin / theirs, "--out", out)
+    assert (out / "README.md").read_bytes() == before
+
+
+def test_a_set_without_a_twin_has_its_own_column_alone(runs, tmp_path):
+    _export(runs / "sparta", "--out", tmp_path / "set")
+    assert {tuple(row) for row in Sparta.from_pretrained(tmp_path / "set").info["measured"]} == {
+        ("error", "images", "SPARTA")
+    }
+
+
+def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_data):
+    run, out = tmp_path / "run", tmp_path / "set"
+    with pytest.raises(ValueError, match=r"train\.py writes it"):
+        _export(run, "--out", out)
+    shutil.copytree(runs / "sparta", run)
+    (run / "evaluation.json").unlink()
+    with pytest.raises(ValueError, match=r"write it with: python examples/evaluate\.py"):
+        _export(run, "--out", out)
+    _evaluate(run, tiny_data, "--limit", 10)
+    with pytest.raises(ValueError, match="the twin is none: images of clean is 20, wanted 10, images of"):
+        _export(run, "--twin", runs / "relu", "--out", out)
+    with pytest.raises(ValueError, match="the twin is none: activation is 'sparta', wanted 'relu'"):
+        _export(run, "--twin", run, "--out", out)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"epoch": 7}, run / "checkpoint.pt")
+    with pytest.raises(ValueError, match="it is of another checkpoint"):
+        _export(run, "--out", out)
+    with pytest.raises(ValueError, match="its network has no SPARTA, its activation is relu"):
+        _export(runs / "relu", "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: r["errors"]["clean"].pop("wrong"), "where errors were wanted"),
+        (lambda r: r["errors"]["clean"].update(images=104), "its images tell another one|bytes for 104"),
+        (lambda r: r.update(errors={}), "where errors were wanted"),
+        (lambda r: r.pop("machine"), "it lacks machine"),
+        (lambda r: r.pop("checkpoint"), "'checkpoint'"),
+    ],
+)
+def test_a_damaged_evaluation_makes_no_set(runs, tmp_path, change, told):
+    run, out = tmp_path / "run", tmp_path / "set"
+    shutil.copytree(runs / "sparta", run)
+    record = json.loads((run / "evaluation.json").read_text())
+    change(record)
+    for text in (json.dumps(record), "[]", "{half"):
+        (run / "evaluation.json").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"evaluation\.json is not of use: .*evaluate .* again"
+        ) as raised:
+            _export(run, "--out", out)
+        assert re.search(format_difference, str(raised.value)) or text in ("[]", "{half")
+    assert not out.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(runs, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="is a folder of something else than a set"):
+        _export(runs / "sparta", "--out", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", 'q"uote', ".hid", "/abs"])
+def test_a_set_of_the_package_has_a_plain_name(runs, tmp_path, name, monkeypatch, capsys):
+    monkeypatch.setattr(export, "PACKAGE", tmp_path)
+    with pytest.raises(SystemExit):
+        _export(runs / "sparta", "--ship", name)
+    assert "wants small letters, digits, dots and dashes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_path, monkeypatch):
+    (tmp_path / "sets").mkdir()
+    head = '"""Sets."""\n\nSHIPPED: dict[str, dict[str, str]] = {'
+    (tmp_path / "shipped.py").write_text(head + "  # name of the set -> file -> its sha256\n}\n")
+    monkeypatch.setattr(export, "PACKAGE", tmp_path)
+    (tmp_path / "sets/a-new-set/.saving-killed").mkdir(parents=True)
+    shutil.copy(SETS / "config.json", tmp_path / "sets/a-new-set")  # as a killed call would leave it
+    _export(runs / "sparta", "--ship", "a-new-set")
+    scope = {}
+    exec((tmp_path / "shipped.py").read_text(), scope)
+    files = {
+        f.name: records.sha256(f.read_bytes())
+        for f in (tmp_path / "sets/a-new-set").glob("*.*[a-z]")
+        if f.is_file()
+    }
+    assert set(files) == {"README.md", "config.json", "model.safetensors"}
+    assert scope["SHIPPED"] == SHIPPED | {"a-new-set": files}
+    assert (tmp_path / "shipped.py").read_text().startswith(head)

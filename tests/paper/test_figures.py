@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+
+from examples.paper.common.models import build
+from examples.paper.results import figures
+from examples.paper.training import train
+
+
+@pytest.mark.parametrize("activation", ["relu", "sparta", "feature-denoising"])
+def test_the_maps_are_those_before_and_after_the_activation(activation):
+    model, x = build("resnet18", activation, "G*.B-1", width=8), torch.rand(2, 3, 32, 32)
+    before, after = figures.feature_maps(model.train(), x, 2)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        h = model.layer1(model.act1(model.bn1(model.conv1(model.normalize(x)))))
+        h = model.layer2[0](h)
+        block = model.layer2[1]
+        known = block.bn2(block.conv2(block.act1(block.bn1(block.conv1(h))))) + h
+        torch.testing.assert_close(before, known.mean(1))
+        torch.testing.assert_close(after, block.act2(known).mean(1))
+    if activation == "relu":
+        torch.testing.assert_close(after, known.clamp(min=0).mean(1))
+
+
+def tiny_run(out, tiny_data, *more):
+    arguments = [
+        "--out",
+        out,
+        "--data-dir",
+        tiny_data,
+        "--limit",
+        40,
+        "--width",
+        8,
+        "--epochs",
+        1,
+        "--recipe",
+    ]
+    train.main([str(a) for a in (*arguments, "fast", "--device", "cpu", *more)])
+    return str(out / "checkpoint.pt")
+
+
+def draw(*arguments):
+    figures.main([str(a) for a in (*arguments, "--device", "cpu")])
+
+
+@pytest.mark.slow
+def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
+    paths = [tiny_run(tmp_path / a, tiny_data, "--activation", a) for a in ("relu", "sparta")]
+    options = ["--data-dir", tiny_data, "--limit", 8, "--steps", 3, "--out"]
+    draw(*paths, *options, tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "one.json").read_text())
+    assert record["images"] == 8
+    assert set(record["loss per step"]) == {"relu", "sparta"}
+    curve = record["loss per step"]["relu"]
+    assert len(curve["mean"]) == len(curve["std"]) == 3
+    assert curve["mean"][2] < curve["mean"][0]  # a targeted attack lowers it
+    draw(paths[0], *options, tmp_path / "two.png")
+    alone = json.loads((tmp_path / "two.json").read_text())["loss per step"]["relu"]
+    assert alone == curve  # the same attack, whatever else is drawn
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, tiny_data):
+    with pytest.raises(SystemExit, match=r"there is no .*nowhere\.pt"):
+        draw(tmp_path / "nowhere.pt")
+    first = tiny_run(tmp_path / "a", tiny_data, "--activation", "relu")
+    second = tiny_run(tmp_path / "b", tiny_data, "--activation", "relu", "--dataset", "mnist-m")
+    with pytest.raises(ValueError, match="of cifar10 and mnist-m; draw one data set at a time"):
+        draw(first, second)
+    third = tiny_run(tmp_path / "other/a", tiny_data, "--activation", "relu")
+    with pytest.raises(ValueError, match="folders of one name"):
+        draw(first, third)

@@ -1,0 +1,332 @@
+"""Attacks without gradients, where the smallest change that fools the network is known."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from examples.paper.attacks.pgd import within
+from examples.paper.audit.gradient_free import _Watched, hard_label, noise, other_classes, square
+
+NEAREST = 0.02  # how far each image of `known` is from another class
+
+
+class Linear(nn.Module):
+    """Logits of a matrix, which counts the images it is asked about."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(classes, 48, dtype=torch.float64))
+        self.norm, self.seen = nn.BatchNorm2d(3), []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return x.flatten(1).to(self.w.dtype) @ self.w.T
+
+
+def distance(model, x, y):
+    """L-infinity distance to the nearest other class, and that: gap of logits by L1 norm of weights."""
+    logits = x.flatten(1).double() @ model.w.T
+    gap = logits.gather(1, y[:, None]) - logits
+    to_each = gap / (model.w[y][:, None] - model.w).abs().sum(2)
+    return to_each.scatter(1, y[:, None], torch.inf).min(1)
+
+
+def known(n=12):
+    """A network of three classes and images for which 0.02 is exactly enough, far from black and white."""
+    model = Linear()
+    x = 0.5 + 0.1 * torch.randn(n, 3, 4, 4, dtype=torch.float64).clamp(-1, 1)
+    y = model(x).argmax(1)
+    for _ in range(200):  # along the straight way to the nearest class, or back
+        far, nearest = distance(model, x, y)
+        step = ((model.w[nearest] - model.w[y]).sign().view_as(x)) * (far - NEAREST).view(-1, 1, 1, 1)
+        x = (x + step).detach()
+    far, _ = distance(model, x, y)
+    torch.testing.assert_close(far, torch.full_like(far, NEAREST))
+    assert x.min() > 0.1
+    assert x.max() < 0.9
+    model.seen.clear()
+    return model, x, y
+
+
+def starts(model, x, y):
+    chosen, there = other_classes(model, x, y, torch.rand(200, 3, 4, 4, dtype=x.dtype))
+    assert there.all()
+    model.seen.clear()
+    return chosen
+
+
+def blind(model, x, y, eps, seed=0):
+    torch.manual_seed(seed)
+    return noise(model, x, y, eps=eps, draws=200)
+
+
+def by_squares(model, x, y, eps):
+    return square(model, x, y, eps=eps, queries=300, seed=0)
+
+
+def by_hops(model, x, y, eps):
+    torch.manual_seed(0)
+    return hard_label(model, x, y, starts(model, x, y), eps=eps, queries=600)[:2]
+
+
+ATTACKS = {blind: 10, by_squares: 2.5, by_hops: 2.5}  # and how many times the distance is well above it
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_below_the_distance_nothing_breaks(attack):
+    model, x, y = known()
+    broken, images = attack(model, x, y, 0.98 * NEAREST)
+    assert broken.dtype == torch.bool
+    assert broken.tolist() == [False] * 12
+    assert torch.equal(images, x)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_well_above_the_distance_everything_breaks_and_the_images_show_it(attack):
+    model, x, y = known()
+    eps = ATTACKS[attack] * NEAREST
+    broken, images = attack(model, x, y, eps)
+    assert broken.tolist() == [True] * 12
+    assert images.shape == x.shape
+    assert (model(images).argmax(1) != y).all()
+    assert (images - x).abs().max() <= eps + 1e-6
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_images_stay_among_images_at_the_edge_of_what_there_is(attack):
+    model, x, y = known()
+    x = torch.where(x > 0.5, 1.0, 0.0).double()
+    y = model(x).argmax(1)
+    _, images = attack(model, x, y, 0.3)
+    assert images.min() == 0
+    assert images.max() == 1
+    assert (images - x).abs().max() <= 0.3 + 1e-6  # Square's steps are float32
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_is_wrong_as_it_is_counts_and_is_not_changed(attack):
+    model, x, y = known()
+    y[:5] = (y[:5] + 1) % 3
+    if attack is by_hops:
+        broken, images, _ = hard_label(model, x, y, x, eps=1e-3, queries=5)  # each starts at itself
+    else:
+        broken, images = attack(model, x, y, 1e-3)
+    assert broken.tolist() == [True] * 5 + [False] * 7
+    assert torch.equal(images, x)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_network_and_images_are_left_as_they_were(attack):
+    model, x, y = known()
+    model.train()
+    model.norm.eval()
+    model.w.requires_grad_(False)
+    before, labels = x.clone(), y.clone()
+    attack(model, x, y, ATTACKS[attack] * NEAREST)
+    assert model.training
+    assert not model.norm.training
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True]
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(x, before)
+    assert torch.equal(y, labels)
+
+
+# ---- noise
+
+
+def test_draws_are_uniform_in_the_ball_and_at_its_corners_by_turns():
+    model, x, y = known()
+    x[0, 0, 0, 0] = 0.0  # where the ball is cut
+    y = model(x).argmax(1)
+    eps = 0.5 * distance(model, x, y)[0].min().item()
+    model.seen.clear()
+    noise(model, x, y, eps=eps, draws=6)
+    clean, *draws = model.seen
+    assert torch.equal(clean, x)
+    low, high = within(x, eps)
+    assert low.min() == 0
+    for k, draw in enumerate(draws):
+        assert (draw >= low).all()
+        assert (draw <= high).all()
+        at_a_corner = (draw == low) | (draw == high)
+        if k % 2:
+            assert at_a_corner.all()
+            assert 0.35 < (draw == low).double().mean() < 0.65
+        else:
+            assert at_a_corner[1:].double().mean() < 0.1
+            assert ((draw - x)[1:].abs() < eps / 2).double().mean() > 0.4
+    assert len({draw.sum().item() for draw in draws}) == 6
+
+
+def test_without_draws_only_the_errors_count():
+    model, x, y = known()
+    y[3] = (y[3] + 1) % 3
+    broken, images = noise(model, x, y, eps=0.5, draws=0)
+    assert torch.where(broken)[0].tolist() == [3]
+    assert torch.equal(images, x)
+
+
+@pytest.mark.parametrize("batch_size", [5, 250])
+def test_a_broken_image_is_left_alone(batch_size):
+    model, x, y = known()
+    torch.manual_seed(0)
+    broken, _ = noise(model, x, y, eps=10 * NEAREST, draws=200, batch_size=batch_size)
+    assert broken.all()
+    assert sum(map(len, model.seen)) < 12 * 200 / 4
+    assert max(map(len, model.seen)) == min(batch_size, 12)
+
+
+def test_more_draws_break_more_and_lose_none():
+    model, x, y = known()
+    found = []
+    for draws in (2, 60):
+        torch.manual_seed(1)
+        found.append(noise(model, x, y, eps=4 * NEAREST, draws=draws)[0])
+    few, many = found
+    assert (many | ~few).all()
+    assert many.sum() > few.sum()
+
+
+# ---- Square and HopSkipJump
+
+
+def test_square_asks_no_more_than_it_may():
+    model, x, y = known()
+    counts = []
+    for queries in (10, 25):
+        model.seen.clear()
+        square(model, x, y, eps=0.5 * NEAREST, queries=queries, seed=0)
+        counts.append(sum(map(len, model.seen)))
+    assert counts[1] - counts[0] == 15 * 12
+
+
+def test_square_is_the_same_for_the_same_seed():
+    model, x, y = known()
+    a, b, c = (square(model, x, y, eps=2.5 * NEAREST, queries=300, seed=seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_each_image_is_asked_about_as_often_as_allowed():
+    model, x, y = known()
+    begin = starts(model, x, y)
+    _, _, count = hard_label(model, x, y, begin, eps=0.5 * NEAREST, queries=70)
+    assert count.tolist() == [70] * 12
+    assert [len(seen) for seen in model.seen] == [10] * 70 + [2] * 70  # ten images at once, then the last two
+    model.seen.clear()
+    _, _, count = hard_label(model, x, y, begin, eps=1, queries=70)
+    assert count.tolist() == [1] * 12
+    assert [len(seen) for seen in model.seen] == [10, 2]  # all are broken: it stops
+
+
+def test_the_first_image_that_fooled_is_kept():
+    model, x, y = known(1)
+    begin = starts(model, x, y)
+    torch.manual_seed(0)
+    hard_label(model, x, y, begin, eps=0, queries=300)
+    seen = [s for s in list(model.seen) if (s - x).abs().max() <= 0.2 and model(s).argmax(1) != y]
+    assert len(seen) > 1
+    torch.manual_seed(0)
+    _, images, _ = hard_label(model, x, y, begin, eps=0.2, queries=300)
+    assert torch.equal(images, seen[0])
+
+
+def test_a_later_image_does_not_replace_the_first_while_others_stand():
+    model, x, y = known(2)
+    wrong = starts(model, x, y)
+    watched = _Watched(model, x, y, 1.0, 10)
+    watched(torch.stack([wrong[0], x[1]]))
+    watched(torch.stack([1e-6 + wrong[0] * (1 - 2e-6), x[1]]))
+    assert watched.broken.tolist() == [True, False]
+    assert torch.equal(watched.images, torch.stack([wrong[0], x[1]]))
+
+
+def test_hops_begin_at_the_start_and_end_at_the_boundary():
+    """With many queries HopSkipJump comes within a few percent of the exact distance."""
+    model, x, y = known(4)
+    begin = starts(model, x, y)
+    torch.manual_seed(0)
+    hard_label(model, x, y, begin, eps=0.5 * NEAREST, queries=3000)
+    assert torch.equal(model.seen[0], begin)
+    asked = [(seen - x).abs().flatten(1).amax(1)[model(seen).argmax(1) != y] for seen in list(model.seen)]
+    nearest = torch.cat(asked).min()
+    assert NEAREST <= nearest < 1.3 * NEAREST
+
+
+def test_of_no_images_nothing_breaks():
+    model, x, y = known()
+    broken, images, count = hard_label(model, x[:0], y[:0], x[:0], eps=0.1, queries=5)
+    assert count.shape == (0,)
+    assert broken.shape == (0,)
+    assert images.shape == (0, 3, 4, 4)
+
+
+def test_a_start_that_is_no_error_is_given_up_and_the_count_tells():
+    model, x, y = known()
+    broken, images, count = hard_label(model, x, y, x, eps=1, queries=50)
+    assert count.tolist() == [1] * 12
+    assert not broken.any()
+    assert torch.equal(images, x)
+
+
+def test_a_network_that_contradicts_itself_is_given_up_and_the_count_tells():
+    class Random(Linear):
+        def forward(self, x):
+            return torch.randn(len(x), 3)
+
+    x = torch.rand(12, 3, 4, 4)
+    y = torch.zeros(12, dtype=torch.long)
+    broken, images, count = hard_label(Random(), x, y, 1 - x, eps=0.0, queries=500)
+    assert 0 < count.max() < 500
+    assert not broken.any()
+    assert torch.equal(images, x)
+
+
+def test_the_nearest_image_of_another_class():
+    model, x, y = known()
+    images = torch.rand(300, 3, 4, 4, dtype=x.dtype)
+    found, there = other_classes(model, x, y, images)
+    taken = model(images).argmax(1)
+    for i in range(len(x)):
+        distances = {(images[j] - x[i]).norm().item(): j for j in range(300) if taken[j] != y[i]}
+        assert torch.equal(found[i], images[distances[min(distances)]])
+    assert there.tolist() == [True] * 12
+
+
+def test_where_all_images_are_of_one_class_there_is_no_start():
+    model, x, y = known()
+    alike = x[y == y[0]]
+    found, there = other_classes(model, x, y, alike)
+    assert there.tolist() == (y != y[0]).tolist()
+    assert found.shape == x.shape
+
+
+def test_other_classes_leaves_the_network_as_it_was():
+    model, x, y = known()
+    model.train()
+    other_classes(model, x, y, x)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+# ---- libraries
+
+
+def test_without_foolbox_the_error_says_what_to_install(monkeypatch):
+    model, x, y = known()
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(ValueError, match=r'foolbox is not installed: pip install "sparta-act\[audit\]"'):
+        hard_label(model, x, y, x, eps=0.1, queries=5)
+    assert model.seen == []
+
+
+def test_without_pyautoattack_square_says_what_to_install(monkeypatch):
+    model, x, y = known()
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match=r'AutoAttack is not installed: pip install "sparta-act\['):
+        square(model, x, y, eps=0.1, queries=5, seed=0)
+    assert model.seen == []

@@ -9,7 +9,7 @@ import pytest
 
 from examples.paper.audit.page import filled, markdown
 from examples.paper.common import records
-from examples.paper.common.sets import activations_of
+from examples.paper.common.gates import activations_of
 from examples.paper.common.statistics import format_difference, minus
 from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read

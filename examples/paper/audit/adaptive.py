@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from examples.paper.attacks.losses import cross_entropy
 from examples.paper.attacks.pgd import attacking
-from examples.paper.common.sets import gates
+from examples.paper.common.gates import gates
 from sparta_act import Sparta
 from sparta_act import functional as SF
 

@@ -28,7 +28,7 @@ from examples.paper.attacks import autoattack
 from examples.paper.common import data, records
 from examples.paper.common.cli import at_least, check_device, plain_errors
 from examples.paper.common.console import print_table, stamp
-from examples.paper.common.sets import gates, round_to_half
+from examples.paper.common.gates import gates, round_to_half
 from examples.paper.common.statistics import difference, format_difference, format_error, interval
 from examples.paper.common.tf32 import exact_arithmetic
 from examples.paper.evaluation import store

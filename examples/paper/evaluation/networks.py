@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write
 from examples.paper.common.cli import plain_errors
+from examples.paper.common.gates import gates, round_to_half
 from examples.paper.common.models import build
 from examples.paper.common.records import sha256
-from examples.paper.common.sets import gates, round_to_half
 from examples.paper.training.train import load_trained
 
 NAMES = "checkpoint.pt of train.py, weights.safetensors of `save`, or FILE.py:FUNCTION"

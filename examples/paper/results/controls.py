@@ -35,9 +35,10 @@ from examples.paper.attacks.robust_error import clean_errors, robust_errors
 from examples.paper.common import data
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table, stamp
+from examples.paper.common.gates import gate_inputs, gates
 from examples.paper.common.models import ACTIVATIONS, ResNet
 from examples.paper.common.records import check_errors, sha256, unpacked, write_record
-from examples.paper.common.sets import gates, shuffled
+from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import difference, entry
 from examples.paper.evaluation import networks
 from examples.paper.results.overview import score_maps
@@ -107,27 +108,18 @@ def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
 
     Raises `ValueError` for a gate that is called never or more than once, or is the whole network.
     """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}  # gate and active, of each site
-    calls = dict.fromkeys(gates(trained), 0)
-
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
-            seen[name] = module.attention(inputs[0]), (inputs[0] > 0).float()
-            calls[name] += 1
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(look(n)) for n, m in gates(trained).items()]
-    with torch.no_grad():
-        trained(x)
-    for handle in handles:
-        handle.remove()
+    calls = gate_inputs(trained, x)
     if odd := [
-        f"{name or 'the network itself'} {n} times" for name, n in calls.items() if n != 1 or not name
+        f"{name or 'the network itself'} {len(inputs)} times"
+        for name, inputs in calls.items()
+        if len(inputs) != 1 or not name
     ]:
         raise ValueError(
             f"a gate is replaced by its mean where a network calls it once; called: {', '.join(odd)}"
         )
+    sites = gates(trained)
+    with torch.no_grad():
+        seen = {n: (sites[n].attention(z), (z > 0).float()) for n, (z,) in calls.items()}  # gate and active
 
     def fixed(dims: tuple[int, ...]) -> Make:
         def make() -> nn.Module:

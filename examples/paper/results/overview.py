@@ -11,9 +11,8 @@ import torch
 from matplotlib.gridspec import GridSpec
 from torch import Tensor, nn
 
-from examples.paper.attacks.pgd import attacking
 from examples.paper.common.atomic import atomic_write
-from sparta_act import Sparta
+from examples.paper.common.gates import gate_inputs, gates
 
 
 def site_scores(model: nn.Module, x: Tensor, site: int = 0) -> Tensor:
@@ -21,15 +20,9 @@ def site_scores(model: nn.Module, x: Tensor, site: int = 0) -> Tensor:
 
     Shapes: x (N, C, H, W) in [0, 1], result (N, H', W').
     """
-    module = [m for m in model.modules() if isinstance(m, Sparta)][site]
-    scores: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda m, inputs: scores.extend(m.scores(inputs[0])))
-    try:
-        with attacking(model), torch.no_grad():
-            model(x)
-    finally:
-        handle.remove()
-    return scores[0][:, 0]
+    name, sparta = list(gates(model).items())[site]
+    with torch.no_grad():
+        return sparta.scores(gate_inputs(model, x)[name][0])[0][:, 0]
 
 
 def score_maps(path: Path, model: nn.Module, x: Tensor) -> None:
@@ -38,8 +31,8 @@ def score_maps(path: Path, model: nn.Module, x: Tensor) -> None:
     All on the scale from -3 to 3: where a place's score is positive, the gate lets through the channels whose
     own score is positive and holds back the others; where it is negative, the other way round.
     """
-    sites = [name for name, module in model.named_modules() if isinstance(module, Sparta)]
-    columns = {"image": x.permute(0, 2, 3, 1)} | {n: site_scores(model, x, i) for i, n in enumerate(sites)}
+    columns = {"image": x.permute(0, 2, 3, 1)}
+    columns |= {name: site_scores(model, x, i) for i, name in enumerate(gates(model))}
     size = (1.3 * len(columns) + 0.8, 1.3 * len(x) + 0.4)
     figure, axes = plt.subplots(len(x), len(columns), figsize=size, squeeze=False, layout="constrained")
     for j, (title, maps) in enumerate(columns.items()):

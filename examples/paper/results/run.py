@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from examples.paper.attacks import autoattack
 from examples.paper.common import data
+from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.records import RECORD, sha256, write_record
-from examples.paper.common.sets import activations_of, round_to_half
 from examples.paper.evaluation import evaluate
 from examples.paper.results.queue import FOLDERS, Queue, Run, given_set, lock, read_begun, shows_best, state
 from examples.paper.training import train

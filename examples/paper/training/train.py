@@ -28,11 +28,11 @@ from examples.paper.attacks.robust_error import clean_errors, robust_errors
 from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write, write_text
 from examples.paper.common.cli import at_least, check_device, plain_errors
+from examples.paper.common.gates import gate_inputs, gates
 from examples.paper.common.models import ACTIVATIONS, BLOCKS, ResNet, build
 from examples.paper.training import distributed, recipes
 from examples.paper.training.recipes import RECIPES, Recipe
 from examples.paper.training.trainer import COMPILERS, Trainer, averaged, read_checkpoint
-from sparta_act import Sparta
 
 SAVE_EVERY = 300  # seconds within an epoch
 TELL_EVERY = 20  # seconds between two versions of PROGRESS
@@ -68,32 +68,25 @@ def gate_statistics(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     elements: dict[str, int] = {}
 
-    def look(name: str) -> Any:
-        def hook(module: Sparta, inputs: tuple[Tensor]) -> None:
-            gate, active = module.attention(inputs[0]).double(), inputs[0] > 0
-            means = (gate * active).sum((2, 3), keepdim=True) / active.sum((2, 3), keepdim=True).clamp(min=1)
-            within, gate = (gate - means)[active], gate[active]
-            spread = gate.std(correction=0)
-            elements[name] = gate.numel()
-            found[name] = {
-                "gain": module.gain.item(),
-                "mean": gate.mean().item(),
-                "std": spread.item(),
-                "spatial": (within.square().mean() / spread.square().clamp(min=1e-12)).item(),
-                ENDS[0]: (gate < 0.01 * module.scale).double().mean().item(),
-                ENDS[1]: (gate > 0.99 * module.scale).double().mean().item(),
-            }
-
-        return hook
-
-    gates = [(n, m) for n, m in model.named_modules() if isinstance(m, Sparta)]
-    handles = [m.register_forward_pre_hook(look(n)) for n, m in gates]
-    try:
-        with attacking(model), torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    sites = gates(model)
+    for name, inputs in gate_inputs(model, x).items():
+        if not inputs:
+            continue
+        sparta, z = sites[name], inputs[-1]
+        with torch.no_grad():
+            gate, active = sparta.attention(z).double(), z > 0
+        means = (gate * active).sum((2, 3), keepdim=True) / active.sum((2, 3), keepdim=True).clamp(min=1)
+        within, gate = (gate - means)[active], gate[active]
+        spread = gate.std(correction=0)
+        elements[name] = gate.numel()
+        found[name] = {
+            "gain": sparta.gain.item(),
+            "mean": gate.mean().item(),
+            "std": spread.item(),
+            "spatial": (within.square().mean() / spread.square().clamp(min=1e-12)).item(),
+            ENDS[0]: (gate < 0.01 * sparta.scale).double().mean().item(),
+            ENDS[1]: (gate > 0.99 * sparta.scale).double().mean().item(),
+        }
     if found:
         total = max(sum(elements.values()), 1)
         found[ALL_SITES] = {e: sum(n * found[s][e] for s, n in elements.items() if n) / total for e in ENDS}
@@ -157,8 +150,8 @@ def fit(
             loss, error = trainer.run_epoch(x, y, bar, keep)
         row = {"epoch": trainer.epoch, "lr": lr, "loss": loss, "error": error, "seconds": trainer.seconds}
         if first:
-            gates = gate_statistics(trainer.final(), data.to_float(x[:256], trainer.device))
-            row |= {f"{name} {what}": n for name, found in gates.items() for what, n in found.items()}
+            sites = gate_statistics(trainer.final(), data.to_float(x[:256], trainer.device))
+            row |= {f"{name} {what}": n for name, found in sites.items() for what, n in found.items()}
             if held is not None:
                 row["validation error"] = error = validation_error(trainer, *held)
                 if error < lowest:

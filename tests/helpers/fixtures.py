@@ -1,4 +1,4 @@
-"""Small data sets for the tests of the examples."""
+"""Small data sets for tests of the laboratory."""
 
 import io
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def write_parquet(path, x, y, column="img"):
-    """Images (N, H, W, 3) uint8 as the Hub lays them out."""
+    """Write images (N, H, W, 3) uint8 in the layout of the Hub."""
     rows = []
     for image in x:
         file = io.BytesIO()
@@ -22,7 +22,7 @@ def write_parquet(path, x, y, column="img"):
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
-    """Folder of a data set of 200 training and 20 test images whose class is their brightness, roughly."""
+    """Folder of a data set: 200 training and 20 test images, whose brightness roughly tells their class."""
     folder = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)
     for split, count in (("train", 200), ("test", 20)):

@@ -1,7 +1,7 @@
-"""Slow twins of every formula, written from the papers with loops; `p` is a module's `state_dict`-like dict.
+"""Slow reference of every formula, with loops, from the papers; `p` holds a module's parameters by name.
 
-The letters and the order of the steps are the papers'. Nothing here is clever, and nothing here is imported
-from the package: `test_activations.py` and `test_rivals.py` hold the fast forms to these.
+Letters and order of the steps follow the papers, and nothing is imported from the package. The two files
+`test_activations.py` compare the fast forms with these.
 """
 
 import math
@@ -56,7 +56,7 @@ def pool(x):
 
 
 def neighborhood_means(x, n):
-    """X averaged over N x N neighbours; at the lower and right edge over those that exist."""
+    """X averaged over N x N neighbors; at the lower and right edge over those that exist."""
     rows, columns = math.ceil(x.shape[2] / n), math.ceil(x.shape[3] / n)
     means = [
         x[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n].mean((2, 3))
@@ -111,7 +111,7 @@ def sparta(x, p, n=1, scale=1):
 
 
 def as_read(x, p, training=False, dynamic=True):
-    """`AsRead` of examples/rivals.py, and `Normed` if p has its batch norms."""
+    """`AsRead` of the laboratory, and `Normed` if p has its batch norms."""
     w = _by_convolution(p)
     c = conv(relu(norm(conv(x, w["conv1"]), p, "norm1", training)), w["conv2"]).mean((2, 3), keepdim=True)
     kernels = pool(conv(x, w["conv6"])).mean(1) if dynamic else w["conv6"][0].expand(len(x), 3, 3)
@@ -119,7 +119,7 @@ def as_read(x, p, training=False, dynamic=True):
 
 
 def pooled(x, p, training=False, dynamic=True):
-    """`Pooled` of examples/rivals.py, and `PooledNormed` if p has its batch norms."""
+    """`Pooled` of the laboratory, and `PooledNormed` if p has its batch norms."""
     w, three = _by_convolution(p), pool(x)
     c = conv(relu(norm(conv(three, w["conv1"]), p, "norm1", training)), w["conv2"], padding=0)
     kernels = conv(three, w["conv6"]).mean(1) if dynamic else w["conv6"][0].expand(len(x), 3, 3)
@@ -143,11 +143,6 @@ def hyper_network(x, p):
 def two_lines(v, a1, a2, b1, b2):
     """Eq. 1 and 3 of Dynamic ReLU: k = 2, alpha = (1, 0), beta = (0, 0), lambda_a = 1, lambda_b = 0.5."""
     return torch.maximum((1 + 1 * a1) * v + (0 + 0.5 * b1), (0 + 1 * a2) * v + (0 + 0.5 * b2))
-
-
-def dynamic_relu_a(x, p):
-    theta = hyper_network(x, p)  # (N, 4)
-    return torch.stack([two_lines(x[n], *theta[n]) for n in range(len(x))])
 
 
 def dynamic_relu_b(x, p, pi=None):
@@ -189,7 +184,7 @@ def feature_denoising(x, p, training=False):
 
 
 def scatter(module, seed=0):
-    """Change the module to one with random numbers everywhere, so that nothing hides behind a 0 or a 1."""
+    """Fill the module with random numbers, in place, so that no term vanishes behind a 0 or a 1."""
     torch.manual_seed(seed)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():
@@ -208,7 +203,9 @@ def assert_same(module, twin, x):
     slow = twin(x, p)
     fast = module(x)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
-    v = torch.linspace(-1, 1, fast.numel(), dtype=x.dtype).view(fast.shape)  # another weight for each number
+    v = torch.linspace(-1, 1, fast.numel(), dtype=x.dtype).view(
+        fast.shape
+    )  # a different weight for each number
     fast, slow = (torch.autograd.grad((y * v).sum(), list(inputs.values())) for y in (fast, slow))
     for name, a, b in zip(inputs, fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")

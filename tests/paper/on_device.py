@@ -148,13 +148,13 @@ def learnt(make, device):
 
 @pytest.mark.parametrize("name", [n for n, make in models.ACTIVATIONS.items() if make])
 def test_every_activation_is_what_it_is_on_the_cpu(name, device):
-    with tf32.exact_arithmetic():
+    with tf32.exact_float32():
         found, expected = (learnt(models.ACTIVATIONS[name], d) for d in (device, "cpu"))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_frozen_set_is_what_it_is_on_the_cpu(device):
-    with tf32.exact_arithmetic():
+    with tf32.exact_float32():
         found, expected = (learnt(lambda _: Sparta.from_pretrained(SET)["G1.B2"], d) for d in (device, "cpu"))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

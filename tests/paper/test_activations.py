@@ -1,4 +1,4 @@
-"""What SPARTA is compared with: each rival against its twin with loops, and where an answer is known."""
+"""Rivals of SPARTA: each against its slow reference, and where the result is known."""
 
 from functools import partial
 
@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from examples.paper.common import activations
 from examples.paper.common.activations import (
     AsRead,
-    DynamicReLUA,
     DynamicReLUB,
     DynamicReLUC,
     FeatureDenoising,
@@ -31,7 +30,6 @@ READINGS = {
     PooledNormed: reference.pooled,
 }
 DYNAMIC = {
-    DynamicReLUA: reference.dynamic_relu_a,
     DynamicReLUB: reference.dynamic_relu_b,
     DynamicReLUC: reference.dynamic_relu_c,
 }
@@ -46,29 +44,29 @@ def normal(*shape, seed=1):
 def scattered(module, channels):
     net = reference.scatter(module(channels)).double()
     if module in DYNAMIC:
-        net.squeeze.bias.data[0].abs_().add_(1)  # one way through the ReLU of the hyper-network is open
+        net.squeeze.bias.data[0].abs_().add_(1)  # one unit of the hyper-network's ReLU is active
     return net
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("module", READINGS | OTHERS)
-def test_the_fast_form_is_the_twin(module, shape):
-    net, twin = scattered(module, shape[1]).eval(), (READINGS | OTHERS)[module]
-    reference.assert_same(net, twin, normal(*shape))
+def test_the_fast_form_is_the_reference(module, shape):
+    net, slow = scattered(module, shape[1]).eval(), (READINGS | OTHERS)[module]
+    reference.assert_same(net, slow, normal(*shape))
     if module in DYNAMIC:
-        reference.assert_same(net, twin, 50 * normal(*shape))  # pi reaches its 1
+        reference.assert_same(net, slow, 50 * normal(*shape))  # pi reaches its 1
 
 
 @pytest.mark.parametrize("module", READINGS)
-def test_a_reading_with_an_ordinary_kernel_is_the_twin(module):
-    net, twin = scattered(partial(module, dynamic=False), 4).eval(), READINGS[module]
-    reference.assert_same(net, partial(twin, dynamic=False), normal(2, 4, 4, 4))
+def test_a_reading_with_a_learned_kernel_is_the_reference(module):
+    net, slow = scattered(partial(module, dynamic=False), 4).eval(), READINGS[module]
+    reference.assert_same(net, partial(slow, dynamic=False), normal(2, 4, 4, 4))
 
 
 @pytest.mark.parametrize("module", [Normed, PooledNormed, FeatureDenoising])
 def test_norms_use_the_batch_in_training(module):
-    net, twin = scattered(module, 3).train(), (READINGS | OTHERS)[module]
-    reference.assert_same(net, partial(twin, training=True), normal(3, 3, 2, 4))
+    net, slow = scattered(module, 3).train(), (READINGS | OTHERS)[module]
+    reference.assert_same(net, partial(slow, training=True), normal(3, 3, 2, 4))
 
 
 @pytest.mark.parametrize("module", READINGS | OTHERS)
@@ -89,7 +87,7 @@ def test_gradcheck(module):
 
     inputs = (normal(2, 4, 3, 2).requires_grad_(), *values)
     assert gradcheck(call, inputs, fast_mode=True)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of feature denoising's attention have no second
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
         assert gradgradcheck(call, inputs, fast_mode=True)
 
 
@@ -132,21 +130,21 @@ def test_denoising_starts_as_the_identity():
         assert torch.autograd.grad(net(x).square().sum(), net.norm.weight)[0].abs().max() > 0
 
 
-def test_denoising_removes_what_differs_from_its_like():
-    """On a constant map the mean is the map; with great theta and phi only one's like counts."""
+def test_the_nonlocal_mean_of_similar_positions_is_their_value():
+    """On a constant map the mean is the map; with large theta and phi each position sees only itself."""
     x = normal(1, 2, 1, 1).expand(1, 2, 3, 4).contiguous()
     torch.testing.assert_close(activations.nonlocal_mean(x, normal(1, 3, 3, 4), normal(1, 3, 3, 4)), x)
-    x, like = normal(1, 2, 2, 2), torch.eye(4, dtype=x.dtype).view(1, 4, 2, 2) * 20
-    torch.testing.assert_close(activations.nonlocal_mean(x, like, like), x)
+    x, own = normal(1, 2, 2, 2), torch.eye(4, dtype=x.dtype).view(1, 4, 2, 2) * 20
+    torch.testing.assert_close(activations.nonlocal_mean(x, own, own), x)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_denoising_never_holds_all_pairs_of_positions(memory_format):
+def test_denoising_never_stores_all_pairs_of_positions(memory_format):
     x = normal(1, 4, 32, 32).float().contiguous(memory_format=memory_format).requires_grad_()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         FeatureDenoising(4)(x)
-    assert max(kept) < (32 * 32) ** 2 / 8
+    assert max(saved) < (32 * 32) ** 2 / 8
 
 
 @pytest.mark.parametrize("module", READINGS | OTHERS)

@@ -6,7 +6,7 @@ from examples.paper.attacks.pgd import attacking, pgd, pgd_at, pgd_steps, random
 
 
 class Linear(nn.Module):
-    """Logits w . x per class: the worst image in the ball is known."""
+    """Logits w . x: the worst image of the ball is known."""
 
     def __init__(self, classes=2, channels=1, size=4):
         super().__init__()
@@ -96,7 +96,7 @@ def test_targets_are_uniform_over_the_other_classes():
     assert counts[~torch.eye(10, dtype=torch.bool)].sub(1000).abs().max() < 150  # five deviations
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_restored():
     model = small_net().train()
     model[1].eval()
     model[0].weight.requires_grad_(False)
@@ -108,7 +108,7 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_a_failing_attack_leaves_the_model_as_it_was_too():
+def test_a_failing_attack_restores_the_model_too():
     model = small_net().train()
     with pytest.raises(RuntimeError):
         pgd(model, torch.rand(2, 3, 5, 5), torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)
@@ -123,7 +123,7 @@ def test_batch_norm_is_in_evaluation_mode_and_parameters_have_no_gradient_meanwh
         assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_batch_statistics_in_the_attack_leave_the_running_ones():
+def test_batch_statistics_in_the_attack_do_not_change_the_running_ones():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5))
     x = torch.rand(6, 3, 4, 4)
     model(x)
@@ -169,8 +169,8 @@ def test_the_beginning_of_a_run_is_the_attack_of_fewer_steps():
             pgd_at(model, x, y, steps=none, **arguments)
 
 
-class Watching(nn.Module):
-    """A network that remembers the precision of its answers, with and without gradients."""
+class Recording(nn.Module):
+    """Records the precision of its logits, with and without gradients."""
 
     def __init__(self):
         super().__init__()
@@ -183,13 +183,13 @@ class Watching(nn.Module):
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
-def test_with_amp_the_steps_are_in_bfloat16_and_the_answers_are_not(restarts):
+def test_with_amp_the_steps_are_in_bfloat16_and_the_judgment_is_not(restarts):
     x, y = torch.rand(4, 3, 6, 6), torch.tensor([0, 1, 2, 3])
     attack = {"eps": 0.1, "step_size": 0.03, "steps": 2, "targeted": True, "restarts": restarts}
     steps_in = {}
     for amp in (False, True):
-        model = Watching()
-        model.register_forward_hook(lambda *_: None)  # watched networks are attacked themselves, not a copy
+        model = Recording()
+        model.register_forward_hook(lambda *_: None)  # a network with hooks is attacked itself, not a copy
         x_adv = pgd(model, x, y, amp=amp, **attack)
         assert x_adv.dtype == torch.float32
         assert (x_adv - x).abs().max() <= 0.1 + 1e-6

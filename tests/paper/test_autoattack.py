@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from examples.paper.attacks.autoattack import autoattack, autoattack_by_copy
 from examples.paper.common import data
-from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation.measure import Attack, carry_out
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
@@ -200,7 +200,7 @@ def test_a_copy_is_asked_in_tf32_and_the_network_is_not(monkeypatch):
     model.register_forward_pre_hook(lambda m, i: asked[TenLevels].add(torch.backends.cudnn.allow_tf32))
     copy.register_forward_pre_hook(look)
     x, y = at_the_levels(OFFSET)
-    with exact_arithmetic():
+    with exact_float32():
         autoattack_by_copy(model, x, y, **BY_COPY)
     assert asked == {TenLevels: {False}, Mistaken: {True}}
 

@@ -42,7 +42,7 @@ def test_files_are_decoded_once_and_again_when_they_change(tmp_path):
 
 
 def test_bad_sources_say_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"wanted one folder with train-\*\.parquet, found none"):
+    with pytest.raises(FileNotFoundError, match=r"must hold one folder with train-\*\.parquet; found: none"):
         data.load("train", str(tmp_path))
     with pytest.raises(ValueError, match="ask for 'train' or 'test'"):
         data.load("valid")

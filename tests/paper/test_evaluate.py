@@ -12,7 +12,7 @@ from examples.paper.attacks import losses
 from examples.paper.attacks.pgd import attacking
 from examples.paper.common import data, records
 from examples.paper.common.statistics import difference, format_difference, format_error, interval
-from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation import measure, store
 from examples.paper.evaluation.evaluate import main
 from examples.paper.evaluation.measure import (
@@ -220,13 +220,13 @@ def test_which_images_are_wrong_comes_back_from_text(count):
         records.unpacked(records.packed(wrong), count + 8)
 
 
-def test_exact_arithmetic_is_lent_and_given_back():
+def test_exact_float32_restores_the_settings():
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     tuned = torch.backends.cudnn.benchmark
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     try:
-        with exact_arithmetic():
+        with exact_float32():
             assert torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.cuda.matmul.allow_tf32
             assert not torch.backends.cudnn.allow_tf32
@@ -537,7 +537,7 @@ def test_what_cannot_work_is_said_before_the_first_attack(
 ):
     with pytest.raises(ValueError, match="two checkpoints lie in one folder"):
         main([str(checkpoint), str(checkpoint)])
-    with pytest.raises(ValueError, match="--device nowhere cannot be used here"):
+    with pytest.raises(ValueError, match="cannot use --device nowhere on this machine"):
         evaluated(checkpoint, tiny_data, "--device", "nowhere")
     state = torch.load(checkpoint, weights_only=True)
     state["settings"]["dataset"] = "svhn"

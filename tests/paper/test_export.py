@@ -116,9 +116,9 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda r: r["errors"]["clean"].pop("wrong"), "where errors were wanted"),
-        (lambda r: r["errors"]["clean"].update(images=104), "its images tell another one|bytes for 104"),
-        (lambda r: r.update(errors={}), "where errors were wanted"),
+        (lambda r: r["errors"]["clean"].pop("wrong"), "not the errors of an evaluation"),
+        (lambda r: r["errors"]["clean"].update(images=104), "is not that of the packed images|bytes for 104"),
+        (lambda r: r.update(errors={}), "not the errors of an evaluation"),
         (lambda r: r.pop("machine"), "it lacks machine"),
         (lambda r: r.pop("checkpoint"), "'checkpoint'"),
     ],

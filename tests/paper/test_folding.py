@@ -10,7 +10,7 @@ from examples.paper.common.models import build
 
 
 def trained_like(model):
-    """Norms as training leaves them: no statistic where it began."""
+    """Random statistics and weights in every batch norm, as after training."""
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean.uniform_(-0.5, 0.5)
@@ -26,7 +26,7 @@ def norms(model):
 
 @pytest.mark.parametrize("activation", ["relu", "sparta"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_resnet_loses_every_norm_and_keeps_its_answers(activation, memory_format):
+def test_a_resnet_loses_every_norm_and_keeps_its_logits(activation, memory_format):
     model = trained_like(build("resnet18", activation, "G*.B-1", width=8)).to(memory_format=memory_format)
     x = torch.rand(3, 3, 32, 32)
     twin = folded(model, x[:1])
@@ -37,7 +37,7 @@ def test_a_resnet_loses_every_norm_and_keeps_its_answers(activation, memory_form
     assert twin.fc.weight is model.fc.weight
 
 
-def test_float64_answers_are_the_same_to_rounding():
+def test_float64_logits_are_equal_up_to_rounding():
     model, x = (
         trained_like(build("resnet34", "relu", "G*.B-1", width=8)).double(),
         torch.rand(2, 3, 32, 32).double(),
@@ -45,14 +45,14 @@ def test_float64_answers_are_the_same_to_rounding():
     torch.testing.assert_close(folded(model, x)(x), model(x), rtol=1e-11, atol=1e-12)
 
 
-def test_autocast_is_no_reason_to_do_without():
+def test_autocast_does_not_prevent_folding():
     model, x = trained_like(build("resnet18", "relu", "G*.B-1", width=8)), torch.rand(1, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         assert norms(folded(model, x)) == 0
 
 
 class Odd(nn.Module):
-    """Two norms: one behind a convolution, one as the test wants it."""
+    """Two norms: one follows a convolution, the test places the other."""
 
     def __init__(self, use):
         super().__init__()
@@ -108,7 +108,7 @@ def past_the_gradient(m, x):
 
 
 @pytest.mark.parametrize("use", [result_read_twice, changed_in_place, past_the_gradient])
-def test_a_result_that_more_than_the_norm_reads_is_not_folded(use):
+def test_an_output_that_others_read_too_is_not_folded(use):
     model, x = trained_like(Odd(use)), torch.rand(2, 3, 8, 8)
     twin = folded(model, x)
     assert type(twin.norm) is nn.Identity
@@ -138,13 +138,13 @@ def test_a_network_that_folding_would_change_is_returned_as_it_is(use):
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_pre_hook"])
-def test_a_network_somebody_watches_is_left_alone(register):
+def test_a_network_with_hooks_is_not_folded(register):
     model = trained_like(Odd(norm_first))
     getattr(model.conv2, register)(lambda *_: None)
     assert folded(model, torch.rand(2, 3, 8, 8)) is model
 
 
-def test_a_network_that_copies_as_itself_is_left_alone():
+def test_a_network_that_copies_as_itself_is_not_folded():
     class Single(Odd):
         def __deepcopy__(self, memo):
             return self
@@ -162,7 +162,7 @@ def test_a_norm_that_stays_in_training_mode_stays():
     assert norms(twin) == 2
 
 
-def test_a_compiled_network_is_left_alone():
+def test_a_compiled_network_is_not_folded():
     model = Odd(norm_first).eval()
     compiled = torch.compile(model, backend="eager")
     assert folded(compiled, torch.rand(2, 3, 8, 8)) is compiled
@@ -170,10 +170,10 @@ def test_a_compiled_network_is_left_alone():
     assert folded(model, torch.rand(2, 3, 8, 8)) is model
 
 
-def test_a_network_without_copy_is_attacked_all_the_same():
+def test_a_network_that_cannot_be_copied_is_attacked_itself():
     class Uncopied(Odd):
         def __deepcopy__(self, memo):
-            raise RuntimeError("only one of me")
+            raise RuntimeError("cannot be copied")
 
     model, x = Uncopied(norm_first), torch.rand(2, 3, 8, 8)
     x_adv = pgd(model, x, torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)

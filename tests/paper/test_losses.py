@@ -1,4 +1,4 @@
-"""Each loss against plain Python, one image at a time, and what it must not depend on."""
+"""Each loss against plain Python, one image at a time, and its invariances."""
 
 import math
 
@@ -13,7 +13,7 @@ TARGETED = [losses.cross_entropy_to, losses.cw_to, losses.dlr_to]
 
 
 def drawn(n=40, classes=6):
-    """Logits, true classes and targets; the true class is the likeliest of some images, not of all."""
+    """Logits, true classes and targets; the true class is the likeliest for some images, not for all."""
     logits = 3 * torch.randn(n, classes, dtype=torch.float64)
     y = torch.randint(classes, (n,))
     return logits, y, (y + torch.randint(1, classes, (n,))) % classes
@@ -62,7 +62,7 @@ def test_a_loss_is_its_formula(loss, classes):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_numbers_done_on_paper():
+def test_numbers_computed_by_hand():
     logits = torch.tensor([[5.0, 3.0, 2.0, 0.0], [5.0, 3.0, 2.0, 0.0]])
     y, target = torch.tensor([0, 2]), torch.tensor([3, 1])
     assert losses.cw(logits, y).tolist() == [-2, 3]
@@ -80,7 +80,7 @@ def test_a_margin_is_positive_exactly_where_the_network_errs(loss):
 
 
 @pytest.mark.parametrize("loss", [losses.dlr, losses.dlr_to])
-def test_dlr_is_blind_to_scale_and_shift(loss):
+def test_dlr_does_not_depend_on_scale_and_shift(loss):
     logits, y, target = drawn()
     goals = goals_of(loss, y, target)
     before = loss(logits, *goals)
@@ -89,7 +89,7 @@ def test_dlr_is_blind_to_scale_and_shift(loss):
         torch.testing.assert_close(loss(other, *goals), before)
 
 
-def test_cw_sees_the_scale_and_not_the_shift():
+def test_cw_depends_on_the_scale_and_not_on_the_shift():
     logits, y, target = drawn()
     for loss, goals in ((losses.cw, (y,)), (losses.cw_to, (y, target))):
         torch.testing.assert_close(loss(7 * logits + 3, *goals), 7 * loss(logits, *goals))
@@ -101,7 +101,7 @@ def test_towards_the_likeliest_other_class_both_margins_are_one():
     assert torch.equal(losses.cw_to(logits, y, nearest), losses.cw(logits, y))
 
 
-def test_targeted_cross_entropy_does_not_see_the_true_class():
+def test_targeted_cross_entropy_ignores_the_true_class():
     logits, y, target = drawn()
     assert torch.equal(
         losses.cross_entropy_to(logits, y, target), losses.cross_entropy_to(logits, (y + 1) % 6, target)
@@ -109,13 +109,13 @@ def test_targeted_cross_entropy_does_not_see_the_true_class():
 
 
 @pytest.mark.parametrize("loss", [losses.dlr, losses.dlr_to])
-def test_all_logits_equal_is_no_division_by_zero(loss):
+def test_equal_logits_are_no_division_by_zero(loss):
     y = torch.tensor([0, 3])
     found = loss(torch.ones(2, 5), *goals_of(loss, y, torch.tensor([1, 2])))
     assert found.tolist() == [0, 0]
 
 
-def test_the_true_class_is_no_other_class_however_large():
+def test_the_true_class_is_excluded_however_large_its_logit():
     logits = torch.tensor([[1e30, 2.0, 1.0], [-1e30, 2.0, 1.0]])
     y = torch.zeros(2, dtype=torch.long)
     torch.testing.assert_close(losses.cw(logits, y), torch.tensor([-1e30, 1e30]))
@@ -128,7 +128,7 @@ def test_the_gradient_is_that_of_the_formula(loss):
 
 
 @pytest.mark.parametrize("loss", BY_HAND)
-def test_one_image_does_not_see_another(loss):
+def test_images_do_not_affect_each_other(loss):
     logits, y, target = drawn(6)
     goals = goals_of(loss, y, target)
     alone = torch.cat([loss(logits[i : i + 1], *(g[i : i + 1] for g in goals)) for i in range(6)])

@@ -17,15 +17,15 @@ def images(n=60):
     return torch.rand(n, 3, 6, 6, dtype=torch.float64)
 
 
-def the_long_way(model, x, y, *, eps, step_size, steps):
-    """Every image to the last step, all of them asked at each."""
+def without_early_stopping(model, x, y, *, eps, step_size, steps):
+    """Attack every image to the last step and evaluate the network at each."""
     wrong = model(x).argmax(1) != y
     (left,) = torch.where(~wrong)
     start = (x[left] + torch.empty_like(x[left]).uniform_(-eps, eps)).clamp(0, 1)
     with attacking(model):
         run = pgd_steps(model, x[left], y[left], eps=eps, step_size=step_size, steps=steps, start=start)
-        for attempt in (start, *(image for image, _ in run)):
-            wrong[left] |= model(attempt).argmax(1) != y[left]
+        for x_adv in (start, *(image for image, _ in run)):
+            wrong[left] |= model(x_adv).argmax(1) != y[left]
     return wrong
 
 
@@ -37,7 +37,7 @@ def test_the_same_images_as_all_steps_on_all_images(batch_size, steps):
     y[:9] = (y[:9] + 1) % 5  # some wrong from the start
     attack = {"eps": 0.03, "step_size": 0.006, "steps": steps}
     torch.manual_seed(1)
-    expected = the_long_way(model, x, y, **attack)
+    expected = without_early_stopping(model, x, y, **attack)
     torch.manual_seed(1)
     found = robust_errors(model, x, y, batch_size=batch_size, **attack)
     assert torch.equal(found, expected)
@@ -80,7 +80,7 @@ def test_targeted_without_random_start_moves_towards_the_target():
     assert away.any()
 
 
-def test_the_images_and_the_network_are_left_as_they_were():
+def test_the_images_and_the_network_are_restored():
     model, x = net().train(), images(8)
     before, images_before = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
     robust_errors(
@@ -145,7 +145,7 @@ def linear(classes=3):
 
 
 def grey(n=40):
-    return 0.5 + 0.05 * (images(n) - 0.5)  # no ball of these tests is cut
+    return 0.5 + 0.05 * (images(n) - 0.5)  # no ball of these tests is clipped
 
 
 RUN = {"eps": 0.3, "step_size": 0.002, "steps": 30}
@@ -158,13 +158,13 @@ def run(model, x, start, loss, goals, fast=None, **attack):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 250])
-def test_a_linear_network_breaks_at_the_step_that_arithmetic_says(batch_size):
+def test_a_linear_network_breaks_at_the_step_that_its_margin_says(batch_size):
     model, x = linear(2), grey()
     y = model(x).argmax(1)
     w = model[1].weight
     way = (w[1 - y] - w[y]).detach()
     gap = -(way * x.flatten(1)).sum(1)
-    due = (gap / (0.002 * way.abs().sum(1))).floor().long() + 1  # the first step behind the boundary
+    due = (gap / (0.002 * way.abs().sum(1))).floor().long() + 1  # the first step past the boundary
     expected = torch.where(due <= 9, due, -1)
     assert 0 < (expected < 0).sum() < 40
     assert len(expected.unique()) > 2
@@ -175,7 +175,7 @@ def test_a_linear_network_breaks_at_the_step_that_arithmetic_says(batch_size):
     assert torch.equal(model(found).argmax(1) != y, when >= 0)
 
 
-def test_what_is_wrong_at_the_start_broke_after_no_step():
+def test_an_image_that_is_wrong_at_the_start_broke_after_no_step():
     model, x = linear(), grey(6)
     y = model(x).argmax(1)
     start = x.clone()
@@ -186,7 +186,7 @@ def test_what_is_wrong_at_the_start_broke_after_no_step():
     assert torch.equal(found[:2], start[:2])
 
 
-def test_the_images_stay_in_the_ball_and_the_arguments_as_they_were():
+def test_the_images_stay_in_the_ball_and_the_arguments_unchanged():
     model, x = linear(), images().round()  # black and white
     y, start = model(x).argmax(1), x.clone()
     before = x.clone(), y.clone()
@@ -200,7 +200,7 @@ def test_the_images_stay_in_the_ball_and_the_arguments_as_they_were():
     assert torch.equal(model(found).argmax(1) != y, when >= 0)
 
 
-def test_only_the_network_itself_says_what_is_broken():
+def test_only_the_network_itself_decides_what_is_broken():
     model, other, x = linear(), linear(), images()
     y = model(x).argmax(1)
     when, found = run(model, x, x, losses.cross_entropy, (y,), fast=other)
@@ -209,9 +209,9 @@ def test_only_the_network_itself_says_what_is_broken():
     assert torch.equal(model(found).argmax(1) != y, when >= 0)
 
 
-def test_where_the_other_network_sees_no_error_the_last_images_are_asked_about():
+def test_where_the_fast_network_never_errs_the_last_images_are_evaluated():
     class NeverWrong(nn.Module):
-        """Gradients of the network, with a class that is always right by far."""
+        """Gradients of the network, and a true class that always wins by far."""
 
         def forward(self, x):
             z = model(x)
@@ -234,7 +234,7 @@ def test_targets_go_with_their_images(loss):
     w = model[1].weight.detach()
     if loss is losses.cw_to:
         way = (w[target] - w[y]).sign().view_as(x)
-    else:  # the target's weights against the mean of all, weighted with their probabilities
+    else:  # the target's weights minus the mean of all, weighted by their probabilities
         p = model(x).softmax(1)[:, :, None]
         way = (w[target] - (p * w).sum(1)).sign().view_as(x)
     right = (found - x - 30e-6 * way).abs() < 1e-9

@@ -16,7 +16,7 @@ def by_hand(k, n, z=1.959964):
 
 def test_an_interval_is_wilsons_formula():
     draw = random.Random(0)
-    for _ in range(200):
+    for _ in range(50):
         n = draw.randint(1, 10_000)
         wrong = torch.arange(n) < draw.randint(0, n)
         assert interval(wrong) == pytest.approx(by_hand(int(wrong.sum()), n), abs=1e-6)

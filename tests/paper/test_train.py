@@ -475,7 +475,7 @@ def test_a_set_of_another_variant_than_asked_for_is_refused(tmp_path, held):
     SpartaSet({f"G{i + 1}.B2": make(8 * 2**i) for i in range(4)}).save_pretrained(name)
     model = train.build("resnet18", held, "G*.B-1", width=8, pretrained=name)
     assert model.layer4[1].act2.extra_repr() == make(64).freeze().extra_repr()
-    with pytest.raises(ValueError, match=f"{name} holds {held}, and asked for is sparta-n4"):
+    with pytest.raises(ValueError, match=f"{name} holds {held}, not sparta-n4"):
         train.build("resnet18", "sparta-n4", "G*.B-1", width=8, pretrained=name)
 
 

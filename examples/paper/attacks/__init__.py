@@ -1,1 +1,1 @@
-"""Attacks, written for speed."""
+"""Fast white-box attacks: PGD, targeted DLR, AutoAttack."""

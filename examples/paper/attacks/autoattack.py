@@ -1,4 +1,4 @@
-"""AutoAttack (Croce & Hein 2020, arXiv:2003.01690) by its authors' library, an optional extra."""
+"""AutoAttack (Croce & Hein 2020, arXiv:2003.01690) by pyautoattack, an optional extra."""
 
 import contextlib
 import logging
@@ -13,17 +13,17 @@ from tqdm import tqdm
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, classes_of
 from examples.paper.attacks.robust_error import clean_errors
-from examples.paper.common.tf32 import tensor_cores
+from examples.paper.common.tf32 import tf32_convolutions
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 class Found(NamedTuple):
-    """What AutoAttack found, on the CPU."""
+    """Result of AutoAttack, on the CPU."""
 
     wrong: Tensor  # (N,) of bool
-    images: Tensor  # (N, C, H, W): attacked where that made the network err, else as they were
-    standing: dict[str, int]  # images still right after each part
+    images: Tensor  # (N, C, H, W): adversarial where the network errs, else clean
+    standing: dict[str, int]  # images still classified correctly after each part
     warnings: list[str]  # of the library, each kind once
 
 
@@ -49,24 +49,24 @@ def autoattack(
     steps: int = 100,
     queries: int = 5000,
 ) -> Found:
-    """AutoAttack's standard version: each part attacks what the parts before it left standing.
+    """AutoAttack's standard version: each part attacks the images that the parts before it did not break.
 
-    The parts: APGD-CE of 100 steps, targeted APGD and targeted FAB of 100 for each of 9 targets, Square of
-    5,000 queries; other numbers, or not all parts, are no longer the standard version. `eps` is a fraction of
-    1 (L-infinity). The network is attacked in evaluation mode and left as it was, without any `.grad`.
+    The parts: APGD-CE of 100 steps, targeted APGD and targeted FAB of 100 steps for each of 9 targets, Square
+    of 5,000 queries. With other numbers or parts it is not the standard version. `eps` bounds the L-infinity
+    norm. The network is attacked in evaluation mode and restored, without any `.grad`.
 
-    Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
+    Shapes: x (N, C, H, W) in [0, 1], y (N,), both on the model's device.
     Raises `ValueError` if the library is not installed.
     """
     make, checks = load()
-    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it counts over all calls of a process
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # its counts would add up over the calls of a process
     with attacking(model), tqdm(total=len(parts), desc=title, unit="part") as bar, _Listener(bar) as listener:
         attack = make(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
         attack.attacks_to_run, attack.square.n_queries = list(parts), queries
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes_of(model, x) - 1)
         attack.fab.n_iter = steps
         for apgd in (attack.apgd, attack.apgd_targeted):
-            # the schedule that its authors derive from the steps
+            # its authors derive the schedule from the steps
             apgd.n_iter, apgd.n_iter_2 = steps, max(int(0.22 * steps), 1)
             apgd.n_iter_min, apgd.size_decr = max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
@@ -74,31 +74,37 @@ def autoattack(
     standing, left = {}, int((~wrong).sum())
     for part in reversed(parts):
         standing[part] = left
-        left += listener.fooled[part]
-    return Found(wrong, x_adv.cpu(), {part: standing[part] for part in parts}, listener.told())
+        left += listener.broken[part]
+    return Found(wrong, x_adv.cpu(), {part: standing[part] for part in parts}, listener.first_warnings())
 
 
 def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int, **attack: Any) -> Found:
-    """`autoattack` on a copy that is quicker to ask; what it finds, the network itself judges.
+    """`autoattack` on a faster copy, whose findings are checked on the network itself.
 
-    The copy has its batch norms folded away and runs in channels_last; on a GPU its convolutions take TF32,
-    torch's default. Images that err in the copy alone are attacked again, all parts, on the network itself in
-    the caller's arithmetic. Arguments, shapes and errors are those of `autoattack`.
+    The copy has its batch norms folded and runs in channels_last; on a GPU its convolutions use TF32, torch's
+    default. Images that only the copy gets wrong are attacked again by all parts, on the network itself in
+    the caller's precision. Arguments, shapes and errors are those of `autoattack`.
     """
     with attacking(model):
         wrong, images = clean_errors(model, x, y, batch_size), x.clone()
         (right,) = torch.where(~wrong)
         standing, warnings = dict.fromkeys(attack.get("parts", PARTS), 0), list[str]()
-        for network, arithmetic in ((folded(model, x[:2]), tensor_cores), (model, contextlib.nullcontext)):
+        for network, precision in (
+            (folded(model, x[:2]), tf32_convolutions),
+            (model, contextlib.nullcontext),
+        ):
             if not len(right):
                 break
-            with arithmetic():
-                asked = _ChannelsLast(network)
-                found = autoattack(asked, x[right], y[right], batch_size=batch_size, **attack)
+            with precision():
+                found = autoattack(
+                    _ChannelsLast(network), x[right], y[right], batch_size=batch_size, **attack
+                )
             images[right] = found.images.to(x.device)
             wrong[right] = clean_errors(model, images[right], y[right], batch_size)
             if network is model:
-                wrong[right] |= found.wrong.to(x.device)  # also where it answers by what else is in the batch
+                wrong[right] |= found.wrong.to(
+                    x.device
+                )  # also if its answer depends on the rest of the batch
             standing = {part: standing[part] + left for part, left in found.standing.items()}
             warnings += found.warnings
             right = right[found.wrong.to(x.device) & ~wrong[right]]
@@ -106,7 +112,7 @@ def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: in
 
 
 class _ChannelsLast(nn.Module):
-    """Runs a network in channels_last on images that are not, and whose gradients shall not be either."""
+    """Runs a network in channels_last; its inputs and their gradients are contiguous."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -120,12 +126,12 @@ class _ChannelsLast(nn.Module):
 
 
 class _Listener(logging.Handler):
-    """Turns the library's log into a progress bar, counts what each part fooled and keeps the warnings."""
+    """Turns the library's log into a progress bar, counts what each part broke and collects warnings."""
 
     def __init__(self, bar: "tqdm[Any]") -> None:
         super().__init__(logging.DEBUG)
-        self.bar, self.fooled = bar, dict.fromkeys(PARTS, 0)
-        self.warnings: dict[str, list[str]] = {}  # by the message without its numbers
+        self.bar, self.broken = bar, dict.fromkeys(PARTS, 0)
+        self.warnings: dict[str, list[str]] = {}  # by message without its digits
         self.logger = logging.getLogger("auto-attack")
 
     def __enter__(self) -> "_Listener":
@@ -145,13 +151,13 @@ class _Listener(logging.Handler):
         if record.levelno >= logging.WARNING:
             self.warnings.setdefault(re.sub(r"\d+", "", message), []).append(message)
         elif batch := re.fullmatch(r"(\S+) - \d+/\d+ - (\d+) out of \d+ successfully perturbed", message):
-            self.fooled[batch[1]] += int(batch[2])
+            self.broken[batch[1]] += int(batch[2])
             self.bar.set_postfix_str(message)
         elif message.startswith("robust accuracy after"):
             self.bar.update()
 
-    def told(self) -> list[str]:
-        """First warning of each kind, and how many more there were."""
+    def first_warnings(self) -> list[str]:
+        """First warning of each kind, and the number of further ones."""
         return [
             first + (f" (and {len(more)} more of this kind)" if more else "")
             for first, *more in self.warnings.values()

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: the same network in evaluation mode, with less to do."""
+"""Batch norm folded into the convolution before it: a faster copy of a network in evaluation mode."""
 
 import copy
 from collections import Counter
@@ -9,17 +9,17 @@ from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.hooks import RemovableHandle
 
-TOLERANCE = 1e-4  # of the answers, relative to the largest: float32 rounds some hundred times below
+TOLERANCE = 1e-4  # of the logits, relative to the largest; float32 rounds about a hundred times below
 
 
 def folded(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy of the network, in evaluation mode, without its batch norms; or the network itself.
+    """A copy of the network in evaluation mode without its batch norms, or the network itself.
 
-    A norm is folded if nothing but it reads what one `Conv2d` returns, and both run once, as the autograd
-    graph of one run shows. The copy is returned only if it answers x as the network does; where nothing can
-    be folded, the network has hooks, is compiled or cannot be copied, it is returned as it is. All other
-    parameters are shared. Convolutions of the copy run in channels_last, the faster layout. A network that
-    takes another path for other images is not seen through.
+    A norm is folded if it alone reads the output of one `Conv2d` and both run once, by the autograd graph of
+    one pass. The copy is returned only if its logits for x are those of the network. The network itself is
+    returned if nothing can be folded, or if it has hooks, is compiled or cannot be copied. Other parameters
+    are shared. Convolutions of the copy run in channels_last, the faster layout. Control flow that depends on
+    the images is not detected.
 
     Call it inside `attacking(model)`. Shapes: x (N, C, H, W); two images are enough.
     """
@@ -28,7 +28,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
             return model
         with (
             torch.random.fork_rng([x.device] if x.is_cuda else []),
-            torch.autocast(x.device.type, enabled=False),  # its rounding is too coarse to compare
+            torch.autocast(x.device.type, enabled=False),  # too coarse to compare logits
         ):
             twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
             if {id(m) for m in twin.modules()} & {id(m) for m in model.modules()}:
@@ -38,12 +38,12 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
                 for conv, norm in pairs:
                     _fold(twin, conv, norm)
                 return twin if pairs and _same(twin(x), answer) else model
-    except Exception:  # this only saves time: what a strange network raises here is no reason to stop
+    except Exception:  # folding only saves time: no error of an unusual network stops the attack
         return model
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether nobody watches the module, and it is not compiled."""
+    """Whether the module has no hooks and is not compiled."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -54,7 +54,7 @@ def _plain(module: nn.Module) -> bool:
 
 
 def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of each convolution and of the norm that alone reads its result; and the network's answer."""
+    """Names of each convolution and of the norm that alone reads its output; and the logits."""
     runs: list[tuple[str, nn.Module, Node]] = []
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
@@ -84,7 +84,7 @@ def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
 
 
 def _readers(last: Node) -> "Counter[Node]":
-    """How many operations read the result of each that leads to the last one."""
+    """Number of operations that read the result of each node of the graph that ends in `last`."""
     readers, waiting, seen = Counter([last]), [last], {last}
     while waiting:
         for node, _ in waiting.pop().next_functions:

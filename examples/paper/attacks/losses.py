@@ -1,4 +1,4 @@
-"""What an attack raises, image by image: cross-entropy, the margin of Carlini and Wagner, and DLR."""
+"""Losses that an attack maximizes, per image: cross-entropy, the margin of Carlini and Wagner, DLR."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def cw(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, `cw` in units of the spread of the three largest: blind to the scale.
+    """Difference of logits ratio: `cw` divided by the largest minus the third-largest logit, scale-invariant.
 
     Shapes: (N, K), (N,) -> (N,). Source: Croce & Hein 2020, arXiv:2003.01690, Eq. 6.
     """
@@ -34,7 +34,7 @@ def cw_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def dlr_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """`cw_to` in units of the spread of the four largest logits.
+    """`cw_to` divided by the largest logit minus the mean of the third and fourth.
 
     Shapes: (N, K), (N,), (N,) -> (N,). Source: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
     """
@@ -43,7 +43,7 @@ def dlr_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Minus the cross-entropy of the target; the true class does not matter. Shapes as `cw_to`."""
+    """Minus the cross-entropy of the target; the true class is ignored. Shapes as `cw_to`."""
     return -cross_entropy(logits, target)
 
 

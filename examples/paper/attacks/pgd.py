@@ -1,4 +1,4 @@
-"""L-infinity PGD (Madry et al. 2018, arXiv:1706.06083), targeted and untargeted, on the input alone."""
+"""L-infinity PGD (Madry et al. 2018, arXiv:1706.06083), targeted and untargeted."""
 
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,18 +25,18 @@ def pgd(
     restarts: int = 1,
     amp: bool = False,
 ) -> Tensor:
-    """Adversarial images within eps of x: the first of the restarts that fools the network, or its best.
+    """Adversarial images within eps of x: of the first restart that fools the network, or of the best one.
 
-    `eps` and `step_size` are fractions of the range 1 of a pixel, e.g. 8/255. `targeted=True` draws, for each
-    restart, a target uniform over the other classes and lowers its loss; else the loss of `y` is raised.
-    `amp=True` takes the steps in bfloat16. The network is attacked in evaluation mode and left as it was,
-    without any `.grad`. The steps run on a copy with batch norm folded away; what fools the network is asked
-    of the network itself, in its own precision.
+    `eps` and `step_size` are in units of the pixel range [0, 1], e.g. 8/255. `targeted=True` draws a target
+    for each restart, uniform over the other classes, and minimizes its loss; else the loss of `y` is
+    maximized. `amp=True` takes the steps in bfloat16. The network is attacked in evaluation mode and
+    restored, without any `.grad`. The steps run on a copy with batch norms folded; success is judged by the
+    network itself, in its own precision.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
-    Raises `ValueError` for other images, and for fewer than one step or restart.
+    Raises `ValueError` for images outside [0, 1], and for fewer than one step or restart.
     """
-    check(x, steps, restarts)
+    check_attack(x, steps, restarts)
     attack = {"eps": eps, "step_size": step_size, "targeted": targeted, "random_start": random_start}
     if restarts == 1:
         return pgd_at(model, x, y, steps=[steps], amp=amp, **attack)[steps]
@@ -44,7 +44,7 @@ def pgd(
     with attacking(model):
         fast = folded(model, x[:2]) if len(x) else model
         for _ in range(restarts):
-            (i,) = torch.where(best_margin >= 0)  # those that stand
+            (i,) = torch.where(best_margin >= 0)  # those still classified correctly
             if len(i) == 0:
                 break
             goal = random_targets(y[i], classes_of(model, x)) if targeted else y[i]
@@ -67,11 +67,11 @@ def pgd_at(
     random_start: bool = True,
     amp: bool = False,
 ) -> dict[int, Tensor]:
-    """Images after each of these numbers of steps, all of one run: the first ten steps of PGD-50 are PGD-10.
+    """Images of one run after each of these numbers of steps: the first ten steps of PGD-50 are PGD-10.
 
     Arguments, shapes and errors as `pgd`.
     """
-    check(x, min(steps, default=0), 1)
+    check_attack(x, min(steps, default=0), 1)
     if len(x) == 0:
         return dict.fromkeys(steps, x)
     with attacking(model):
@@ -96,10 +96,10 @@ def pgd_steps(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Steps of one PGD run: yields the images after each step and the loss of `goal` before it.
 
-    `start`: images within eps of x to begin with, in place of those that `random_start` draws.
-    `amp=True` runs the network in bfloat16, forward and back; images and steps stay as they are.
-    Shapes: x, start (N, C, H, W), goal (N,) the targets or the true labels; yields (N, C, H, W) and (N,).
-    Call it inside `attacking(model)`. Never waits for the device.
+    `start`: first images, within eps of x, instead of those that `random_start` draws.
+    `amp=True` runs the network forward and backward in bfloat16; images and steps keep their precision.
+    Shapes: x, start (N, C, H, W), goal (N,) targets or true labels; yields (N, C, H, W) and (N,).
+    Call it inside `attacking(model)`. It never synchronizes with the device.
     """
     sign = -1 if targeted else 1
     ball = within(x, eps)
@@ -115,12 +115,12 @@ def pgd_steps(
         yield x_adv, loss.detach()
 
 
-def autocast(device: torch.device | str, wanted: bool) -> AbstractContextManager[Any]:
-    """Inside, if wanted, convolutions and products are in bfloat16."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16) if wanted else nullcontext()
+def autocast(device: torch.device | str, amp: bool) -> AbstractContextManager[Any]:
+    """Inside, with `amp`, convolutions and products are in bfloat16."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if amp else nullcontext()
 
 
-def check(x: Tensor, steps: int, restarts: int) -> None:
+def check_attack(x: Tensor, steps: int, restarts: int) -> None:
     """Raise `ValueError` for images outside [0, 1], and for fewer than one step or restart."""
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
@@ -132,12 +132,12 @@ def check(x: Tensor, steps: int, restarts: int) -> None:
 
 
 def random_images(x: Tensor, eps: float) -> Tensor:
-    """Images uniform within eps of x, cut to [0, 1]. Shapes: (N, C, H, W), kept."""
+    """Images uniform within eps of x, clipped to [0, 1]. Shapes: (N, C, H, W), result as x."""
     return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp_(*within(x, eps))
 
 
 def within(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Lowest and highest image within eps of x and within [0, 1]. Shapes: (N, C, H, W), kept."""
+    """Lowest and highest image within eps of x and within [0, 1]. Shapes: (N, C, H, W), both as x."""
     return (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
 
 
@@ -147,13 +147,13 @@ def random_targets(y: Tensor, num_classes: int) -> Tensor:
 
 
 def widen(logits: Tensor) -> Tensor:
-    """Half precision as float32, where a loss keeps its digits; all else as it is. Shapes: any, kept."""
+    """Half precision to float32, so that the loss keeps its digits; wider types unchanged. Any shape."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.no_grad()
 def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Logit of the true class minus the best other one: negative where the network errs. Shapes: (N,)."""
+    """Logit of the true class minus the largest other one: negative where the network errs. Result (N,)."""
     logits = widen(model(x))
     true = logits.gather(1, y[:, None]).squeeze(1)
     return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
@@ -161,21 +161,21 @@ def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def classes_of(model: nn.Module, x: Tensor) -> int:
-    """Number of classes, from the network's answer to one image."""
+    """Number of classes, from the logits of one image."""
     return model(x[:1]).shape[1]
 
 
 @contextmanager
 def attacking(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
-    """Put the network in evaluation mode, its parameters without gradient; afterwards all is as before.
+    """Put the network in evaluation mode, its parameters without gradient; restore it afterwards.
 
-    With `batch_statistics` its batch norms use those of the attacked images, if they were in training mode,
-    and their running statistics stay.
+    With `batch_statistics`, batch norms that were in training mode use the statistics of the attacked images
+    and leave their running statistics unchanged.
     """
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     norms = [m for m, mode in modes if batch_statistics and mode and isinstance(m, _BatchNorm)]
-    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    counters = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         model.eval().requires_grad_(False)
         for m in norms:
@@ -184,7 +184,7 @@ def attacking(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[N
     finally:
         for m, mode in modes:
             m.training = mode
-        for m, (momentum, tracked) in zip(norms, kept, strict=True):
+        for m, (momentum, tracked) in zip(norms, counters, strict=True):
             m.momentum = momentum
             m.num_batches_tracked.copy_(tracked)
         for p, flag in flags:

@@ -1,4 +1,4 @@
-"""Robust error by PGD, and no more of it than needed: an image that is broken leaves, the next one enters."""
+"""Robust error with early stopping: an image leaves the batch once it is broken, and the next one enters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from examples.paper.attacks.folding import folded
 from examples.paper.attacks.losses import cross_entropy, cross_entropy_to, dlr_to
 from examples.paper.attacks.pgd import (
     attacking,
-    check,
+    check_attack,
     classes_of,
     random_images,
     random_targets,
@@ -20,9 +20,9 @@ from examples.paper.attacks.pgd import (
 )
 
 Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
-Aim = Callable[
+Targets = Callable[
     [int, Tensor], tuple[Tensor, ...]
-]  # number of a run, indices (n,) of its images: their targets
+]  # number of the run, indices (n,) of images: targets (n,)
 
 
 def robust_errors(
@@ -38,25 +38,24 @@ def robust_errors(
     restarts: int = 1,
     batch_size: int = 250,
 ) -> Tensor:
-    """Which images the network gets wrong: clean, or at any image that PGD comes by.
+    """Which images the network gets wrong, clean or at any step of PGD.
 
-    The same as attacking every image to the last step and asking at each, at a fraction of the work: of a
-    weak network little but the first steps. It counts more than `attacks.pgd`, which judges the last images
-    alone. The steps run on a copy with batch norm folded away; whether an image is broken is asked of the
-    network itself. `eps`, `step_size`, `targeted`, `random_start` and
-    `restarts` are those of `attacks.pgd`.
+    The result is that of attacking every image to the last step and evaluating the network at each, at a
+    fraction of the cost. It counts more errors than `pgd`, which evaluates only the last images. The steps
+    run on a copy with batch norms folded; success is judged by the network itself. `eps`, `step_size`,
+    `targeted`, `random_start` and `restarts` are those of `pgd`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
-    Raises `ValueError` for other images, and for fewer than one step or restart.
+    Raises `ValueError` for images outside [0, 1], and for fewer than one step or restart.
     """
-    check(x, steps, restarts)
+    check_attack(x, steps, restarts)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
 
-    def aim(_: int, left: Tensor) -> tuple[Tensor, ...]:
+    def drawn(_: int, left: Tensor) -> tuple[Tensor, ...]:
         return (random_targets(y[left], classes_of(model, x)),) if targeted else ()
 
     loss = cross_entropy_to if targeted else cross_entropy
-    return _errors_of_runs(model, x, y, loss, aim, runs=restarts, random_start=random_start, **attack)
+    return _errors_of_runs(model, x, y, loss, drawn, runs=restarts, random_start=random_start, **attack)
 
 
 def dlr_errors(
@@ -70,19 +69,19 @@ def dlr_errors(
     targets: int = 3,
     batch_size: int = 250,
 ) -> Tensor:
-    """`robust_errors` by targeted DLR, a run towards each of the likeliest wrong classes of the clean image.
+    """`robust_errors` by targeted DLR: one run for each of the likeliest wrong classes of the clean image.
 
-    In their order, the likeliest first, each from a random start of its own; an image that broke is not
-    attacked again.
-    Shapes and errors as `robust_errors`. Source of the loss: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
+    The likeliest class comes first, and each run has its own random start. Broken images are not attacked
+    again. Shapes and errors as `robust_errors`.
+    Source of the loss: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
     """
-    check(x, steps, targets)
+    check_attack(x, steps, targets)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
 
-    def aim(run: int, left: Tensor) -> tuple[Tensor, ...]:
+    def likeliest(run: int, left: Tensor) -> tuple[Tensor, ...]:
         return (likeliest_wrong(model, x[left], y[left], targets, batch_size)[:, run],)
 
-    return _errors_of_runs(model, x, y, dlr_to, aim, runs=targets, random_start=True, **attack)
+    return _errors_of_runs(model, x, y, dlr_to, likeliest, runs=targets, random_start=True, **attack)
 
 
 @torch.no_grad()
@@ -100,7 +99,7 @@ def _errors_of_runs(
     x: Tensor,
     y: Tensor,
     loss: Loss,
-    aim: Aim,
+    targets: Targets,
     *,
     eps: float,
     runs: int,
@@ -116,7 +115,7 @@ def _errors_of_runs(
             bar.update(len(x) - len(left))
             if len(left) == 0:
                 break
-            images, goals = x[left], (y[left], *aim(run, left))
+            images, goals = x[left], (y[left], *targets(run, left))
             start = random_images(images, eps) if random_start else images
             more = {"eps": eps, "batch_size": batch_size, "bar": bar, **attack}
             when, _ = first_breaks(model, fast, images, start, loss, goals, **more)
@@ -126,7 +125,7 @@ def _errors_of_runs(
 
 @torch.no_grad()
 def clean_errors(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
-    """Which images the network gets wrong as they are, in the mode it is in. Shapes as above."""
+    """Which images the network gets wrong, in its current mode. Shapes as `robust_errors`."""
     wrong = torch.zeros_like(y, dtype=torch.bool)
     for i in range(0, len(x), batch_size):
         part = slice(i, i + batch_size)
@@ -148,14 +147,14 @@ def first_breaks(
     batch_size: int = 250,
     bar: "tqdm[None] | None" = None,
 ) -> tuple[Tensor, Tensor]:
-    """One PGD run from `start` in which each image is at a step of its own: when it broke, and the images.
+    """One PGD run from `start` in which each image has its own step count: when each broke, and the images.
 
-    The steps raise `loss(logits, *goals)` of `fast`, image by image; whether an image is broken is asked of
-    `model`, wherever `fast` errs and after the last step. `goals`: the labels y (N,), and for a targeted loss
-    the targets (N,). Call it inside `attacking`, for both.
+    The steps maximize `loss(logits, *goals)` of `fast`, per image. Where `fast` errs, and after the last
+    step, `model` decides whether an image is broken. `goals`: the labels y (N,), and for a targeted loss the
+    targets (N,). Call it inside `attacking`, for both networks.
 
-    Shapes: x, start (N, C, H, W); results (N,) of the steps that were taken before the network erred, -1
-    where it stands, and (N, C, H, W): the image at which it erred, or the last one.
+    Shapes: x, start (N, C, H, W). Results: (N,), the steps before the network erred, -1 if it never did; and
+    (N, C, H, W), the image at which it erred, or the last one.
     """
     y, (low, high) = goals[0], within(x, eps)
     x_adv, broken, taken = start.clone(), torch.full_like(y, -1), torch.zeros_like(y)
@@ -168,9 +167,9 @@ def first_breaks(
         with torch.enable_grad():
             logits = widen(fast(images))
             (grad,) = torch.autograd.grad(loss(logits, *(g[batch] for g in goals)).sum(), images)
-        suspect = logits.argmax(1) != y[batch]
-        errs = suspect.clone()
-        errs[suspect] = clean_errors(model, images.detach()[suspect], y[batch[suspect]], batch_size)
+        candidate = logits.argmax(1) != y[batch]
+        errs = candidate.clone()
+        errs[candidate] = clean_errors(model, images.detach()[candidate], y[batch[candidate]], batch_size)
         broken[batch[errs]] = taken[batch[errs]]
         moved = images.detach().add(grad.sign(), alpha=step_size).clamp_(low[batch], high[batch])
         x_adv[batch[~errs]] = moved[~errs]

@@ -44,7 +44,7 @@ from examples.paper.common.cli import at_least, check_device, fraction
 from examples.paper.common.console import stamp
 from examples.paper.common.records import sha256, write_record
 from examples.paper.common.statistics import entry
-from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation import networks
 from sparta_act import SpartaError
 
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     x, y = (t[: args.limit] for t in data.load("test", args.data_dir, args.dataset or dataset or "cifar10"))
     about = {"network": args.network, "sha256": sha256(content)}
     about["sha256 of surrogates"] = [sha256(content) for _, _, content in loaded.values()]
-    with exact_arithmetic():
+    with exact_float32():
         return audit(
             model.to(args.device),
             data.to_float(x, args.device),

@@ -1,1 +1,1 @@
-"""What every room needs: data, networks, files, intervals, the command line."""
+"""Shared by all rooms: data, networks, files, statistics, command lines."""

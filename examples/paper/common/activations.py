@@ -1,4 +1,4 @@
-"""What SPARTA is compared with: readings of the paper that lost, Dynamic ReLU and feature denoising."""
+"""Rivals of SPARTA: readings of the paper that lost, Dynamic ReLU and feature denoising."""
 
 import math
 from functools import partial
@@ -13,14 +13,14 @@ from sparta_act.errors import ShapeError
 
 
 class AsRead(nn.Module):
-    """SPARTA as first read: the paper's C x C kernels, no normalization, the gate at 0.5 at the start.
+    """First reading of SPARTA: the paper's C x C kernels, no normalization, a gate that starts at 0.5.
 
-    phi_c: conv1, ReLU, conv2, global average. phi_s: conv3, ReLU, conv4, conv5, whose kernel conv6 predicts:
-    to C channels, averaged to 3 x 3, mean over channels (`dynamic=False`: an ordinary learned kernel).
+    phi_c: conv1, ReLU, conv2, global average. phi_s: conv3, ReLU, conv4, conv5. The kernel of conv5 is conv6
+    of X (C channels), averaged to 3 x 3 and over the channels; with `dynamic=False` it is learned.
     Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`. Source: SPARTA, Eq. 3, 5, 8.
     """
 
-    lr_factor = 0.1  # of the network's learning rate: at the whole rate the gate saturates within 40 steps
+    lr_factor = 0.1  # of the network's learning rate; at the full rate the gate saturates within 40 steps
 
     def __init__(self, in_channels: int, *, dynamic: bool = True) -> None:
         super().__init__()
@@ -38,21 +38,21 @@ class AsRead(nn.Module):
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """phi_s (N, 1, H, W) and phi_c (N, C, 1, 1)."""
-        c, kernel = self.glance(x)
+        c, kernel = self.global_scores(x)
         m = self.norm4(self.conv4(F.relu(self.norm3(self.conv3(x)))))
         return SF.kernel_conv(m, kernel if self.dynamic else self.conv6.weight), c
 
-    def glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What sees X as a whole: phi_c (N, C, 1, 1) and conv5's kernel (N, 1, 3, 3)."""
+    def global_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is computed from all places: phi_c (N, C, 1, 1) and the kernel of conv5 (N, 1, 3, 3)."""
         c = self.conv2(F.relu(self.norm1(self.conv1(x)))).mean((2, 3), keepdim=True)
         return c, SF.pool(self.conv6(x)).mean(1, keepdim=True) if self.dynamic else c
 
 
 class Pooled(AsRead):
-    """`AsRead` whose phi_c and predicted kernel see X averaged to 3 x 3; conv2 is not padded."""
+    """`AsRead` with phi_c and the predicted kernel computed from X averaged to 3 x 3; conv2 is not padded."""
 
-    def glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `AsRead`."""
+    def global_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `AsRead`."""
         x = SF.pool(x).to(x.dtype)
         c = F.conv2d(F.relu(self.norm1(self.conv1(x))), self.conv2.weight)
         return c, self.conv6(x).mean(1, keepdim=True) if self.dynamic else c
@@ -72,9 +72,9 @@ class PooledNormed(Normed, Pooled):
 
 
 def dynamic_relu(x: Tensor, residual: Tensor) -> Tensor:
-    """Larger of two lines: max_k(a_k x + b_k), a = (1, 0) + residual a, b = (0, 0) + 0.5 residual b.
+    """The larger of two lines, max_k(a_k x + b_k) with a = (1, 0) + residual a, b = 0.5 residual b.
 
-    Shapes: x (N, C, H, W), residual (4, N, C or 1, 1, 1), in the order a_1, a_2, b_1, b_2; result as x.
+    Shapes: x (N, C, H, W), residual (4, N, C, 1, 1) in the order a_1, a_2, b_1, b_2; result as x.
     Source: Chen et al. 2020, arXiv:2003.10027, Eq. 1 and 3: k = 2, lambda_a = 1, lambda_b = 0.5.
     """
     a1, a2, b1, b2 = residual
@@ -82,7 +82,7 @@ def dynamic_relu(x: Tensor, residual: Tensor) -> Tensor:
 
 
 def spatial_attention(z: Tensor) -> Tensor:
-    """Weight of every position: min(gamma * softmax(z / tau), 1), tau = 10, gamma = H * W / 3.
+    """Weight of each position: min(gamma * softmax(z / tau), 1), tau = 10, gamma = H * W / 3.
 
     Shapes: z (N, 1, H, W), result as z, float32 or wider.
     Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
@@ -96,21 +96,21 @@ def nonlocal_mean(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
     """Mean of x over all positions j, weighted by softmax_j(theta_i . phi_j / sqrt(D)).
 
     Shapes: x (N, C, H, W), theta and phi (N, D, H, W), result as x.
-    It is attention, so torch's fused kernels compute it without holding all pairs of positions. For second
-    derivatives, which those lack, call it inside `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    It is attention: torch's fused kernels compute it without storing all pairs of positions. They lack second
+    derivatives; for those, call it inside `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     Source: Xie et al. 2019, arXiv:1812.03411, section 4.2: Gaussian version of non-local means, embedded.
     """
     channels, embedding = x.shape[1], theta.shape[1]
-    alike = max(channels, embedding)
-    # the fused kernels want one width, and the channels of a position side by side
+    width = max(channels, embedding)
+    # the fused kernels need one width, and the channels of a position contiguous
     tokens = (t.flatten(2).mT.contiguous()[:, None] for t in (x, theta, phi))
-    value, query, key = (F.pad(t, (0, alike - t.shape[-1])) for t in tokens)
+    value, query, key = (F.pad(t, (0, width - t.shape[-1])) for t in tokens)
     mean = F.scaled_dot_product_attention(query, key, value, scale=1 / math.sqrt(embedding))
     return mean[:, 0, :, :channels].mT.reshape(x.shape)
 
 
 class _Channeled(nn.Module):
-    """A module for C channels, which refuses any other number."""
+    """A module for C channels that refuses inputs of another number of channels."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -130,71 +130,50 @@ class _Channeled(nn.Module):
             )
 
 
-class _DynamicReLU(_Channeled):
-    """Hyper-network of Dynamic ReLU: global pool, C to C / 4, ReLU, to four numbers, 2 sigmoid - 1."""
-
-    def __init__(self, in_channels: int, functions: int) -> None:
-        super().__init__(in_channels)
-        hidden = max(1, in_channels // 4)
-        self.squeeze, self.excite = nn.Linear(in_channels, hidden), nn.Linear(hidden, 4 * functions)
-
-    def _residual(self, x: Tensor) -> Tensor:  # (4, N, C or 1, 1, 1)
-        self._check(x)
-        theta = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))) - 1
-        return theta.unflatten(1, (4, -1))[..., None, None].transpose(0, 1)
-
-
-class DynamicReLUA(_DynamicReLU):
-    """Dynamic ReLU, one function for all channels and positions of a sample: max_k(a_k x + b_k).
-
-    Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
-    Raises `ShapeError` for another shape of input or an impossible argument.
-    Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-A.
-    """
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        return dynamic_relu(x, self._residual(x))
-
-
-class DynamicReLUB(_DynamicReLU):
+class DynamicReLUB(_Channeled):
     """Dynamic ReLU, one function per channel of a sample: max_k(a_kc x + b_kc).
 
-    Shapes and errors as `DynamicReLUA`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-B.
+    The coefficients come from a hyper-network: global pool, C to C / 4, ReLU, to 4 C, 2 sigmoid - 1.
+    Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
+    Raises `ShapeError` for another shape of input or an impossible argument.
+    Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-B.
     """
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels, in_channels)
+        super().__init__(in_channels)
+        hidden = max(1, in_channels // 4)
+        self.squeeze, self.excite = nn.Linear(in_channels, hidden), nn.Linear(hidden, 4 * in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        return dynamic_relu(x, self._residual(x))
+        self._check(x)
+        theta = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))) - 1
+        return dynamic_relu(x, theta.unflatten(1, (4, -1))[..., None, None].transpose(0, 1))
 
 
 class DynamicReLUC(DynamicReLUB):
     """Dynamic ReLU, one function per channel and position: max_k(pi_hw a_kc x + pi_hw b_kc).
 
-    pi is `spatial_attention` of one 1 x 1 convolution of X to one channel.
-    Shapes and errors as `DynamicReLUA`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
+    pi is `spatial_attention` of a 1 x 1 convolution of X to one channel.
+    Shapes and errors as `DynamicReLUB`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
     """
 
     def __init__(self, in_channels: int) -> None:
         super().__init__(in_channels)
-        self.position = nn.Conv2d(in_channels, 1, 1, bias=False)  # the softmax would forget a bias
+        self.position = nn.Conv2d(in_channels, 1, 1, bias=False)  # the softmax would cancel a bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
         y = super().forward(x)
-        return (y * spatial_attention(self.position(x))).to(x.dtype)  # pi > 0 may leave the maximum
+        return (y * spatial_attention(self.position(x))).to(
+            x.dtype
+        )  # pi > 0: it may be taken out of the maximum
 
 
 class FeatureDenoising(_Channeled):
-    """Denoising block to append to a group of blocks: x + norm(conv(non-local mean of x)), 1 x 1 conv.
+    """Denoising block, appended to a group of blocks: x + norm(conv(non-local mean of x)), 1 x 1 conv.
 
-    The weight of the norm is zero at the start, so the block begins as the identity.
+    The weight of the norm is zero at the start, so a fresh block is the identity.
     Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
     Raises `ShapeError` for another shape of input or an impossible argument.
     Source: Xie et al. 2019, arXiv:1812.03411; C / 2 embedding channels as in the authors' code.

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were: every script writes through here."""
+"""Atomic writes: after a kill at any moment, the old file or the new one is there, whole."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes the place of `path` when the block ends without an error."""
+    """A temporary file next to `path`, renamed to `path` when the block ends without an error."""
     scratch = path.with_name(path.name + ".tmp")
     try:
         yield scratch
@@ -19,6 +19,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text, or leave the file as it was."""
+    """Write a text atomically."""
     with atomic_write(path) as scratch:
         scratch.write_text(text)

@@ -1,4 +1,4 @@
-"""What the command lines of the scripts share: numbers that make sense, and errors without a traceback."""
+"""Shared by the command lines: checked numbers, and errors without a traceback."""
 
 import argparse
 import math
@@ -15,7 +15,7 @@ from sparta_act import SpartaError
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End the program with one message where the input is at fault."""
+    """End the program with one line, without a traceback, for errors in the input."""
     try:
         yield
     except (SpartaError, ValueError, OSError) as error:
@@ -26,7 +26,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def number(parse: Callable[[str], Any], accepts: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
-    """Type of an option: `what` in words, and how to read and check it."""
+    """An `argparse` type that parses and checks a number; `what` describes it in the error."""
 
     def read(text: str) -> Any:
         try:
@@ -34,26 +34,28 @@ def number(parse: Callable[[str], Any], accepts: Callable[[Any], bool], what: st
         except (ValueError, ZeroDivisionError):
             value = None
         if value is None or not accepts(value):
-            raise argparse.ArgumentTypeError(f"wants {what}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
         return value
 
     return read
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """Type of an option: a whole number from `low` on."""
+    """An `argparse` type: a whole number of at least `low`."""
     return number(int, lambda n: n >= low, f"a whole number of at least {low}")
 
 
 positive = number(float, lambda n: 0 < n < math.inf, "a number above 0")
-not_negative = number(float, lambda n: 0 <= n < math.inf, "0 or a number above")
-share = number(float, lambda n: 0 <= n < 1, "a number from 0 to below 1")
+not_negative = number(float, lambda n: 0 <= n < math.inf, "a number of at least 0")
+share = number(float, lambda n: 0 <= n < 1, "a number of at least 0 and below 1")
 fraction = number(lambda text: float(Fraction(text)), lambda n: 0 < n <= 1, "a fraction of 1, e.g. 8/255")
 
 
 def check_device(device: str) -> None:
-    """Raise `ValueError` if torch cannot use the device of `--device` here."""
+    """Raise `ValueError` if torch cannot use this `--device` on this machine."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"cannot use --device {device} on this machine: {str(error).splitlines()[0]}"
+        ) from None

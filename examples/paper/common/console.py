@@ -1,4 +1,4 @@
-"""What the commands print: tables, and the machine that a figure was measured on."""
+"""Tables on the terminal, and the machine that a number was measured on."""
 
 import datetime
 import os
@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def print_table(title: str, columns: Mapping[str, Mapping[str, str]]) -> None:
-    """Print rows (the keys of each column's entries) by columns."""
+    """Print a table of columns: each maps row names to cells."""
     table = Table(title=title)
     table.add_column("")
     for name in columns:
@@ -23,7 +23,7 @@ def print_table(title: str, columns: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def stamp() -> dict[str, str]:
-    """What a figure needs beside it: machine, torch, date."""
+    """Machine, torch version and date, to store with a measured number."""
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     if torch.cuda.is_available():
         machine += ", " + torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""CIFAR-10 and its like as tensors: from a folder, from the Hub, or our small sample in this folder."""
+"""CIFAR-10, SVHN and MNIST-M as tensors: from a folder, from the Hub, or a small sample of CIFAR-10."""
 
 import dataclasses
 import functools
@@ -18,15 +18,15 @@ DIGITS = tuple("0123456789")
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What training must know of a data set; mean and deviation are those of its training images."""
+    """A data set; mean and deviation are those of its training images."""
 
-    hub: str | None  # repository of the Hub
-    folder: str  # of the files in it
+    hub: str | None  # repository on the Hub
+    folder: str  # of the files there
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: tuple[str, ...]
-    flip: bool  # whether a mirrored image is still one of its class
-    images: dict[str, int]  # in each split; of MNIST-M's 59,001 for training a balanced subset
+    flip: bool  # whether a mirrored image keeps its class
+    images: dict[str, int]  # by split; for training on MNIST-M, a balanced subset of its 59,001
 
 
 DATASETS = {
@@ -61,16 +61,16 @@ DATASETS = {
 
 
 def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[Tensor, Tensor]:
-    """Images of one split ("train" or "test") of a data set of `DATASETS` and their labels.
+    """Images and labels of one split ("train" or "test") of a data set of `DATASETS`.
 
-    `source`: "sample" (ours, a few thousand images of CIFAR-10), "hub" (downloads the whole data set) or a
-    folder that holds `train-*.parquet` and `test-*.parquet`, directly or deeper, as the Hub's data sets do.
-    Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError` with what to do.
+    `source`: "sample" (2,500 images of CIFAR-10), "hub" (downloads the whole data set), or a folder that
+    holds `train-*.parquet` and `test-*.parquet` at any depth, as data sets of the Hub do.
+    Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError`.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"there is no split {split!r}; ask for 'train' or 'test'")
+        raise ValueError(f"no split {split!r}; ask for 'train' or 'test'")
     if dataset not in DATASETS:
-        raise ValueError(f"there is no data set {dataset!r}; there are {', '.join(DATASETS)}")
+        raise ValueError(f"no data set {dataset!r}; there are {', '.join(DATASETS)}")
     if source == "sample":
         if dataset != "cifar10":
             raise ValueError(f"our sample is of cifar10, not of {dataset}; give a folder of parquet files")
@@ -80,7 +80,7 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
 
 
 def check_whole(source: str, dataset: str) -> None:
-    """Count a folder's images without reading them. Raises `ValueError` if it is not the whole data set."""
+    """Raise `ValueError` unless a folder holds the whole data set; images are counted, not read."""
     for split, wanted in DATASETS[dataset].images.items():
         files = _from_folder(split, Path(source), dataset)
         if (found := sum(pq.ParquetFile(f).metadata.num_rows for f in files)) != wanted:
@@ -88,14 +88,14 @@ def check_whole(source: str, dataset: str) -> None:
 
 
 def to_float(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Bytes to [0, 1]. Shapes: any, kept."""
+    """Bytes to [0, 1]. Any shape; result as x."""
     return x.to(device).float() / 255
 
 
 def augment(x: Tensor, *, flip: bool = True, pad: int = 4) -> Tensor:
-    """Random crop of the padded image, another for each image, and with `flip` every second one mirrored.
+    """Crop each padded image at random; with `flip`, mirror it with probability one half.
 
-    Runs where x is, without waiting for it. Shapes: (N, C, H, W), kept.
+    Runs on the device of x, without synchronizing. Shapes: x (N, C, H, W), result as x.
     """
     n, _, h, w = x.shape
     top, left = torch.randint(0, 2 * pad + 1, (2, n, 1), device=x.device)
@@ -116,8 +116,8 @@ def _from_folder(split: str, folder: Path, dataset: str) -> list[Path]:
     if len({f.parent for f in files}) != 1:
         found = sorted({str(f.parent) for f in files}) or "none"
         raise FileNotFoundError(
-            f"{folder}: wanted one folder with {split}-*.parquet, found {found}; "
-            "name the folder of one data set, or leave --data-dir out to use the sample"
+            f"{folder} must hold one folder with {split}-*.parquet; found: {found}; "
+            "name the folder of one data set, or omit --data-dir to use the sample"
         )
     return files
 
@@ -127,36 +127,38 @@ def _from_hub(split: str, dataset: str) -> list[Path]:
 
     known = DATASETS[dataset]
     if known.hub is None:
-        raise ValueError(f"we know no copy of {dataset} on the Hub; give a folder of its parquet files")
+        raise ValueError(f"there is no copy of {dataset} on the Hub; give a folder of its parquet files")
     pattern = f"{known.folder}/{split}-*.parquet"
     folder = snapshot_download(known.hub, repo_type="dataset", allow_patterns=pattern)
     return _from_folder(split, Path(folder), dataset)
 
 
-@functools.lru_cache(maxsize=2)  # both splits of one data set: a process that trains many networks reads once
+@functools.lru_cache(maxsize=2)  # both splits of a data set: a process that trains many networks reads once
 def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[Tensor, Tensor]:
-    """Images and labels of files as they were at that time, of that size; nobody writes into them."""
+    """Images and labels of files (path, time, size); callers must not change them."""
     return _decode(pa.concat_tables([pq.read_table(f) for f, _, _ in files]))
 
 
 def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
     column = next((c for c in ("img", "image") if c in table.column_names), None)
     if column is None or "label" not in table.column_names:
-        raise ValueError(f"wanted columns 'img' or 'image', and 'label'; found {table.column_names}")
+        raise ValueError(
+            f"the columns must include 'img' or 'image', and 'label'; found {table.column_names}"
+        )
     kinds = table.schema.field(column).type, table.schema.field("label").type
     if (
         not pa.types.is_struct(kinds[0])
         or kinds[0].get_field_index("bytes") < 0
         or not pa.types.is_integer(kinds[1])
     ):
-        raise ValueError(f"wanted '{column}' with 'bytes' of a PNG, and 'label' of integers; found {kinds}")
+        raise ValueError(f"'{column}' must hold the 'bytes' of PNGs, and 'label' integers; found {kinds}")
     labels = table["label"].to_numpy().astype(np.float64)  # a missing one becomes NaN
     if len(labels) == 0 or not ((labels >= 0) & (labels < len(DIGITS))).all():
-        raise ValueError(f"wanted labels from 0 to {len(DIGITS) - 1}, found {np.unique(labels).tolist()}")
+        raise ValueError(f"labels must be 0 to {len(DIGITS) - 1}; found {np.unique(labels).tolist()}")
     pngs = table[column].combine_chunks().field("bytes")
     images = [_image(i, png.as_py()) for i, png in enumerate(pngs)]
     if len(shapes := {image.shape for image in images}) > 1:
-        raise ValueError(f"wanted images of one size, found {sorted(shapes)}")
+        raise ValueError(f"images must have one size; found {sorted(shapes)}")
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return x, torch.from_numpy(labels.astype(np.int64))
 
@@ -165,4 +167,4 @@ def _image(row: int, png: bytes | None) -> np.ndarray:
     try:
         return np.asarray(Image.open(io.BytesIO(png or b"")).convert("RGB"))
     except OSError as error:
-        raise ValueError(f"row {row} holds no image that can be read") from error
+        raise ValueError(f"the image of row {row} cannot be read") from error

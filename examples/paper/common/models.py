@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of the paper's experiments, with a width; they take images in [0, 1]."""
+"""CIFAR ResNets of any width and the activations they are compared with; images are in [0, 1]."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,11 +21,11 @@ from sparta_act import Sparta, SwishReLU, replace_relus
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet18-wide": (2, 2, 2, 2)}
 
-# Hidden channels of each group's last block, as a factor. `resnet18-wide` is the control of the readings that
-# lost: with ReLU alone it has the parameters of a resnet18 with `AsRead` at the end of each group, within 1%
+# Hidden channels of the last block of each group, as a factor. `resnet18-wide` is the control of the readings
+# that lost: with ReLU alone it has the parameters of a resnet18 with `AsRead` at these sites, within 1%
 HIDDEN = {"resnet18-wide": (1, 1, 2.875, 3.203125)}
 
-# arguments of `Sparta` by the name of the variant
+# arguments of `Sparta` by variant
 VARIANTS: dict[str, dict[str, Any]] = {
     "sparta": {},
     "sparta-static": {"dynamic": False},  # the paper's "w/o DPNet"
@@ -36,15 +36,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class HalvedReLU(nn.Module):
-    """Half a ReLU, 0.5 * max(x, 0): a gate that never moves, the control of SPARTA at the same sites."""
+    """Half a ReLU, 0.5 * max(x, 0): the control with a constant gate."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: any, kept."""
         return 0.5 * F.relu(x)
 
 
-# what `--activation` may name: a module for each channel count; relu is no surgery at all. `silu+sparta` is
-# SPARTA at the sites and SiLU in place of every other ReLU
+# choices of `--activation`: a module for each channel count, None for an unchanged network. `silu+sparta`
+# puts SPARTA at the sites and SiLU at every other ReLU
 ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "relu": None,
     "relu-half": lambda channels: HalvedReLU(),
@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "gelu": lambda channels: nn.GELU(),
     "silu": lambda channels: nn.SiLU(),
     "swish-relu": lambda channels: SwishReLU(),
-    "dynamic-relu": DynamicReLUC,  # the spatial one: the paper's Table 1 calls it spatial-wise
+    "dynamic-relu": DynamicReLUC,  # Table 1 of the paper calls it spatial-wise
     "silu+sparta": Sparta,
     "feature-denoising": lambda channels: nn.Sequential(nn.ReLU(), FeatureDenoising(channels)),
     **{name: partial(Sparta, **arguments) for name, arguments in VARIANTS.items()},
@@ -67,7 +67,7 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
 
 
 class Normalize(nn.Module):
-    """Images in [0, 1] to zero mean and unit deviation: inside the network, so that attacks stay outside."""
+    """Images in [0, 1] to zero mean and unit deviation; part of the network, so attacks act on [0, 1]."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of four groups; `width` channels in the first, twice as many in each that follows."""
+    """CIFAR ResNet of four groups: `width` channels in the first, twice as many in each next one."""
 
     def __init__(
         self, name: str, *, width: int = 64, num_classes: int = 10, dataset: str = "cifar10"
@@ -144,24 +144,24 @@ def build(
     num_classes: int = 10,
     dataset: str = "cifar10",
 ) -> ResNet:
-    """Fresh network with `activation` at `sites`; `pretrained` names a set whose frozen SPARTA goes there.
+    """Fresh network with `activation` at `sites`, or with the frozen SPARTA of the set `pretrained` there.
 
-    Raises `ValueError` if the set holds another activation, so that what is said of a network is true.
+    Raises `ValueError` if the set holds another activation than `activation`.
     """
     model = ResNet(arch, width=width, num_classes=num_classes, dataset=dataset)
     if not pretrained:
         make = ACTIVATIONS[activation]
         model = model if make is None else replace_relus(model, sites, make)
-        rest, plus, _ = activation.partition("+")
-        return replace_relus(model, "*act*", ACTIVATIONS[rest]) if plus else model
+        others, plus, _ = activation.partition("+")
+        return replace_relus(model, "*act*", ACTIVATIONS[others]) if plus else model
     taken = Sparta.from_pretrained(pretrained)
-    if (held := {_name(a) for _, a in taken.items()}) != {activation}:
-        raise ValueError(f"{pretrained} holds {', '.join(sorted(held))}, and asked for is {activation}")
+    if (held := {_name(a) for a in taken.values()}) != {activation}:
+        raise ValueError(f"{pretrained} holds {', '.join(sorted(held))}, not {activation}")
     return replace_relus(model, sites, taken)
 
 
 def _name(activation: Sparta) -> str:
-    """What `ACTIVATIONS` calls it; what it calls itself, if that knows no such thing."""
+    """Its name in `ACTIVATIONS`; if it has none, its repr."""
     for name, arguments in VARIANTS.items():
         other = Sparta(activation.in_channels, **arguments)
         if activation.extra_repr().replace(", frozen", "") == other.extra_repr():

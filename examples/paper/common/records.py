@@ -1,4 +1,4 @@
-"""Results as JSON: which images are wrong, packed and checked; sha256 of bytes."""
+"""Results as JSON, with the images that are wrong packed as text; sha256."""
 
 import base64
 import hashlib
@@ -17,17 +17,17 @@ RECORD = "evaluation.json"
 
 
 def sha256(*parts: bytes) -> str:
-    """Of the parts, one after the other, in hexadecimal."""
+    """SHA-256 of the concatenated parts, in hexadecimal."""
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def packed(wrong: Tensor) -> str:
-    """Which images are wrong, (N,) of bool, as text: eight to a byte, in base64."""
+    """Which images are wrong, (N,) of bool, as base64 text, eight images to a byte."""
     return base64.b64encode(np.packbits(wrong.numpy()).tobytes()).decode()
 
 
 def unpacked(text: str, images: int) -> Tensor:
-    """What `packed` wrote, (images,) of bool. Raises `ValueError` for text of another length."""
+    """Inverse of `packed`: (images,) of bool. Raises `ValueError` for text of another length."""
     raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if len(raw) != -(-images // 8):
         raise ValueError(f"{len(raw)} bytes for {images} images")
@@ -35,18 +35,18 @@ def unpacked(text: str, images: int) -> Tensor:
 
 
 def check_errors(errors: Any) -> None:
-    """Raise `ValueError` for what no `errors` of evaluation.json is, or where an error is not its images'."""
+    """Raise `ValueError` unless these are the errors of an evaluation.json that match their packed images."""
     try:
         for name, entry in (("clean", errors["clean"]), *errors.items()):
             wrong = unpacked(entry["wrong"], entry["images"])
             if len(wrong) < 1 or abs(wrong.float().mean().item() - entry["error"]) > 1e-6:
-                raise ValueError(f"{name}: an error of {entry['error']}, and its images tell another one")
+                raise ValueError(f"{name}: the error {entry['error']} is not that of the packed images")
             if not 0 <= entry["low"] <= entry["error"] <= entry["high"] <= 1:
-                raise ValueError(f"{name}: {entry['error']} in [{entry['low']}, {entry['high']}]")
+                raise ValueError(f"{name}: {entry['error']} is not in [{entry['low']}, {entry['high']}]")
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{error!r}, where errors were wanted") from None
+        raise ValueError(f"not the errors of an evaluation: {error!r}") from None
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a whole record, or leave the file as it was."""
+    """Write a record atomically."""
     write_text(path, json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What float32 means on a GPU: itself, or TF32, which is quicker and reads numbers to 10 bits."""
+"""Float32 on a GPU: exact, or TF32, which is faster and rounds inputs to 10 bits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ import torch
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Inside, float32 is float32 on every GPU; afterwards torch's settings are what they were."""
+def exact_float32() -> Iterator[None]:
+    """Inside, float32 is exact on every GPU; torch's settings are restored afterwards."""
     with _settings("highest", tf32=False):
         yield
 
 
 @contextmanager
-def tensor_cores() -> Iterator[None]:
-    """Inside, convolutions may take TF32, as they do by torch's default; afterwards as before."""
+def tf32_convolutions() -> Iterator[None]:
+    """Inside, convolutions may use TF32, torch's default; torch's settings are restored afterwards."""
     with _settings(torch.get_float32_matmul_precision(), tf32=True):
         yield
 
@@ -27,7 +27,7 @@ def _settings(matmul: str, *, tf32: bool) -> Iterator[None]:
     try:
         torch.set_float32_matmul_precision(matmul)
         cudnn.allow_tf32 = tf32
-        cudnn.benchmark = False  # pays for one size of batch; a restart attacks as many images as still stand
+        cudnn.benchmark = False  # it pays for a fixed batch size; a restart attacks the remaining images
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])

@@ -30,7 +30,7 @@ from examples.paper.common.cli import at_least, check_device, plain_errors
 from examples.paper.common.console import print_table, stamp
 from examples.paper.common.gates import gates, round_to_half
 from examples.paper.common.statistics import difference, format_difference, format_error, interval
-from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation import store
 from examples.paper.evaluation.measure import (
     BATCH,
@@ -237,7 +237,7 @@ def evaluations(argv: list[str] | None = None) -> Iterator[float]:
     args = parser().parse_args(argv)
     check(args)
     attacks, outcomes, took = chosen(args), dict[str, dict[str, Outcome]](), dict[str, float]()
-    with exact_arithmetic():
+    with exact_float32():
         for path in args.checkpoint:
             with store.alone(path.parent):
                 outcomes[str(path.parent)] = yield from evaluate(path, attacks, args, took)

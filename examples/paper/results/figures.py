@@ -23,7 +23,7 @@ from examples.paper.attacks.pgd import attacking
 from examples.paper.common import data
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import stamp
-from examples.paper.common.tf32 import exact_arithmetic
+from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation.measure import BATCH, PAPER, loss_curve
 from examples.paper.training.train import load_trained
 
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     if missing := [str(c) for c in args.checkpoint if not c.exists()]:
         raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with exact_arithmetic():
+    with exact_float32():
         draw(args)
 
 

@@ -1,1 +1,1 @@
-"""Fast white-box attacks: PGD, targeted DLR, AutoAttack."""
+"""Attacks, written for speed: PGD, robust error with early stopping, AutoAttack."""

@@ -1,9 +1,9 @@
 """AutoAttack (Croce & Hein 2020, arXiv:2003.01690) by pyautoattack, an optional extra."""
 
-import contextlib
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -89,22 +89,16 @@ def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: in
         wrong, images = clean_errors(model, x, y, batch_size), x.clone()
         (right,) = torch.where(~wrong)
         standing, warnings = dict.fromkeys(attack.get("parts", PARTS), 0), list[str]()
-        for network, precision in (
-            (folded(model, x[:2]), tf32_convolutions),
-            (model, contextlib.nullcontext),
-        ):
+        for network, precision in ((folded(model, x[:2]), tf32_convolutions), (model, nullcontext)):
             if not len(right):
                 break
             with precision():
-                found = autoattack(
-                    _ChannelsLast(network), x[right], y[right], batch_size=batch_size, **attack
-                )
+                attacked = _ChannelsLast(network)
+                found = autoattack(attacked, x[right], y[right], batch_size=batch_size, **attack)
             images[right] = found.images.to(x.device)
             wrong[right] = clean_errors(model, images[right], y[right], batch_size)
-            if network is model:
-                wrong[right] |= found.wrong.to(
-                    x.device
-                )  # also if its answer depends on the rest of the batch
+            if network is model:  # it may err depending on the rest of the batch
+                wrong[right] |= found.wrong.to(x.device)
             standing = {part: standing[part] + left for part, left in found.standing.items()}
             warnings += found.warnings
             right = right[found.wrong.to(x.device) & ~wrong[right]]

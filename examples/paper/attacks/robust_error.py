@@ -20,9 +20,8 @@ from examples.paper.attacks.pgd import (
 )
 
 Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
-Targets = Callable[
-    [int, Tensor], tuple[Tensor, ...]
-]  # number of the run, indices (n,) of images: targets (n,)
+# number of the run, indices (n,) of images: their targets (n,), none for an untargeted loss
+Targets = Callable[[int, Tensor], tuple[Tensor, ...]]
 
 
 def robust_errors(

@@ -103,11 +103,9 @@ def augment(x: Tensor, *, flip: bool = True, pad: int = 4) -> Tensor:
     mirrored = torch.rand(n, 1, device=x.device) < (0.5 if flip else 0)
     rows = torch.arange(h, device=x.device) + top  # (N, H)
     columns = torch.where(mirrored, w - 1 - column, column) + left  # (N, W)
-    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # (N, H', W', C)
     i = torch.arange(n, device=x.device)
-    return padded.permute(0, 2, 3, 1)[i[:, None, None], rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    return padded[i[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _from_folder(split: str, folder: Path, dataset: str) -> list[Path]:

@@ -515,7 +515,7 @@ def test_a_base_and_what_is_held_against_it_are_of_one_network_and_data_set(tabl
     [
         (lambda r: r["errors"]["clean"].update(error=0.395), "is not that of the packed images"),
         (lambda r: r["errors"]["clean"].update(wrong=5), "not the errors of an evaluation"),
-        (lambda r: r["errors"]["clean"].update(low=0.5), r"0\.4 in \[0\.5, "),
+        (lambda r: r["errors"]["clean"].update(low=0.5), r"0\.4 is not in \[0\.5, "),
         (lambda r: r.update({"errors": []}), "not the errors of an evaluation"),
         (lambda r: r.update({"multiply-adds": "12"}), r"no number: \['12'\]"),
         (lambda r: r.update({"parameters": float("inf")}), r"no number: \[inf\]"),

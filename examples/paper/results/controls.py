@@ -42,8 +42,8 @@ from examples.paper.common.statistics import difference, entry
 from examples.paper.evaluation import networks
 from examples.paper.results.overview import score_maps
 from examples.paper.results.queue import RESULTS
+from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
-from examples.paper.training.train import gate_statistics
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, SpartaSet, replace_relus
 

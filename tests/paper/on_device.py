@@ -23,6 +23,7 @@ from examples.paper.audit.gradient_free import noise
 from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
+from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results import campaign, figures
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
@@ -330,7 +331,8 @@ def test_the_figures(run, device, tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_campaign(device, tmp_path):
+def test_a_campaign(device, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "quick", test_campaign.QUICK)
     (tmp_path / "queue.toml").write_text(test_campaign.SMALL.replace("limit = 40", "limit = 16"))
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
     campaign.main([str(a) for a in ("run", "short-sparta", *places, "--device", device, "--amp", "bf16")])

@@ -3,9 +3,11 @@
 import importlib
 import sys
 
+from examples.paper.common.cli import plain_errors
+
 COMMANDS = {
-    "train": ("training.train", "train one network adversarially"),
-    "evaluate": ("evaluation.evaluate", "clean and robust errors of trained networks"),
+    "train": ("training.command", "train one network adversarially"),
+    "evaluate": ("evaluation.command", "clean and robust errors of trained networks"),
     "run": ("results.campaign", "train, evaluate and file runs of the queue"),
     "status": ("results.campaign", "list the queue and what each table lacks"),
     "tables": ("results.campaign", "write docs/results.md from the filed results"),
@@ -26,9 +28,9 @@ def main(argv: list[str]) -> None:
             print(text)
             return
         raise SystemExit(f"{text}\n\nno command {argv[0]!r}" if argv else text)
-    module = importlib.import_module(f"examples.paper.{COMMANDS[argv[0]][0]}")
     rest = argv if argv[0] in ("run", "tables") else argv[1:]
-    module.main(rest)
+    with plain_errors():
+        importlib.import_module(f"examples.paper.{COMMANDS[argv[0]][0]}").main(rest)
 
 
 if __name__ == "__main__":

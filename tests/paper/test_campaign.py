@@ -14,26 +14,30 @@ import numpy as np
 import pytest
 import torch
 
-from examples.paper.common import sets
+from examples.paper.common.gates import in_pixels
+from examples.paper.common.models import build
 from examples.paper.common.records import packed
-from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import minus
 from examples.paper.evaluation import evaluate
+from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
 from examples.paper.results import campaign, export
 from examples.paper.results.queue import State, lock, read_queue
 from examples.paper.results.tables import left_out, render, saturated
-from examples.paper.training import train
+from examples.paper.training import loop
+from examples.paper.training.checkpoint import load_trained, read_checkpoint
+from examples.paper.training.command import parser
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import hub, shipped
 from tests.helpers.fixtures import write_parquet
 
 ROOT = Path(__file__).parents[2]
+QUICK = Protocol(limit=10, steps=[2], untargeted_steps=2, restarts=1)
 QUEUE = read_queue()
 SMALL = """
 [epochs]
 short = 1
-[evaluations]
-quick = "--limit 10 --steps 2 --untargeted-steps 2 --restarts 1"
 [defaults]
 dataset = "cifar10"
 arch = "resnet18"
@@ -57,8 +61,9 @@ rows = [ { label = "SPARTA", run = "sparta", paper = [15.48] } ]
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, monkeypatch):
     """A small queue, of runs on a few images of the sample."""
+    monkeypatch.setitem(PROTOCOLS, "quick", QUICK)
     (tmp_path / "queue.toml").write_text(SMALL)
     return tmp_path
 
@@ -82,10 +87,10 @@ def test_every_entry_takes_a_step(name, tmp_path):
     if r.set:
         pretrained = str(tmp_path / "set")
         SpartaSet({f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}).save_pretrained(pretrained)
-    model = train.build(r.arch, r.activation, r.sites, width=8, pretrained=pretrained, dataset=r.dataset)
-    recipe = dataclasses.replace(train.RECIPES[r.recipe], epochs=r.epochs, batch_size=2)
+    model = build(r.arch, r.activation, r.sites, width=8, pretrained=pretrained, dataset=r.dataset)
+    recipe = dataclasses.replace(RECIPES[r.recipe], epochs=r.epochs, batch_size=2)
     recipe = dataclasses.replace(recipe, steps=min(recipe.steps, 1))
-    total = train.Trainer(model, recipe, 2).step(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
+    total = Trainer(model, recipe, 2).step(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
     assert torch.isfinite(total).all()
     if r.activation != "relu" and r.sites == "*act*":
         assert not any(type(m) is torch.nn.ReLU for m in model.modules())
@@ -142,7 +147,7 @@ def test_a_transfer_run_trains_around_the_frozen_set(place):
         run(place, "short-sparta-from-sparta")
     run(place, "short-sparta", "short-sparta-from-sparta")
     given, taken = (
-        train.load_trained(place / f"runs/{n}/checkpoint.pt")[0].layer4[1].act2
+        load_trained(place / f"runs/{n}/checkpoint.pt")[0].layer4[1].act2
         for n in ("short-sparta", "short-sparta-from-sparta")
     )
     assert taken.frozen
@@ -183,7 +188,7 @@ def ours(place, monkeypatch):
 
 def test_a_shipped_set_replaces_the_run_it_came_from(place, ours):
     run(place, "short-sparta-from-sparta")
-    model, settings = train.load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
+    model, settings = load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
     assert settings["pretrained"] == "ours"
     assert model.layer4[1].act2.frozen
     assert model.layer4[1].act2.conv3.equal(ours["G4.B2"].conv3.half().float())
@@ -220,7 +225,7 @@ def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there is no such folder"):
         run(place, "short-relu", "--data", place / "nowhere")
-    with pytest.raises(ValueError, match="wants the whole cifar10: --data FOLDER"):
+    with pytest.raises(ValueError, match="needs the whole cifar10: --data FOLDER"):
         run(place, "short-relu")
     assert not (place / "runs").exists()
 
@@ -255,17 +260,17 @@ def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place)
     assert result["settings"]["numbers"]["eps"] == 16 / 255
     assert result["training images"] == 40
     assert len(result["git commit"]) >= 40 or result["git commit"] == "unknown"
-    training, evaluation = (c.split()[2:] for c in result["commands"])
-    args = train.parser().parse_args([a.strip("'") for a in training])
+    training, evaluation = (c.split()[4:] for c in result["commands"])
+    args = parser().parse_args([a.strip("'") for a in training])
     assert (args.activation, args.epochs, args.width, args.sites) == ("relu", 1, 8, "G*.B-1")
     assert (args.seed, evaluation[evaluation.index("--seed") + 1]) == (3, "3")
     assert evaluation[0] == "runs/campaign/short-relu/checkpoint.pt"
-    model, _ = train.load_trained(place / "runs/short-relu/checkpoint.pt")
+    model, _ = load_trained(place / "runs/short-relu/checkpoint.pt")
     assert result["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_a_missing_autoattack_is_told_before_the_training(place, monkeypatch):
-    (place / "queue.toml").write_text(SMALL.replace("--restarts 1", "--restarts 1 --autoattack"))
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(QUICK, autoattack=True))
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ValueError, match="AutoAttack is not installed"):
         run(place, "short-relu")
@@ -585,10 +590,9 @@ def test_the_status_shows_how_far_an_epoch_is(place, capsys):
             assert line.rstrip().endswith(f"running epoch 1 of 1{told}")
 
 
-def test_a_run_by_the_field_protocol_is_filed(place):
-    field = "--limit 10 --untargeted-steps 2 --protocol field"
-    text = re.sub('quick = ".*"', f'quick = "{field}"', SMALL)
-    (place / "queue.toml").write_text(text)
+def test_a_run_by_the_field_protocol_is_filed(place, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "field", Protocol(limit=10, untargeted_steps=2, every_step=True))
+    (place / "queue.toml").write_text(SMALL.replace('"quick"', '"field"'))
     run(place, "short-relu")
     filed = json.loads((place / "results/short-relu.json").read_text())
     assert {name: e["images"] for name, e in filed["errors"].items()} == {
@@ -597,7 +601,7 @@ def test_a_run_by_the_field_protocol_is_filed(place):
         "targeted DLR PGD-2, 8/255": 10,
         "worst case, 8/255": 10,
     }
-    assert field in filed["commands"][1]
+    assert "--protocol field" in filed["commands"][1]
     call(place, "tables")
 
 
@@ -682,7 +686,7 @@ def test_a_queue_that_makes_no_sense_is_told_before_anything_runs(place, old, ne
 
 
 def test_what_is_trained_and_not_evaluated_says_so(place, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "evaluations", lambda arguments: (s for s in [1000]))
+    monkeypatch.setattr(evaluate, "evaluations", lambda *_, **__: (s for s in [1000]))
     run(place, "short-relu", "--budget", "9m")
     capsys.readouterr()
     call(place)
@@ -694,13 +698,13 @@ def test_a_run_out_of_time_goes_on(place):
     run(place, "short-relu", "--budget", "0.001s")
     assert not list(place.rglob("short-relu.json"))
     run(place, "short-relu")
-    assert train.read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
+    assert read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
 
 
 def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys, monkeypatch):
     parts = []
 
-    def evaluations(arguments):
+    def evaluations(*_, **__):
         for seconds in (0, 0, 1000):
             yield seconds
             parts.append(seconds)
@@ -709,7 +713,7 @@ def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys
     run(place, "short-relu", "--budget", "10m")
     assert parts == [0, 0]
     printed = capsys.readouterr().out
-    assert "short-relu: trained; its evaluation is not done, the time is over" in printed
+    assert "short-relu: trained; its evaluation is not done, out of time" in printed
     assert "go on with the same command" in printed
     assert not list(place.rglob("short-relu.json"))
     monkeypatch.undo()
@@ -723,7 +727,7 @@ VALIDATED = SMALL.replace("short = 1", "short = 3").replace("limit = 40", "limit
 @pytest.mark.parametrize(("errors", "best"), [([0.5, 0.3, 0.4], 2), ([0.5, 0.4, 0.3], 3)])
 def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, best):
     found = iter(errors)
-    monkeypatch.setattr(train, "validation_error", lambda *_: next(found))
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(found))
     text = VALIDATED.replace("paper = [15.48]", "best = true") + 'compared = "clean"\n'
     text += 'neighbours = [ { label = "Others", accuracy = 43.21, source = "their page" } ]\n'
     (place / "queue.toml").write_text(text)
@@ -733,9 +737,9 @@ def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, bes
     assert "--validation 10" in filed["commands"][0]
     assert (filed["best epoch"]["epoch"], filed["last epoch"]["epoch"]) == (best, 3)
     assert filed["best epoch"]["validation error"] == min(errors)
-    other, (last, chosen) = best < 3, (export.measured(folder / f) for f in (".", "best"))
-    assert other == ("runs/campaign/short-sparta/best/checkpoint.pt" in filed["commands"][1])
-    assert other == (folder / "best/evaluation.npz").exists()
+    last, chosen = (export.measured(folder / f) for f in (".", "best"))
+    assert "runs/campaign/short-sparta/best/checkpoint.pt" in filed["commands"][1]
+    assert (folder / "best/evaluation.npz").exists()
     assert filed["best errors"] == chosen["errors"]
     assert filed["errors"] == last["errors"]
     error = {"low": 0.6, "high": 0.8, "images": 10, "error": 0.7, "wrong": packed(torch.arange(10) < 7)}
@@ -746,12 +750,11 @@ def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, bes
     assert "| SPARTA | 70.00 (60.0-80.0) |\n" in page
     assert f"; 10 images) | {best} | " in page
     assert "| Others | 43.21 | their page |\n| SPARTA | 30.00 (20.0-40.0; 10 images) | this table |\n" in page
-    if other:  # another run's best epoch is not filed as this one's
-        (place / "results/short-sparta.json").unlink()
-        state = torch.load(folder / "best/checkpoint.pt", weights_only=True)
-        torch.save(state | {"settings": state["settings"] | {"seed": 7}}, folder / "best/checkpoint.pt")
-        with pytest.raises(ValueError, match=r"best.checkpoint\.pt, .* is of another run"):
-            run(place, "short-sparta")
+    (place / "results/short-sparta.json").unlink()  # another run's best epoch is not filed as this one's
+    state = torch.load(folder / "best/checkpoint.pt", weights_only=True)
+    torch.save(state | {"settings": state["settings"] | {"seed": 7}}, folder / "best/checkpoint.pt")
+    with pytest.raises(ValueError, match=r"best.checkpoint\.pt, .* is of another run"):
+        run(place, "short-sparta")
     filed["best errors"]["clean"] = error | {"error": 0.6}
     (place / "results/short-sparta.json").write_text(json.dumps(filed))
     with pytest.raises(ValueError, match=r"short-sparta\.json is no result"):
@@ -760,7 +763,7 @@ def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, bes
 
 def test_a_best_epoch_that_no_table_shows_is_not_evaluated(place, monkeypatch):
     found = iter([0.4, 0.5, 0.6])
-    monkeypatch.setattr(train, "validation_error", lambda *_: next(found))
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(found))
     (place / "queue.toml").write_text(VALIDATED)
     run(place, "short-sparta")
     filed = json.loads((place / "results/short-sparta.json").read_text())

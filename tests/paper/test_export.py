@@ -9,9 +9,11 @@ import torch
 
 from examples.paper.common import records
 from examples.paper.common.statistics import difference, format_difference
-from examples.paper.evaluation import evaluate
+from examples.paper.evaluation.command import main as evaluate
 from examples.paper.results import export
-from examples.paper.training import train
+from examples.paper.training import loop
+from examples.paper.training.checkpoint import load_trained
+from examples.paper.training.command import main as train
 from sparta_act import Sparta
 from sparta_act.pretrained.shipped import SHIPPED
 
@@ -24,14 +26,14 @@ def runs(tmp_path_factory, tiny_data):
     folder = tmp_path_factory.mktemp("runs")
     for activation in ("relu", "sparta"):
         run = ["--out", folder / activation, "--activation", activation, "--recipe", "fast", "--epochs", 1]
-        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+        train([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
         _evaluate(folder / activation, tiny_data)
     return folder
 
 
 def _evaluate(run, tiny_data, *more):
     words = [run / "checkpoint.pt", "--data-dir", tiny_data, "--steps", 2, "--untargeted-steps", 2, *more]
-    evaluate.main([str(a) for a in (*words, "--restarts", 1, "--device", "cpu")])
+    evaluate([str(a) for a in (*words, "--restarts", 1, "--device", "cpu")])
 
 
 def _export(*words):
@@ -41,7 +43,7 @@ def _export(*words):
 def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
     _export(runs / "sparta", "--twin", runs / "relu", "--out", tmp_path / "set")
     taken = Sparta.from_pretrained(tmp_path / "set")
-    model, _ = train.load_trained(runs / "sparta" / "checkpoint.pt")
+    model, _ = load_trained(runs / "sparta" / "checkpoint.pt")
     for i in range(4):
         stored, trained = taken[f"G{i + 1}.B2"], model.get_submodule(f"layer{i + 1}.1.act2")
         for key, value in trained.state_dict().items():
@@ -61,12 +63,12 @@ def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
 
 def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, monkeypatch):
     errors = iter([0.5, 0.6, 0.5, 0.4])
-    monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(errors))
     words = ["--recipe", "fast", "--epochs", 2, "--limit", 40, "--data-dir", tiny_data, "--width", 8]
     for activation in ("sparta", "relu"):
         run = tmp_path / activation
         more = ["--out", run, "--activation", activation, "--validation", 9, "--device", "cpu"]
-        train.main([str(w) for w in (*words, *more)])
+        train([str(w) for w in (*words, *more)])
         for checkpoint in (run, run / "best"):
             _evaluate(checkpoint, tiny_data, "--limit", 5)
     run, twin, out = tmp_path / "sparta", tmp_path / "relu", tmp_path / "set"

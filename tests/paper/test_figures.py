@@ -5,7 +5,7 @@ import torch
 
 from examples.paper.common.models import build
 from examples.paper.results import figures
-from examples.paper.training import train
+from examples.paper.training.command import main as train
 
 
 @pytest.mark.parametrize("activation", ["relu", "sparta", "feature-denoising"])
@@ -39,7 +39,7 @@ def tiny_run(out, tiny_data, *more):
         1,
         "--recipe",
     ]
-    train.main([str(a) for a in (*arguments, "fast", "--device", "cpu", *more)])
+    train([str(a) for a in (*arguments, "fast", "--device", "cpu", *more)])
     return str(out / "checkpoint.pt")
 
 

@@ -35,16 +35,15 @@ from examples.paper.attacks.robust_error import clean_errors, robust_errors
 from examples.paper.common import data
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table, stamp
-from examples.paper.common.gates import gate_inputs, gates
+from examples.paper.common.gates import gate_inputs, gates, shuffled
 from examples.paper.common.models import ACTIVATIONS, ResNet
 from examples.paper.common.records import check_errors, sha256, unpacked, write_record
-from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import difference, entry
 from examples.paper.evaluation import networks
 from examples.paper.results.overview import score_maps
 from examples.paper.results.queue import RESULTS
+from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
-from examples.paper.training.train import gate_statistics
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, SpartaSet, replace_relus
 

@@ -25,7 +25,7 @@ from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import stamp
 from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation.measure import BATCH, PAPER, loss_curve
-from examples.paper.training.train import load_trained
+from examples.paper.training.checkpoint import load_trained
 
 
 def feature_maps(model: nn.Module, x: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from examples.paper.common.data import DATASETS
+from examples.paper.common.gates import trained_alike
 from examples.paper.common.models import ACTIVATIONS, BLOCKS
 from examples.paper.common.records import check_errors
-from examples.paper.common.sets import trained_alike
+from examples.paper.evaluation.protocols import OLD_NAMES, PROTOCOLS
+from examples.paper.training.loop import PROGRESS, read_log
 from examples.paper.training.recipes import RECIPES
-from examples.paper.training.train import PROGRESS, read_log
 from sparta_act.pretrained.files import CONFIG, WEIGHTS
 
 if sys.version_info >= (3, 11):
@@ -90,7 +91,7 @@ def read_queue(path: Path = QUEUE) -> Queue:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     try:
-        epochs, defaults, evaluations = text["epochs"], text["defaults"], text["evaluations"]
+        epochs, defaults = text["epochs"], text["defaults"]
         entries, tables = text["runs"], text["tables"]
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}") from None
@@ -105,7 +106,7 @@ def read_queue(path: Path = QUEUE) -> Queue:
                 ("arch", BLOCKS),
                 ("activation", ACTIVATIONS),
                 ("recipe", RECIPES),
-                ("evaluation", evaluations),
+                ("evaluation", PROTOCOLS),
                 ("set", (None, *runs)),
             )
             if numbers.get(what) not in known
@@ -120,7 +121,6 @@ def read_queue(path: Path = QUEUE) -> Queue:
         if unknown:
             wrong.append(f"{name}: unknown {', '.join(unknown)}")
             continue
-        numbers["evaluation"] = evaluations[numbers["evaluation"]]
         runs[name] = Run(name=name, epochs=epochs[budget], **numbers)
     for i, table in enumerate(tables):
         if lacks := flaw(table):
@@ -195,7 +195,8 @@ def result_of(run: Run, results: Path) -> dict[str, Any] | None:
 
 def changes(run: Run, other: dict[str, Any]) -> str:
     """In what the settings of a result or a begun run differ from the entry, as text; empty if in nothing."""
-    now, then = run.settings(), other["settings"]
+    now, then = run.settings(), dict(other["settings"])
+    then["evaluation"] = OLD_NAMES.get(then["evaluation"], then["evaluation"])
     return ", ".join(
         f"{k} was {then.get(k)!r}, is {now.get(k)!r}"
         for k in sorted(now.keys() | then.keys())

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from examples.paper.common import data
 from examples.paper.common.cli import at_least, check_device, plain_errors
 from examples.paper.common.console import print_table, stamp
-from examples.paper.common.gates import shuffled
 from examples.paper.common.models import ACTIVATIONS, ResNet
+from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import difference, format_error
 from examples.paper.evaluation.measure import MODERN, PAPER, find_errors, loss_curve
 from examples.paper.results.overview import overview, site_scores

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from examples.paper.common.gates import in_pixels
 from examples.paper.common.models import build
 from examples.paper.common.records import packed
+from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import minus
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS, Protocol

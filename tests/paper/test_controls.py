@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from examples.paper.common import data
-from examples.paper.common.gates import shuffled
 from examples.paper.common.models import HalvedReLU, build
+from examples.paper.common.sets import shuffled
 from examples.paper.results import controls
 from sparta_act import Sparta, SpartaError, SpartaSet
 

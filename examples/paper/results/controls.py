@@ -35,9 +35,10 @@ from examples.paper.attacks.robust_error import clean_errors, robust_errors
 from examples.paper.common import data
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table, stamp
-from examples.paper.common.gates import gate_inputs, gates, shuffled
+from examples.paper.common.gates import gate_inputs, gates
 from examples.paper.common.models import ACTIVATIONS, ResNet
 from examples.paper.common.records import check_errors, sha256, unpacked, write_record
+from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import difference, entry
 from examples.paper.evaluation import networks
 from examples.paper.results.overview import score_maps

@@ -17,7 +17,8 @@ from examples.paper.audit.page import headline, made
 from examples.paper.common import data, records
 from examples.paper.common.atomic import write_text
 from examples.paper.common.cli import plain_errors
-from examples.paper.common.gates import activations_of, in_pixels, round_to_half
+from examples.paper.common.gates import activations_of, round_to_half
+from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import format_difference, format_error, minus
 from examples.paper.evaluation import networks
 from examples.paper.training.checkpoint import load_trained, read_checkpoint

@@ -12,9 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from examples.paper.common.data import DATASETS
-from examples.paper.common.gates import trained_alike
 from examples.paper.common.models import ACTIVATIONS, BLOCKS
 from examples.paper.common.records import check_errors
+from examples.paper.common.sets import trained_alike
 from examples.paper.evaluation.protocols import OLD_NAMES, PROTOCOLS
 from examples.paper.training.loop import PROGRESS, read_log
 from examples.paper.training.recipes import RECIPES

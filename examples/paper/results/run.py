@@ -20,10 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from examples.paper.attacks import autoattack
 from examples.paper.common import data
-from examples.paper.common.records import RECORD, sha256, write_record
+from examples.paper.common.records import RECORD, write_record
 from examples.paper.common.sets import activations_of, round_to_half
 from examples.paper.evaluation import evaluate
-from examples.paper.results.queue import FOLDERS, Queue, Run, given_set, lock, read_begun, shows_best, state
+from examples.paper.evaluation.protocols import PROTOCOLS
+from examples.paper.results.queue import FOLDERS, Queue, Run
+from examples.paper.results.state import given_set, lock, read_begun, state
 from examples.paper.training import train
 from sparta_act import SpartaSet
 
@@ -61,7 +63,7 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
     now = state(queue, run, args.runs, args.results)
     if now.word in ("waiting", "changed"):
         raise ValueError(f"{run.name}: {now.word} {now.detail}")
-    if "--autoattack" in run.evaluation.split():
+    if PROTOCOLS[run.evaluation].autoattack:
         autoattack.load()  # before hours of training, not after them
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,11 +73,12 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
             words = _training(run, args, args.runs, images, given_set(queue, run, args.runs))
             if not trained(run, words, folder, deadline):
                 return False
-            wanted = shows_best(queue, run)
-            both = wanted and not best_is_last(folder)
-            if not evaluated(run, _evaluation(run, args, args.runs, images, both), deadline):
+            best = queue.shows_best(run)
+            if best:
+                train.read_best(folder, train.load_trained(folder / "checkpoint.pt")[1])
+            if not evaluated(run, _evaluation(run, args, args.runs, images, best), deadline):
                 return False
-            file_result(run, args, wanted, both)
+            file_result(run, args, best)
     except Timeout:
         raise BusyError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
     return True
@@ -117,16 +120,13 @@ def evaluated(run: Run, arguments: list[str], deadline: float) -> bool:
     return True
 
 
-def file_result(run: Run, args: argparse.Namespace, wanted: bool, both: bool) -> None:
-    """Write the run's result, whole or not at all.
-
-    `wanted`: with its best epoch, which is the last or, where `both`, was evaluated besides.
-    """
+def file_result(run: Run, args: argparse.Namespace, with_best: bool) -> None:
+    """Write the run's result, whole or not at all, with that of its best epoch if `with_best`."""
     folder = args.runs / run.name
     measured, log = _measured(folder), train.read_log(folder / "log.csv")
     model, settings = train.load_trained(folder / "checkpoint.pt")
     begun = read_begun(folder)
-    runs, images = Path("runs/campaign"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
+    runs, images = Path("runs"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
     given = settings["pretrained"]
     if run.set and given == str(args.runs / run.set / "set"):
         given = str(runs / run.set / "set")
@@ -148,13 +148,11 @@ def file_result(run: Run, args: argparse.Namespace, wanted: bool, both: bool) ->
         "git commit": begun["git commit"] if begun else "unknown",
         "commands": [
             shlex.join(["python", "examples/train.py", *_training(run, args, runs, images, given)]),
-            shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images, both)]),
+            shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images, with_best)]),
         ],
     }
-    if wanted:
+    if with_best:
         best, path = train.read_best(folder, settings), folder / train.BEST
-        if not both:  # they are one network, which was measured once
-            write_record(path.with_name(RECORD), measured | {"checkpoint": sha256(path.read_bytes())})
         result["best errors"] = _measured(path.parent)["errors"]
         row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
         known = {"epoch": best["epoch"], "validation error": best["validation error"]}
@@ -162,14 +160,6 @@ def file_result(run: Run, args: argparse.Namespace, wanted: bool, both: bool) ->
     args.results.mkdir(parents=True, exist_ok=True)
     write_record(args.results / f"{run.name}.json", result)
     print(f"filed: {args.results / run.name}.json")
-
-
-def best_is_last(folder: Path) -> bool:
-    """Whether the best epoch of a run is its last. Raises `ValueError` for a best one of another run."""
-    last, settings = train.load_trained(folder / "checkpoint.pt")
-    train.read_best(folder, settings)
-    best = train.load_trained(folder / train.BEST)[0].state_dict()
-    return all(torch.equal(value, best[key]) for key, value in last.state_dict().items())
 
 
 def _measured(folder: Path) -> dict[str, Any]:
@@ -218,8 +208,15 @@ def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given
     return words + (["--compile", args.compile] if args.compile else [])
 
 
-def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str, both: bool) -> list[str]:
-    """Arguments of evaluate.py for it: for the last epoch's network or, too, the best one's."""
-    words = [str(runs / run.name / "checkpoint.pt"), *([str(runs / run.name / train.BEST)] if both else [])]
-    words += ["--data-dir", images, *run.evaluation.split()]
+def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str, with_best: bool) -> list[str]:
+    """Arguments of evaluate.py for the network of the last epoch and, with `with_best`, of the best one."""
+    protocol, folder = PROTOCOLS[run.evaluation], runs / run.name
+    words = [str(folder / "checkpoint.pt"), *([str(folder / train.BEST)] if with_best else [])]
+    words += ["--data-dir", images, "--steps", *map(str, protocol.steps)]
+    words += ["--untargeted-steps", str(protocol.untargeted_steps), "--restarts", str(protocol.restarts)]
+    words += ["--limit", str(protocol.limit)] if protocol.limit else []
+    words += ["--amp", "bf16"] if protocol.amp else []
+    words += ["--protocol", "field"] if protocol.every_step else []
+    words += ["--autoattack"] if protocol.autoattack else []
+    words += ["--autoattack-limit", str(protocol.autoattack_limit)] if protocol.autoattack_limit else []
     return [*words, "--seed", str(run.seed), "--device", args.device]

@@ -21,7 +21,8 @@ from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import difference, format_error
 from examples.paper.evaluation.measure import MODERN, PAPER, find_errors, loss_curve
 from examples.paper.results.overview import overview, site_scores
-from examples.paper.training.train import RECIPES, Trainer
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, replace_relus
 
 SITES, SPARTA = "G*.B-1", "SPARTA, frozen"

@@ -6,8 +6,8 @@ import sys
 from examples.paper.common.cli import plain_errors
 
 COMMANDS = {
-    "train": ("training.train:main", "train one network adversarially"),
-    "evaluate": ("evaluation.evaluate:main", "clean and robust errors of trained networks"),
+    "train": ("training.command:main", "train one network adversarially"),
+    "evaluate": ("evaluation.command:main", "clean and robust errors of trained networks"),
     "run": ("results.command:run", "train, evaluate and file runs of the queue"),
     "status": ("results.command:status", "list the queue and what each table lacks"),
     "tables": ("results.command:tables", "write docs/results.md from the filed results"),

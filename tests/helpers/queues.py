@@ -10,6 +10,7 @@ from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
 from examples.paper.results import command
 from examples.paper.results.queue import read_queue
 
+QUICK = Protocol(limit=10, steps=[2], untargeted_steps=2, restarts=1)
 SMALL = """
 [budgets]
 short = { epochs = 1 }
@@ -37,8 +38,7 @@ rows = [ { label = "SPARTA", run = "sparta", paper = [15.48] } ]
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A small queue, of runs on a few images of the sample."""
-    quick = Protocol(limit=10, steps=(2,), untargeted_steps=2, restarts=1)
-    monkeypatch.setitem(PROTOCOLS, "quick", quick)
+    monkeypatch.setitem(PROTOCOLS, "quick", QUICK)
     (tmp_path / "queue.toml").write_text(SMALL)
     return tmp_path
 
@@ -70,7 +70,7 @@ def result(error, **more):
     return {
         "errors": dict.fromkeys(attacks, entry),
         **numbers,
-        "last epoch": {},
+        "last epoch": {"epoch": 1.0},
         "machine": "a GPU",
         "test images": "all",
         **more,

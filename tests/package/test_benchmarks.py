@@ -13,7 +13,7 @@ from benchmarks.measuring import kept_bytes, multiply_adds, race
 from benchmarks.plain import PlainSparta
 from examples.paper.benchmarks.attack import attacks_on, check_attacks
 from examples.paper.common.activations import FeatureDenoising
-from examples.paper.training import train
+from examples.paper.training.command import main as train
 from sparta_act import Sparta
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -46,7 +46,7 @@ def test_the_epoch_benchmark_times_each_network(tables):
 @pytest.mark.slow
 def test_the_precision_benchmark_counts_who_changes_sides(tables, tmp_path):
     run = f"--out {tmp_path} --activation relu --recipe fast --epochs 1 --width 8 --limit 40 --device cpu"
-    train.main(run.split())
+    train(run.split())
     rows, _ = tables("precision.py", f"{tmp_path}/checkpoint.pt --limit 20 --steps 2 --device cpu")
     for how in ("bfloat16", "other start"):
         changed = [cell.split(", ") for cell in rows[f"{how}: more, fewer"]]

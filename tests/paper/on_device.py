@@ -3,6 +3,7 @@
 `test_devices.py` runs this file in a process of its own.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import epoch, precision
-from examples import quickstart
 from examples.paper.attacks import autoattack
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, pgd
@@ -22,15 +21,20 @@ from examples.paper.attacks.robust_error import robust_errors
 from examples.paper.audit import adaptive, attacks, audit
 from examples.paper.audit.gradient_free import noise
 from examples.paper.common import data, models, records, tf32
-from examples.paper.evaluation import evaluate, measure
-from examples.paper.results import campaign, figures
-from examples.paper.training import train
+from examples.paper.evaluation import measure
+from examples.paper.evaluation.command import main as evaluate
+from examples.paper.results import command, figures
+from examples.paper.training.checkpoint import load_trained
+from examples.paper.training.command import main as train
+from examples.paper.training.loop import Settings, epochs, read_log
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, replace_relus
 from tests.helpers import stand_in, suspects
-from tests.paper import test_campaign
+from tests.helpers.queues import SMALL
 from tests.paper.test_autoattack import TenLevels
 
-FAST = train.RECIPES["fast"]
+FAST = RECIPES["fast"]
 ATTACK = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 2}
 SET = "cifar10-resnet18-w16"
 
@@ -119,7 +123,7 @@ class LeftBehind(nn.Module):
 
 
 USES = {
-    "training": lambda model, x, y: train.Trainer(model, FAST, 4, device=x.device.type).step(x, y),
+    "training": lambda model, x, y: Trainer(model, FAST, 4, device=x.device.type).step(x, y),
     "pgd": lambda model, x, y: pgd(model, x, y, **ATTACK),
     "pgd, restarts": lambda model, x, y: pgd(model, x, y, **ATTACK, restarts=2, targeted=True),
     "robust errors": lambda model, x, y: robust_errors(model, x, y, **ATTACK, targeted=True),
@@ -197,21 +201,22 @@ def tiny_run(out, device, tiny_data, text):
 def run(device, tiny_data, tmp_path_factory):
     """Folder of a run on the device that was stopped after an epoch and gone on with."""
     out = tmp_path_factory.mktemp("run")
-    argv = tiny_run(out, device, tiny_data, "--recipe modern --steps 2 --epochs 2")
-    first = train.epochs(argv)
+    settings = Settings(limit=20, width=8, recipe="modern")
+    recipe = dataclasses.replace(RECIPES["modern"], batch_size=8, steps=2, epochs=2)
+    first = epochs(settings, recipe, out=out, data_dir=tiny_data, device=device)
     next(first)
     first.close()
-    train.main([*argv, "--resume"])
+    train(tiny_run(out, device, tiny_data, "--recipe modern --steps 2 --epochs 2 --resume"))
     return out
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_and_is_read_on_the_cpu(run):
-    first, second = train.read_log(run / "log.csv")
+    first, second = read_log(run / "log.csv")
     assert all(math.isfinite(float(row["loss"])) for row in (first, second))
     sites = [*(f"layer{i}.1.act2" for i in range(1, 5)), "all sites"]
     assert [k for k in second if k.endswith("> 0.99")] == [f"{site} > 0.99" for site in sites]
-    model, _ = train.load_trained(run / "checkpoint.pt")
+    model, _ = load_trained(run / "checkpoint.pt")
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert model(torch.rand(2, 3, 32, 32)).isfinite().all()
 
@@ -228,11 +233,11 @@ def test_a_run_goes_on_and_is_read_on_the_cpu(run):
     ],
 )
 def test_every_recipe_trains(text, device, tiny_data, tmp_path):
-    train.main(tiny_run(tmp_path, device, tiny_data, text + " --epochs 1"))
-    (row,) = train.read_log(tmp_path / "log.csv")
+    train(tiny_run(tmp_path, device, tiny_data, text + " --epochs 1"))
+    (row,) = read_log(tmp_path / "log.csv")
     assert math.isfinite(float(row["loss"]))
     if "--pretrained" in text:
-        model, _ = train.load_trained(tmp_path / "checkpoint.pt")
+        model, _ = load_trained(tmp_path / "checkpoint.pt")
         expected = Sparta.from_pretrained(SET)["G1.B2"].conv3
         torch.testing.assert_close(model.layer1[1].act2.conv3, expected)  # it did not move
 
@@ -243,7 +248,7 @@ def test_evaluation(amp, run, device, tiny_data, tmp_path):
     shutil.copy(run / "checkpoint.pt", tmp_path)
     options = "--limit 6 --steps 1 2 --untargeted-steps 2 --restarts 2"
     options = arguments(options, "--device", device, "--data-dir", tiny_data, *amp)
-    evaluate.main([str(tmp_path / "checkpoint.pt"), *options])
+    evaluate([str(tmp_path / "checkpoint.pt"), *options])
     errors = json.loads((tmp_path / "evaluation.json").read_text())["errors"]
     assert len(errors) == 1 + 2 + 2 + 2  # clean, targeted, untargeted, worst cases
     records.check_errors(errors)
@@ -322,26 +327,11 @@ def test_the_figures(run, device, tiny_data, tmp_path):
     figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path / "one.png")])
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
-    networks = {"ReLU": suspects.Small(), "SPARTA, frozen": suspects.Small(Sparta)}
-    x, y = torch.rand(4, 3, 32, 32, device=device), torch.arange(4, device=device)
-    quickstart.draw(tmp_path / "two.png", {k: m.to(device) for k, m in networks.items()}, x, y, 0)
-    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_a_campaign(device, tmp_path):
-    (tmp_path / "queue.toml").write_text(test_campaign.SMALL.replace("limit = 40", "limit = 16"))
+def test_a_run_of_the_queue(device, tmp_path):
+    (tmp_path / "queue.toml").write_text(SMALL.replace("limit = 40", "limit = 16"))
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
-    campaign.main([str(a) for a in ("run", "short-sparta", *places, "--device", device, "--amp", "bf16")])
+    command.run([str(a) for a in ("short-sparta", *places, "--device", device, "--amp", "bf16")])
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["short-sparta.json"]
-
-
-@pytest.mark.slow
-def test_the_benchmarks_of_training_and_of_precision(run, device, tiny_data, capsys):
-    small = "--width 8 --batch-size 4 --batches 1 --steps 1 --amp bf16 --activation relu sparta --device"
-    epoch.main(arguments(small, device))
-    options = arguments("--limit 6 --steps 1", "--device", device, "--data-dir", tiny_data)
-    precision.main([str(run / "checkpoint.pt"), *options])
-    printed = capsys.readouterr().out
-    assert "times relu" in printed
-    assert "wrong, bfloat16" in printed

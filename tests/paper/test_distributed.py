@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from examples.paper.training import train
+from examples.paper.training.checkpoint import load_trained
+from examples.paper.training.loop import read_log
 from tests.paper.test_train import ROOT, TRAIN
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def run(*arguments, **more):
 
 
 def losses(out):
-    return [float(row["loss"]) for row in train.read_log(out / "log.csv")]
+    return [float(row["loss"]) for row in read_log(out / "log.csv")]
 
 
 def test_two_processes_learn_exactly_what_one_learns(tmp_path):
@@ -74,7 +75,7 @@ def test_the_command_trains_and_writes_once(together, tmp_path, tiny_data):
     one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (alone, together))
     assert one["model"].keys() == two["model"].keys()
     assert torch.equal(one["rng"], two["rng"])  # so a run may go on with another number of processes
-    train.load_trained(together / "checkpoint.pt")
+    load_trained(together / "checkpoint.pt")
 
 
 def test_a_killed_process_ends_the_job_which_resumes(together, tmp_path, tiny_data):

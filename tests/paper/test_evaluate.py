@@ -14,19 +14,20 @@ from examples.paper.common import data, records
 from examples.paper.common.statistics import difference, format_difference, format_error, interval
 from examples.paper.common.tf32 import exact_arithmetic
 from examples.paper.evaluation import measure, store
-from examples.paper.evaluation.evaluate import main
+from examples.paper.evaluation.command import chosen, main, parser
+from examples.paper.evaluation.evaluate import evaluations
 from examples.paper.evaluation.measure import (
     Attack,
     Outcome,
     carry_out,
-    field_menu,
     find_errors,
     joined,
     loss_curve,
-    menu,
     worst_cases,
 )
-from examples.paper.training import train
+from examples.paper.evaluation.protocols import every_step_attacks, last_step_attacks
+from examples.paper.training.checkpoint import load_trained
+from examples.paper.training.command import main as train
 
 
 class Brightness(nn.Module):
@@ -44,16 +45,16 @@ class Brightness(nn.Module):
 def test_errors_are_those_of_a_model_we_know():
     levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the middle two are within 16/255
     x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
-    attacks = {"strong": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10}}
+    attacks = {"PGD": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10}}
     wrong = find_errors(Brightness(), x, y, attacks, batch_size=3)
     assert wrong["clean"].tolist() == [False, False, False, True]
-    assert wrong["strong"].tolist() == [False, True, True, True]
+    assert wrong["PGD"].tolist() == [False, True, True, True]
 
 
 def test_the_menu_is_the_papers_and_the_modern_attack():
     paper = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
     modern = {"targeted": False, "step_size": 2 / 255, "steps": 20, "restarts": 1}
-    assert menu([10, 50], 20, 1) == {
+    assert last_step_attacks([10, 50], 20, 1) == {
         "targeted PGD-10, 16/255": {**paper, "steps": 10},
         "targeted PGD-50, 16/255": {**paper, "steps": 50},
         "untargeted PGD-20, 8/255": {**modern, "eps": 8 / 255},
@@ -63,7 +64,7 @@ def test_the_menu_is_the_papers_and_the_modern_attack():
 
 def test_the_field_protocol_is_two_attacks_at_one_bound():
     steps = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 50}
-    assert field_menu(50) == {
+    assert every_step_attacks(50) == {
         "untargeted PGD-50, 8/255": {**steps, "loss": "cross-entropy"},
         "targeted DLR PGD-50, 8/255": {**steps, "loss": "targeted DLR"},
     }
@@ -98,7 +99,7 @@ def test_the_field_protocol_is_the_plain_loop(steps, monkeypatch):
     logits[torch.arange(90), y] = -torch.inf
     likeliest = logits.sort(1, descending=True).indices[:, :3].unbind(1)
     loops = ((losses.cross_entropy, [None]), (losses.dlr_to, likeliest))
-    for (name, arguments), (loss, targets) in zip(field_menu(steps).items(), loops, strict=True):
+    for (name, arguments), (loss, targets) in zip(every_step_attacks(steps).items(), loops, strict=True):
         attack = Attack(name, arguments, 90)
         found = carry_out([attack], model, x, y, seed=3, device="cpu", title="")[name].wrong
         torch.manual_seed(zlib.crc32(f"3 {attack.family}".encode()))
@@ -142,7 +143,7 @@ def test_differences_are_paired():
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"nowhere\.pt"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere\.pt"):
         main([str(tmp_path / "nowhere.pt")])
 
 
@@ -244,7 +245,7 @@ def checkpoint(tmp_path_factory, tiny_data):
     """A network that knows a little: brightness is the class, and easy."""
     out = tmp_path_factory.mktemp("run")
     run = ["--out", out, "--activation", "relu", "--recipe", "fast", "--epochs", 1, "--data-dir", tiny_data]
-    train.main([str(a) for a in (*run, "--width", 8, "--device", "cpu")])
+    train([str(a) for a in (*run, "--width", 8, "--device", "cpu")])
     return out / "checkpoint.pt"
 
 
@@ -262,6 +263,12 @@ def words(path, tiny_data, *more):
         *more,
     ]
     return [str(a) for a in arguments]
+
+
+def started(words):
+    args = parser().parse_args(words)
+    options = {"data_dir": args.data_dir, "seed": args.seed, "device": args.device}
+    return evaluations(args.checkpoint, chosen(args), **options)
 
 
 def evaluated(path, tiny_data, *more):
@@ -332,10 +339,10 @@ def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
 
 
 def test_more_images_for_the_others_do_not_repeat_autoattack(checkpoint, tiny_data, capsys):
-    strong = ("--restarts", 1, "--autoattack", "--autoattack-limit", 3)
-    few = evaluated(checkpoint, tiny_data, "--limit", 7, *strong)
+    options = ("--restarts", 1, "--autoattack", "--autoattack-limit", 3)
+    few = evaluated(checkpoint, tiny_data, "--limit", 7, *options)
     capsys.readouterr()
-    more = evaluated(checkpoint, tiny_data, "--limit", 9, *strong)
+    more = evaluated(checkpoint, tiny_data, "--limit", 9, *options)
     assert capsys.readouterr().out.count("was measured before") == 1
     assert more["errors"]["AutoAttack, 8/255"] == few["errors"]["AutoAttack, 8/255"]
     images = {name: e["images"] for name, e in more["errors"].items()}
@@ -359,7 +366,7 @@ def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkey
     from examples.paper.evaluation import evaluate
 
     run = ["--out", tmp_path, "--activation", "sparta", "--recipe", "fast", "--epochs", 1, "--limit", 20]
-    train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+    train([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
     attacked = []
 
     def watched(attacks, model, *arguments, **more):
@@ -368,7 +375,7 @@ def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkey
 
     monkeypatch.setattr(evaluate, "carry_out", watched)
     evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 4, "--restarts", 1)
-    trained = train.load_trained(tmp_path / "checkpoint.pt")[0].state_dict()
+    trained = load_trained(tmp_path / "checkpoint.pt")[0].state_dict()
     assert attacked
     for state in attacked:
         for key, value in state.items():
@@ -410,9 +417,9 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
         return carry_out(attacks, *arguments, **more)
 
     monkeypatch.setattr(evaluate, "carry_out", watched)
-    strong = ("--limit", 5, "--restarts", 1, "--autoattack")
+    options = ("--limit", 5, "--restarts", 1, "--autoattack")
     shutil.copy(checkpoint, tmp_path)
-    begun = evaluate.evaluations(words(tmp_path / "checkpoint.pt", tiny_data, *strong))
+    begun = started(words(tmp_path / "checkpoint.pt", tiny_data, *options))
     seconds = [
         next(begun) for _ in range(6)
     ]  # clean, three families of PGD, and then AutoAttack's first part of three
@@ -422,7 +429,7 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
     assert carried[4:] == [("AutoAttack, 8/255", 0, 2)]
     assert not (tmp_path / "evaluation.json").exists()
     carried.clear()
-    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong)
+    record = evaluated(tmp_path / "checkpoint.pt", tiny_data, *options)
     assert carried == [("AutoAttack, 8/255", 2, 2), ("AutoAttack, 8/255", 4, 1)]
     printed = capsys.readouterr().out
     assert printed.count("was measured before") == 4
@@ -431,28 +438,20 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
     assert entry["images"] == 5
     assert entry["standing"]["square"] == round(5 * (1 - entry["error"]))
     carried.clear()
-    evaluated(tmp_path / "checkpoint.pt", tiny_data, *strong[2:], "--limit", 4)
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, *options[2:], "--limit", 4)
     assert not [c for c in carried if c[0].startswith("Auto")]  # the first four are there
 
 
 def test_the_next_checkpoint_is_expected_to_take_as_long(checkpoint, tiny_data, tmp_path):
-    from examples.paper.evaluation import evaluate
-
     both = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         both.append(shutil.copy(checkpoint, tmp_path / name))
     arguments = words(both[0], tiny_data, "--limit", 3, "--restarts", 1)
     main(arguments)  # what was measured before is known to the second too
-    seconds = list(evaluate.evaluations([both[0], *words(both[1], *arguments[2:3], *arguments[3:])]))
+    seconds = list(started([both[0], *words(both[1], *arguments[2:3], *arguments[3:])]))
     assert len(seconds) == 4
     assert all(s > 0 for s in seconds)
-
-
-def test_two_processes_do_not_evaluate_one_folder(checkpoint, tiny_data):
-    with store.alone(checkpoint.parent), pytest.raises(ValueError, match="another process evaluates"):
-        evaluated(checkpoint, tiny_data, "--limit", 3)
-    evaluated(checkpoint, tiny_data, "--limit", 3)
 
 
 def test_a_checkpoint_that_is_written_meanwhile_is_not_taken_for_the_old_one(
@@ -464,7 +463,7 @@ def test_a_checkpoint_that_is_written_meanwhile_is_not_taken_for_the_old_one(
     shutil.copy(checkpoint, path)
 
     def slow(path):
-        loaded = train.load_trained(path)
+        loaded = load_trained(path)
         path.write_bytes(path.read_bytes() + b"0")
         return loaded
 
@@ -563,7 +562,7 @@ def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
             "--epochs",
             "1",
         ]
-        train.main([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+        train([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
     paths = [str(tmp_path / a / "checkpoint.pt") for a in ("relu", "swish-relu")]
     main([*paths, "--data-dir", tiny_data, "--steps", "2", "--untargeted-steps", "2", "--device", "cpu"])
     printed = capsys.readouterr().out

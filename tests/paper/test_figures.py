@@ -5,7 +5,7 @@ import torch
 
 from examples.paper.common.models import build
 from examples.paper.results import figures
-from examples.paper.training import train
+from examples.paper.training.command import main as train
 
 
 @pytest.mark.parametrize("activation", ["relu", "sparta", "feature-denoising"])
@@ -39,7 +39,7 @@ def tiny_run(out, tiny_data, *more):
         1,
         "--recipe",
     ]
-    train.main([str(a) for a in (*arguments, "fast", "--device", "cpu", *more)])
+    train([str(a) for a in (*arguments, "fast", "--device", "cpu", *more)])
     return str(out / "checkpoint.pt")
 
 
@@ -65,7 +65,7 @@ def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, tiny_data):
-    with pytest.raises(SystemExit, match=r"there is no .*nowhere\.pt"):
+    with pytest.raises(ValueError, match=r"no such file: .*nowhere\.pt"):
         draw(tmp_path / "nowhere.pt")
     first = tiny_run(tmp_path / "a", tiny_data, "--activation", "relu")
     second = tiny_run(tmp_path / "b", tiny_data, "--activation", "relu", "--dataset", "mnist-m")

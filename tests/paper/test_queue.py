@@ -7,10 +7,12 @@ import re
 import pytest
 import torch
 
+from examples.paper.common.models import build
 from examples.paper.evaluation.protocols import OLD_NAMES
 from examples.paper.results.queue import read_queue
 from examples.paper.results.state import RESULTS, changes
-from examples.paper.training import train
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, SpartaSet
 from tests.helpers.queues import SMALL, call
 
@@ -23,10 +25,10 @@ def test_every_entry_takes_a_step(name, tmp_path):
     if r.set:
         pretrained = str(tmp_path / "set")
         SpartaSet({f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}).save_pretrained(pretrained)
-    model = train.build(r.arch, r.activation, r.sites, width=8, pretrained=pretrained, dataset=r.dataset)
-    recipe = dataclasses.replace(train.RECIPES[r.recipe], epochs=r.epochs, batch_size=2)
+    model = build(r.arch, r.activation, r.sites, width=8, pretrained=pretrained, dataset=r.dataset)
+    recipe = dataclasses.replace(RECIPES[r.recipe], epochs=r.epochs, batch_size=2)
     recipe = dataclasses.replace(recipe, steps=min(recipe.steps, 1))
-    total = train.Trainer(model, recipe, 2).step(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
+    total = Trainer(model, recipe, 2).step(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
     assert torch.isfinite(total).all()
     if r.activation != "relu" and r.sites == "*act*":
         assert not any(type(m) is torch.nn.ReLU for m in model.modules())
@@ -68,10 +70,7 @@ def test_what_is_not_of_the_whole_data_says_so():
 
 def test_every_run_is_in_a_table():
     shown = {
-        run.name
-        for table in QUEUE.tables.values()
-        for row in table.rows
-        for run in QUEUE.runs_of(table, row)
+        run.name for table in QUEUE.tables.values() for row in table.rows for run in QUEUE.runs_of(table, row)
     }
     assert shown == set(QUEUE.runs)
 

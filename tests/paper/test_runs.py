@@ -1,5 +1,6 @@
 """Runs of the queue by its commands: states, transfers, budgets, and what is filed."""
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -20,11 +21,13 @@ from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
 from examples.paper.results import export, work
 from examples.paper.results.queue import read_queue
 from examples.paper.results.state import State, lock
-from examples.paper.training import train
+from examples.paper.training import loop
+from examples.paper.training.checkpoint import load_trained, read_checkpoint
+from examples.paper.training.command import parser
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import hub, shipped
 from tests.helpers.fixtures import write_parquet
-from tests.helpers.queues import SMALL, call, page, run
+from tests.helpers.queues import QUICK, SMALL, call, page, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,12 +41,13 @@ def test_a_changed_entry_never_files_the_old_network(place, capsys):
     change_entry(place)
     call(place, "status")
     assert "changed" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="begun otherwise: activation was 'sparta', is 'sparta-static'"):
+    with pytest.raises(
+        ValueError, match="began with other settings: activation was 'sparta', is 'sparta-static'"
+    ):
         run(place, "short-sparta")
     filed = json.loads((place / "results/short-sparta.json").read_text())
     assert filed["settings"]["activation"] == "sparta"
-    call(place, "tables")
-    assert "| SPARTA | 15.48 | missing |" in (place / "results.md").read_text()
+    assert "\n\nNot measured yet: Table 2.\n" in page(place)
 
 
 def test_a_transfer_run_never_takes_the_old_networks_set(place):
@@ -58,7 +62,7 @@ def test_a_transfer_run_trains_around_the_frozen_set(place):
         run(place, "short-sparta-from-sparta")
     run(place, "short-sparta", "short-sparta-from-sparta")
     given, taken = (
-        train.load_trained(place / f"runs/{n}/checkpoint.pt")[0].layer4[1].act2
+        load_trained(place / f"runs/{n}/checkpoint.pt")[0].layer4[1].act2
         for n in ("short-sparta", "short-sparta-from-sparta")
     )
     assert taken.frozen
@@ -99,7 +103,7 @@ def ours(place, monkeypatch):
 
 def test_a_shipped_set_replaces_the_run_it_came_from(place, ours):
     run(place, "short-sparta-from-sparta")
-    model, settings = train.load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
+    model, settings = load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
     assert settings["pretrained"] == "ours"
     assert model.layer4[1].act2.frozen
     assert model.layer4[1].act2.conv3.equal(ours["G4.B2"].conv3.half().float())
@@ -158,17 +162,17 @@ def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place)
     assert result["settings"]["numbers"]["eps"] == 16 / 255
     assert result["training images"] == 40
     assert len(result["git commit"]) >= 40 or result["git commit"] == "unknown"
-    training, evaluation = (c.split()[2:] for c in result["commands"])
-    args = train.parser().parse_args([a.strip("'") for a in training])
+    training, evaluation = (c.split()[4:] for c in result["commands"])
+    args = parser().parse_args([a.strip("'") for a in training])
     assert (args.activation, args.epochs, args.width, args.sites) == ("relu", 1, 8, "G*.B-1")
     assert (args.seed, evaluation[evaluation.index("--seed") + 1]) == (3, "3")
     assert evaluation[0] == "runs/short-relu/checkpoint.pt"
-    model, _ = train.load_trained(place / "runs/short-relu/checkpoint.pt")
+    model, _ = load_trained(place / "runs/short-relu/checkpoint.pt")
     assert result["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-def test_a_missing_autoattack_is_told_before_the_training(place, monkeypatch):
-    (place / "queue.toml").write_text(SMALL.replace("--restarts 1", "--restarts 1 --autoattack"))
+def test_a_missing_autoattack_is_an_error_before_the_training(place, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(QUICK, autoattack=True))
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ValueError, match="AutoAttack is not installed"):
         run(place, "short-relu")
@@ -187,15 +191,16 @@ def test_what_is_done_is_not_done_again(place, capsys):
 @pytest.mark.slow
 def test_the_smoke_run_goes_all_the_way(tmp_path):
     folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    for action in (["run", "smoke-sparta", "--device", "cpu"], ["tables"], []):
-        python = [sys.executable, "-m", "examples.paper.results.campaign", *folders, *action]
+    for action in (["run", "smoke-sparta", "--device", "cpu"], ["tables"], ["status"]):
+        places = folders[2:] if action == ["tables"] else folders
+        python = [sys.executable, "-m", "examples.paper", *action, *places]
         done = subprocess.run([str(a) for a in python], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if "smoke-sparta" in line)
     assert "done" in row
     assert "smoke: smoke 1 of 1" in done.stdout
     error = json.loads((tmp_path / "results/smoke-sparta.json").read_text())["errors"]["clean"]
-    cell = f"{100 * error['error']:.2f} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
+    cell = f"{error['error']:.1%} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
     assert cell in (tmp_path / "results.md").read_text().split("## Smoke")[1]
 
 
@@ -224,7 +229,7 @@ def test_the_status_shows_how_far_an_epoch_is(place, capsys):
     progress = {"epoch": 1, "images": 12_345, "images per second": 67.8, "ends": ends.timestamp()}
     shown = ", 12,345 images, 68 a second, ends Sat 17:05"
     with lock(folder):
-        for text, told in (
+        for text, detail in (
             (json.dumps(progress), shown),
             (json.dumps(progress | {"epoch": 2}), ""),  # of an epoch that the log has already
             ("{half", ""),
@@ -232,13 +237,12 @@ def test_the_status_shows_how_far_an_epoch_is(place, capsys):
             (folder / "progress.json").write_text(text)
             call(place, "status")
             (line,) = re.findall("^ *short-relu .*", capsys.readouterr().out, re.M)
-            assert line.rstrip().endswith(f"running epoch 1 of 1{told}")
+            assert line.rstrip().endswith(f"running epoch 1 of 1{detail}")
 
 
-def test_a_run_by_the_field_protocol_is_filed(place):
-    field = "--limit 10 --untargeted-steps 2 --protocol field"
-    text = re.sub('quick = ".*"', f'quick = "{field}"', SMALL)
-    (place / "queue.toml").write_text(text)
+def test_a_run_by_the_field_protocol_is_filed(place, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "field", Protocol(limit=10, untargeted_steps=2, every_step=True))
+    (place / "queue.toml").write_text(SMALL.replace('"quick"', '"field"'))
     run(place, "short-relu")
     filed = json.loads((place / "results/short-relu.json").read_text())
     assert {name: e["images"] for name, e in filed["errors"].items()} == {
@@ -247,12 +251,12 @@ def test_a_run_by_the_field_protocol_is_filed(place):
         "targeted DLR PGD-2, 8/255": 10,
         "worst case, 8/255": 10,
     }
-    assert field in filed["commands"][1]
+    assert "--protocol field" in filed["commands"][1]
     call(place, "tables")
 
 
 def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
-    monkeypatch.setattr(campaign, "state", lambda *_: State("missing"))  # as both saw it a moment ago
+    monkeypatch.setattr(work, "state", lambda *_: State("missing"))  # as both saw it a moment ago
     (place / "runs/short-relu").mkdir(parents=True)
     with lock(place / "runs/short-relu"):
         run(place, "--next", "--data", "hub")
@@ -277,12 +281,17 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
     with pytest.raises(SystemExit):
         run(place, "--next", "--budget", "soon")
     (place / "results").mkdir()
-    (place / "results/short-relu.json").write_text("{half")
-    with pytest.raises((ValueError, SystemExit), match=r"short-relu\.json"):
-        call(place, "status")
+    for text in ("{half", "[]", "null", "{}", '{"settings": {}, "errors": []}'):
+        (place / "results/short-relu.json").write_text(text)
+        for name in ("status", "tables"):
+            with pytest.raises(
+                ValueError, match=r"short-relu\.json is not a result .*; restore it, or delete"
+            ):
+                call(place, name)
     (place / "queue.toml").write_text(SMALL.replace('"relu"', '"rellu"').replace("width = 8", 'width = "8"'))
     with pytest.raises(
-        ValueError, match="short-relu: unknown activation 'rellu', width '8'; short-sparta: unknown"
+        ValueError,
+        match=r"short-relu.width: .*; runs.short-relu.activation: unknown 'rellu'; .*short-sparta.width: ",
     ):
         call(place, "status")
     (place / "queue.toml").write_text("epochs = [")
@@ -291,7 +300,7 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
 
 
 def test_what_is_trained_and_not_evaluated_says_so(place, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "evaluations", lambda arguments: (s for s in [1000]))
+    monkeypatch.setattr(evaluate, "evaluations", lambda *_, **__: (s for s in [1000]))
     run(place, "short-relu", "--budget", "9m")
     capsys.readouterr()
     call(place, "status")
@@ -303,13 +312,13 @@ def test_a_run_out_of_time_goes_on(place):
     run(place, "short-relu", "--budget", "0.001s")
     assert not list(place.rglob("short-relu.json"))
     run(place, "short-relu")
-    assert train.read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
+    assert read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
 
 
 def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys, monkeypatch):
     parts = []
 
-    def evaluations(arguments):
+    def evaluations(*_, **__):
         for seconds in (0, 0, 1000):
             yield seconds
             parts.append(seconds)
@@ -318,7 +327,7 @@ def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys
     run(place, "short-relu", "--budget", "10m")
     assert parts == [0, 0]
     printed = capsys.readouterr().out
-    assert "short-relu: trained; its evaluation is not done, the time is over" in printed
+    assert "short-relu: trained; its evaluation is not done, out of time" in printed
     assert "go on with the same command" in printed
     assert not list(place.rglob("short-relu.json"))
     monkeypatch.undo()
@@ -326,49 +335,41 @@ def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys
     assert (place / "results/short-relu.json").exists()
 
 
-VALIDATED = SMALL.replace("short = { epochs = 1 }", "short = { epochs = 3 }").replace("limit = 40", "limit = 40\nvalidation = 10")
+VALIDATED = SMALL.replace("epochs = 1", "epochs = 3").replace("limit = 40", "limit = 40\nvalidation = 10")
 
 
 @pytest.mark.parametrize(("errors", "best"), [([0.5, 0.3, 0.4], 2), ([0.5, 0.4, 0.3], 3)])
-def test_the_best_epoch_is_filed_beside_the_last(place, monkeypatch, errors, best):
+def test_the_best_epoch_is_filed_with_the_last(place, monkeypatch, errors, best):
     found = iter(errors)
-    monkeypatch.setattr(train, "validation_error", lambda *_: next(found))
-    text = VALIDATED.replace("paper = [15.48]", "best = true") + 'compared = "clean"\n'
-    text += 'neighbours = [ { label = "Others", accuracy = 43.21, source = "their page" } ]\n'
-    (place / "queue.toml").write_text(text)
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(found))
+    (place / "queue.toml").write_text(VALIDATED.replace("paper = [15.48]", "best = true"))
     run(place, "short-sparta")
     folder, filed = place / "runs/short-sparta", json.loads((place / "results/short-sparta.json").read_text())
     assert filed["training images"] == 30
     assert "--validation 10" in filed["commands"][0]
     assert (filed["best epoch"]["epoch"], filed["last epoch"]["epoch"]) == (best, 3)
     assert filed["best epoch"]["validation error"] == min(errors)
-    other, (last, chosen) = best < 3, (export.measured(folder / f) for f in (".", "best"))
-    assert other == ("runs/short-sparta/best/checkpoint.pt" in filed["commands"][1])
-    assert other == (folder / "best/evaluation.npz").exists()
+    last, chosen = (export.measured(folder / f) for f in (".", "best"))
+    assert "runs/short-sparta/best/checkpoint.pt" in filed["commands"][1]
+    assert (folder / "best/evaluation.npz").exists()
     assert filed["best errors"] == chosen["errors"]
     assert filed["errors"] == last["errors"]
     error = {"low": 0.6, "high": 0.8, "images": 10, "error": 0.7, "wrong": packed(torch.arange(10) < 7)}
     filed["best errors"]["clean"] = error
     (place / "results/short-sparta.json").write_text(json.dumps(filed))
     text = page(place)
-    assert "| SPARTA | 70.00 (60.0-80.0) |\n" in page
-    assert f"; 10 images) | {best} | " in page
-    assert "| Others | 43.21 | their page |\n| SPARTA | 30.00 (20.0-40.0; 10 images) | this table |\n" in page
-    if other:  # another run's best epoch is not filed as this one's
-        (place / "results/short-sparta.json").unlink()
-        state = torch.load(folder / "best/checkpoint.pt", weights_only=True)
-        torch.save(state | {"settings": state["settings"] | {"seed": 7}}, folder / "best/checkpoint.pt")
-        with pytest.raises(ValueError, match=r"best.checkpoint\.pt, .* is of another run"):
-            run(place, "short-sparta")
-    filed["best errors"]["clean"] = error | {"error": 0.6}
-    (place / "results/short-sparta.json").write_text(json.dumps(filed))
-    with pytest.raises(ValueError, match=r"short-sparta\.json is no result"):
-        call(place, "tables")
+    assert "| SPARTA | 70.0% (39.7-89.2) |\n" in text
+    assert f") | {best} | " in text
+    (place / "results/short-sparta.json").unlink()  # another run's best epoch is not filed as this one's
+    state = torch.load(folder / "best/checkpoint.pt", weights_only=True)
+    torch.save(state | {"settings": state["settings"] | {"seed": 7}}, folder / "best/checkpoint.pt")
+    with pytest.raises(ValueError, match=r"best.checkpoint\.pt, .* is of another run"):
+        run(place, "short-sparta")
 
 
 def test_a_best_epoch_that_no_table_shows_is_not_evaluated(place, monkeypatch):
     found = iter([0.4, 0.5, 0.6])
-    monkeypatch.setattr(train, "validation_error", lambda *_: next(found))
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(found))
     (place / "queue.toml").write_text(VALIDATED)
     run(place, "short-sparta")
     filed = json.loads((place / "results/short-sparta.json").read_text())
@@ -377,9 +378,8 @@ def test_a_best_epoch_that_no_table_shows_is_not_evaluated(place, monkeypatch):
     assert "best" not in filed["commands"][1]
     assert not filed.keys() & {"best errors", "best epoch"}
     row = '"sparta", best = true, paper'
-    (place / "queue.toml").write_text(VALIDATED.replace('"sparta", paper', row))  # a table asks for it later
-    call(place, "tables")
-    assert "| SPARTA | 15.48 | missing |" in (place / "results.md").read_text()
+    (place / "queue.toml").write_text(VALIDATED.replace('"sparta", paper', row))  # a table shows it later
+    assert "Not measured yet: Table 2." in page(place)
     run(place, "short-sparta")
     assert (place / "runs/short-sparta/best/evaluation.npz").exists()
     assert "best errors" in json.loads((place / "results/short-sparta.json").read_text())

@@ -17,54 +17,42 @@ QUEUE = read_queue()
 
 
 def test_the_tables_are_the_papers_beside_ours(place):
-    text = SMALL.replace("short = { epochs = 1 }", "short = { epochs = 1 }\npaper = 2").replace(
-        'columns = ["clean"]', 'columns = ["PGD-30", "clean"]'
-    )
-    text = text.replace("paper = [15.48]", "paper = [65.81, 15.48]")
-    rows = 'short-relu = { activation = "relu" }\nshort-sparta-seed1 = { activation = "sparta", seed = 1 }\n'
-    text = text.replace(
-        'short-relu = { activation = "relu" }\n', rows + 'paper-sparta = { activation = "sparta" }\n'
-    )
+    text = SMALL.replace('columns = ["clean"]', 'columns = ["PGD-30", "clean"]')
+    row = '{ label = "ReLU", run = "relu", paper = [68.93, 15.66] }'
+    text = text.replace("paper = [15.48] }", f"paper = [65.81, 15.48] }}, {row}")
+    text = text.replace("[tables.2]", 'short-sparta-seed1 = { activation = "sparta", seed = 1 }\n[tables.2]')
+    more = '[tables.{}]\ntitle = "T"\ncolumns = ["clean"]\nrows = [ { label = "L", run = "relu" } ]\n'
+    text += more.replace("{}", "3") + more.replace("{}", "more")
     (place / "queue.toml").write_text(text)
-    queue = read_queue(place / "queue.toml")
-    (place / "results").mkdir()
-    for name, error in (("short-sparta", 0.2), ("short-sparta-seed1", 0.3), ("paper-sparta", 0.1)):
-        filed = result(error, settings=queue.runs[name].settings())
-        (place / f"results/{name}.json").write_text(json.dumps(filed))
+    file_errors(place, {"sparta": 0.2, "sparta-seed1": 0.3})
     text = page(place)
     assert (
-        page.split("## Table 2\n")[1]
+        text.split("## Table 2\n")[1]
         == """
-T.
+T. 1 epoch (`short`).
 
-1 epoch (`short`):
-
-|  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours |
+|  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours (500 images) |
 | --- | --- | --- | --- | --- |
-| SPARTA | 65.81 | missing | 15.48 | 25.00 (20.00 to 30.00, 2 seeds) |
+| SPARTA | 65.81% | missing | 15.48% | 25.0% (20.0 to 30.0, 2 seeds) |
 
-|  | worst case, 8/255 | worst case, 16/255 | saturated gates | parameters | multiply-adds | seconds per epoch | machine |
+Not measured yet: ReLU.
+
+|  | worst case, 8/255 (500 images) | worst case, 16/255 (500 images) | saturated gates | parameters | multiply-adds | seconds per epoch | machine |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-| SPARTA | 25.00 (20.00 to 30.00, 2 seeds; 500 images) | 25.00 (20.00 to 30.00, 2 seeds; 500 images) |  | 1,234 | 5.6 M | 2.5 / 2.5 | a GPU |
+| SPARTA | 25.0% (20.0 to 30.0, 2 seeds) | 25.0% (20.0 to 30.0, 2 seeds) |  | 1,234 | 5.6 M | 2.5 / 2.5 | a GPU |
 
 | points, from the lowest seed to the highest | clean | targeted PGD-10, 16/255 | worst case, 8/255 | worst case, 16/255 |
 | --- | --- | --- | --- | --- |
 | SPARTA, 2 seeds | 10.0 | 10.0 | 10.0 | 10.0 |
 
-2 epochs (`paper`):
-
-|  | PGD-30, paper | PGD-30, ours | clean, paper | clean, ours |
-| --- | --- | --- | --- | --- |
-| SPARTA | 65.81 | missing | 15.48 | 10.00 (9.0-12.0) |
-
-|  | worst case, 8/255 | worst case, 16/255 | saturated gates | parameters | multiply-adds | seconds per epoch | machine |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-| SPARTA | 10.00 (9.0-12.0; 500 images) | 10.00 (9.0-12.0; 500 images) |  | 1,234 | 5.6 M | 2.5 | a GPU |
+Not measured yet: Table 3; more.
 """  # noqa: E501
     )
+    (place / "results/short-sparta-seed1.json").unlink()
+    assert "| 15.48% | 20.0% (16.7-23.7) |\n" in page(place)
     call(place, "tables", "--check")
-    (place / "results.md").write_text(page.replace("10.00", "9.00"))
-    with pytest.raises(SystemExit, match="is not what is filed"):
+    (place / "results.md").write_text(text)
+    with pytest.raises(SystemExit, match=r"write it with: python -m examples\.paper tables"):
         call(place, "tables", "--check")
 
 
@@ -85,7 +73,7 @@ def test_saturation_adds_both_ends_of_each_site():
     assert saturated({"last epoch": {"epoch": 4.0, "loss": 1.0}}) == {}
 
 
-def test_the_gate_is_held_against_relu_and_half_of_it_in_both_seeds(tmp_path):
+def test_the_gate_is_compared_with_relu_and_half_of_it_in_both_seeds(tmp_path):
     field = ("clean", "untargeted PGD-50, 8/255", "targeted DLR PGD-50, 8/255", "worst case, 8/255")
     for name, error in (("relu", 0.5), ("relu-half", 0.46), ("sparta", 0.4), ("silu", 0.44)):
         for seed in ("", "-seed1"):
@@ -93,9 +81,9 @@ def test_the_gate_is_held_against_relu_and_half_of_it_in_both_seeds(tmp_path):
             filed = result(error, settings=run.settings())
             filed["errors"] = dict.fromkeys(field, filed["errors"]["clean"])
             (tmp_path / f"{run.name}.json").write_text(json.dumps(filed))
-    page = render(QUEUE, tmp_path).split("## Gate, slim\n")[1].split("\n## ")[0]
-    assert "| SPARTA w/o DPNet | missing | missing | missing | missing |" in page
-    tables = re.findall(r"\| points, minus (.*?) \| (.*) \|\n\| ---.*\n((?:\|.*\n)+)", page)
+    section = render(QUEUE, tmp_path).split("## Gate, slim\n")[1].split("\n## ")[0]
+    assert "; SPARTA in every block; SPARTA w/o DPNet.\n" in section
+    tables = re.findall(r"\| points, minus (.*?) \| (.*) \|\n\| ---.*\n((?:\|.*\n)+)", section)
     assert [(base, attacks.split(" | ")) for base, attacks, _ in tables] == [
         ("ReLU", list(field)),
         ("ReLU times one half", list(field)),
@@ -109,7 +97,7 @@ def test_the_gate_is_held_against_relu_and_half_of_it_in_both_seeds(tmp_path):
                 assert base[f"| {label}, seed {seed}"] == f"{100 * (other - error):+.1f}"
 
 
-def test_rows_are_held_against_the_last_base_above_them(place):
+def test_rows_are_compared_with_the_last_base_above_them(place):
     base = '{ label = "MNIST-M, ReLU", run = "sparta", base = true }, { label = "more", run = "other" }'
     text = SMALL.replace('run = "sparta", paper = [15.48] }', f'run = "sparta" }}, {base}', 1).replace(
         '{ label = "SPARTA", run = "sparta" }',
@@ -130,14 +118,14 @@ def test_rows_are_held_against_the_last_base_above_them(place):
         filed = result(error, settings=settings, **{"test images": images})
         (place / f"results/short-{name}.json").write_text(json.dumps(filed))
     text = page(place)
-    heads = [line.split(" | ")[0] for line in page.splitlines() if "points, minus" in line]
+    heads = [line.split(" | ")[0] for line in text.splitlines() if "points, minus" in line]
     assert heads == ["| points, minus ReLU", "| points, minus MNIST-M, ReLU"]
-    assert "| SPARTA, seed 0 | +10.0 ± 2.6 | " in page
-    assert "| more, seed 0 | +0.0 ± 0.0" in page
+    assert "| SPARTA, seed 0 | +10.0 ± 2.6 | " in text
+    assert "| more, seed 0 | +0.0 ± 0.0" in text
 
 
-def rivals(place, finding, errors):
-    """A queue with ReLU and SPARTA in two seeds and one rival, these errors of theirs, and a conclusion."""
+def rivals(place, errors):
+    """A queue with ReLU and SPARTA in two seeds and one rival, and these errors of theirs."""
     entries = """short-elu = { activation = "elu" }
 short-relu-seed1 = { activation = "relu", seed = 1 }
 short-sparta-seed1 = { activation = "sparta", seed = 1 }
@@ -145,7 +133,6 @@ short-sparta-seed1 = { activation = "sparta", seed = 1 }
     rows = "".join(f'{{ label = "{n}", run = "{n.lower()}" }}, ' for n in ("ReLU", "SPARTA", "ELU"))
     text = SMALL.replace("[tables.2]", entries + "[tables.2]").split("rows = ")[0]
     text += f'against = "SPARTA"\nfigure = ["clean", "worst case, 8/255"]\nrows = [ {rows} ]\n'
-    text += f'findings = {{ short = "{finding}" }}\n' if finding else ""
     (place / "queue.toml").write_text(text)
     file_errors(place, errors)
 
@@ -153,10 +140,10 @@ short-sparta-seed1 = { activation = "sparta", seed = 1 }
 ERRORS = {"relu": 0.4, "relu-seed1": 0.42, "sparta": 0.3, "sparta-seed1": 0.25, "elu": 0.36}
 
 
-def test_the_page_tells_what_rivals_and_seeds_differ_by(place):
-    rivals(place, "", ERRORS)
+def test_the_page_shows_what_rivals_and_seeds_differ_by(place):
+    rivals(place, ERRORS)
     text = page(place)
-    parts = re.findall(r"\| points, .*\n\| ---.*\n((?:\|.*\n)+)", page)
+    parts = re.findall(r"\| points, .*\n\| ---.*\n((?:\|.*\n)+)", text)
     cells = [[line.split(" | ")[:2] for line in part.splitlines()] for part in parts]
     assert cells == [
         [
@@ -174,46 +161,18 @@ def test_the_page_tells_what_rivals_and_seeds_differ_by(place):
 
 
 def test_the_picture_is_of_what_is_filed(place):
-    rivals(place, "", ERRORS)
+    rivals(place, ERRORS)
     call(place, "tables")
     assert "(results/2-short.png)\n" in (place / "results.md").read_text()
     first = plt.imread(place / "results/2-short.png")
     assert first.std() > 0.05  # not blank
-    rivals(place, "", {"elu": 0.2})
+    rivals(place, {"elu": 0.2})
     call(place, "tables")
     assert not np.array_equal(first, plt.imread(place / "results/2-short.png"))
     (place / "queue.toml").write_text((place / "queue.toml").read_text().replace("worst case", "best case"))
-    with pytest.raises(ValueError, match="table 2 draws 'best case, 8/255', which none of its results has"):
+    with pytest.raises(ValueError, match="table 2: figure: no result has 'best case, 8/255'"):
         call(place, "tables")
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda r: r["errors"]["clean"].update(error=0.395), "its images tell another one"),
-        (lambda r: r["errors"]["clean"].update(wrong=5), "where errors were wanted"),
-        (lambda r: r["errors"]["clean"].update(low=0.5), r"0\.4 in \[0\.5, "),
-        (lambda r: r.update({"errors": []}), "where errors were wanted"),
-        (lambda r: r.update({"multiply-adds": "12"}), r"no number: \['12'\]"),
-        (lambda r: r.update({"parameters": float("inf")}), r"no number: \[inf\]"),
-        (lambda r: r.update({"last epoch": {"layer1.1.act2 < 0.01": "x"}}), r"no number: \['x'\]"),
-        (lambda r: r.pop("test images"), "test images"),
-    ],
-)
-def test_a_result_that_contradicts_itself_is_refused(place, change, told):
-    file_errors(place, {"sparta": 0.4})
-    path = place / "results/short-sparta.json"
-    filed = json.loads(path.read_text())
-    change(filed)
-    path.write_text(json.dumps(filed))
-    for action in ((), ("tables",)):
-        with pytest.raises(ValueError, match=rf"short-sparta\.json is no result of campaign\.py.*{told}"):
-            call(place, *action)
-
-
 def test_the_committed_page_is_what_tables_renders():
-    page = ROOT / "docs/results.md"
-    assert page.exists()
-    command.main(["tables", "--check"])
-    assert any(table.get("findings") for table in QUEUE.tables)
-    assert not left_out(QUEUE, page.read_text())
+    command.tables(["--check"])

@@ -11,17 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from examples.paper.common import data
-from examples.paper.common.models import ACTIVATIONS
+from examples.paper.common.models import ACTIVATIONS, build
 from examples.paper.results.run import multiply_adds
-from examples.paper.training import train
+from examples.paper.training import loop
+from examples.paper.training.checkpoint import load_trained, read_checkpoint
+from examples.paper.training.command import main as train
+from examples.paper.training.gate_statistics import gate_statistics
+from examples.paper.training.loop import Settings, epochs, read_log
+from examples.paper.training.recipes import RECIPES
+from examples.paper.training.trainer import Trainer
+from examples.paper.training.validation import held_out, validation_error
 from sparta_act import Sparta, SpartaSet
 from tests.paper.test_autoattack import TenLevels
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("-m", "examples.paper", "train")
-TINY = replace(train.RECIPES["fast"], epochs=2, batch_size=50)
+TINY = replace(RECIPES["fast"], epochs=2, batch_size=50)
 
 
 # Width 8: the oneDNN of torch 2.13 corrupts memory in the backward of a 1 x 1, stride 2, channels_last
@@ -30,8 +38,8 @@ TINY = replace(train.RECIPES["fast"], epochs=2, batch_size=50)
 
 def tiny_trainer(model=None, recipe=TINY, images=200, **more):
     torch.manual_seed(0)
-    model = model or train.build("resnet18", "sparta", "G*.B2", width=8)
-    return train.Trainer(model, recipe, images, **more)
+    model = model or build("resnet18", "sparta", "G*.B2", width=8)
+    return Trainer(model, recipe, images, **more)
 
 
 def command(out, tiny_data, *more):
@@ -43,11 +51,19 @@ def command(out, tiny_data, *more):
 
 def tiny_run(out, tiny_data, *more):
     arguments = ["--out", out, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 1]
-    train.main([str(a) for a in (*arguments, "--device", "cpu", *more)])
+    train([str(a) for a in (*arguments, "--device", "cpu", *more)])
+
+
+def begin(out, tiny_data, name, **changes):
+    """The first epoch of a training that holds out images."""
+    settings, recipe = Settings(width=8, recipe=name, limit=40, validation=8), RECIPES[name]
+    rows = epochs(settings, replace(recipe, **changes), out=out, data_dir=tiny_data, device="cpu")
+    next(rows)
+    rows.close()
 
 
 # every 0.2 seconds, so that it saves inside an epoch
-SAVING = "from examples.paper.training import train; train.SAVE_EVERY = 0.2; train.main()"
+SAVING = "from examples.paper.training import command, loop; loop.SAVE_EVERY = 0.2; command.main()"
 
 
 @pytest.mark.slow
@@ -69,7 +85,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_data):
         run.send_signal(signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
         assert (epoch, 30) <= reached(checkpoint) < (epoch, 100)
-        assert len(train.read_log(tmp_path / "killed/log.csv")) == epoch
+        assert len(read_log(tmp_path / "killed/log.csv")) == epoch
         resume = ["--resume"]
 
     python = [sys.executable, *TRAIN, *arguments, "--resume"]
@@ -80,7 +96,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_data):
     assert whole["epoch"] == resumed["epoch"] == 3
     for part in ("model", "average", "optimizer", "scheduler", "rng"):
         assert_same(whole[part], resumed[part])
-    whole, resumed = (train.read_log(tmp_path / f / "log.csv") for f in ("whole", "killed"))
+    whole, resumed = (read_log(tmp_path / f / "log.csv") for f in ("whole", "killed"))
     assert [float(row["lr"]) for row in whole] == pytest.approx([0.1, 0.2 / 3, 0.1 / 3])
     assert [r | {"seconds": 0} for r in whole] == [r | {"seconds": 0} for r in resumed]
 
@@ -101,7 +117,7 @@ def test_an_epoch_goes_on_where_its_checkpoint_was_written(tmp_path, tiny_data):
         pass
 
     def trained(trainer, after_batch=lambda: None):
-        with train.tqdm(disable=True) as bar:
+        with tqdm(disable=True) as bar:
             return trainer.run_epoch(x, y, bar, after_batch)
 
     whole, killed = tiny_trainer(recipe=recipe, images=60), tiny_trainer(recipe=recipe, images=60)
@@ -136,9 +152,9 @@ def test_an_epoch_goes_on_where_its_checkpoint_was_written(tmp_path, tiny_data):
 def test_now_and_then_a_training_is_kept_and_its_progress_told(tmp_path, monkeypatch):
     trainer = tiny_trainer(recipe=replace(TINY, epochs=4), images=100)
     trainer.epoch, trainer.seen = 1, 10
-    checkpoint, progress, clock = tmp_path / "checkpoint.pt", tmp_path / train.PROGRESS, [1000.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
-    keep = train.keeper(trainer, tmp_path, {"images": 100})
+    checkpoint, progress, clock = tmp_path / "checkpoint.pt", tmp_path / loop.PROGRESS, [1000.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    keep = loop.saver(trainer, tmp_path, {"images": 100})
     keep()
     assert not list(tmp_path.iterdir())  # it is not time yet
     clock[0], trainer.seen = clock[0] + 25, 35
@@ -149,9 +165,9 @@ def test_now_and_then_a_training_is_kept_and_its_progress_told(tmp_path, monkeyp
     told = json.loads(progress.read_text())
     assert told.pop("ends") == pytest.approx(time.time() + (15 + 2 * 100) / 2, abs=5)
     assert told == {"epoch": 2, "images": 85, "images per second": 2}
-    clock[0], trainer.seen = clock[0] + train.SAVE_EVERY, 95
+    clock[0], trainer.seen = clock[0] + loop.SAVE_EVERY, 95
     keep()
-    state = train.read_checkpoint(checkpoint)
+    state = read_checkpoint(checkpoint)
     assert (state["epoch"], state["seen"], state["settings"]["images"]) == (1, 95, 100)
 
 
@@ -176,18 +192,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
     trainer.save(tmp_path / "checkpoint.pt", {"seed": 0, "lr": 0.1})
     with pytest.raises(ValueError, match=r"of another run: lr was 0\.1, now 0\.2"):
         trainer.load(tmp_path / "checkpoint.pt", {"seed": 0, "lr": 0.2})
-    with pytest.raises(SystemExit, match="go on with --resume, or choose another --out"):
-        train.main(["--out", str(tmp_path), "--data-dir", tiny_data])
-    with pytest.raises(SystemExit, match="start without --resume"):
-        train.main(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
+    with pytest.raises(ValueError, match="go on with --resume, or choose another --out"):
+        train(["--out", str(tmp_path), "--data-dir", tiny_data])
+    with pytest.raises(ValueError, match="start without --resume"):
+        train(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
 
 
 def test_a_log_that_is_none_is_refused(tmp_path):
-    assert train.read_log(tmp_path / "log.csv") == []
+    assert read_log(tmp_path / "log.csv") == []
     for text in ("a,b\n1,2\n", "epoch,seconds\n1\n", "epoch,seconds\n1,soon\n"):
         (tmp_path / "log.csv").write_text(text)
-        with pytest.raises(ValueError, match=r"log\.csv is no log of train\.py"):
-            train.read_log(tmp_path / "log.csv")
+        with pytest.raises(ValueError, match=r"log\.csv is no log of a training"):
+            read_log(tmp_path / "log.csv")
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -209,10 +225,10 @@ def test_frozen_sparta_stays_and_the_rest_learns(tmp_path, tiny_data):
     torch.manual_seed(1)
     activations = {f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}
     SpartaSet(activations).save_pretrained(tmp_path / "set")
-    model = train.build("resnet18", "sparta", "G*.B2", width=8, pretrained=str(tmp_path / "set"))
+    model = build("resnet18", "sparta", "G*.B2", width=8, pretrained=str(tmp_path / "set"))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     x, y = data.load("train", tiny_data)
-    with train.tqdm(disable=True) as bar:
+    with tqdm(disable=True) as bar:
         tiny_trainer(model).run_epoch(x, y, bar)
     frozen = [k for k in before if ".act2.conv" in k]
     assert len(frozen) == 20
@@ -253,11 +269,11 @@ def test_gate_statistics_are_those_of_a_gate_we_know():
     x = torch.tensor([[4.0, 4.0], [2.0, 2.0]]).expand(1, 2, 2, 2).clone()
     a, b = torch.sigmoid(torch.tensor([5.0, -5.0])).tolist()
     known = {"gain": 5, "mean": 0.5, "std": (a - b) / 2, "spatial": 1, "< 0.01": 0.5, "> 0.99": 0.5}
-    assert train.gate_statistics(model, x)["0"] == pytest.approx(known, abs=1e-4)
+    assert gate_statistics(model, x)["0"] == pytest.approx(known, abs=1e-4)
     assert model.training
     assert not sparta._forward_pre_hooks
     x[0, 0, 1], x[0, 1, 0] = -1.0, -1.0  # left are the open ones of each channel: the same number everywhere
-    found = train.gate_statistics(model, x)["0"]
+    found = gate_statistics(model, x)["0"]
     known = {"gain": 5, "mean": a, "std": 0, "spatial": 0, "< 0.01": 0, "> 0.99": 1}
     assert found == pytest.approx(known, abs=1e-4)
 
@@ -272,10 +288,10 @@ def test_saturation_of_all_sites_counts_elements():
     first, second = Known(2), Known(2)
     first.known, second.known = torch.tensor([0.001, 0.5]).view(2, 1, 1), torch.tensor(0.999)
     model = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), second)
-    found = train.gate_statistics(model, torch.rand(2, 2, 3, 1) + 0.1)
+    found = gate_statistics(model, torch.rand(2, 2, 3, 1) + 0.1)
     assert list(found) == ["0", "2", "all sites"]
     assert found["all sites"] == pytest.approx({"< 0.01": 6 / 16, "> 0.99": 4 / 16})
-    assert train.gate_statistics(nn.Sequential(nn.ReLU()), torch.rand(2, 2, 3, 1)) == {}
+    assert gate_statistics(nn.Sequential(nn.ReLU()), torch.rand(2, 2, 3, 1)) == {}
 
 
 def test_a_gate_that_differs_by_channel_alone_is_not_spatial():
@@ -283,14 +299,14 @@ def test_a_gate_that_differs_by_channel_alone_is_not_spatial():
         def attention(self, x):
             return torch.tensor([0.2, 0.6]).view(2, 1, 1).expand_as(x)
 
-    found = train.gate_statistics(nn.Sequential(ByChannel(2)), torch.rand(3, 2, 4, 4) + 0.1)["0"]
+    found = gate_statistics(nn.Sequential(ByChannel(2)), torch.rand(3, 2, 4, 4) + 0.1)["0"]
     known = {"gain": 1, "mean": 0.4, "std": 0.2, "spatial": 0, "< 0.01": 0, "> 0.99": 0}
     assert found == pytest.approx(known, abs=1e-6)
 
 
 def test_the_gain_has_no_weight_decay_and_as_read_a_tenth_of_the_rate():
     for activation, rate in (("sparta", 1), ("sparta-as-read", 0.1), ("sparta-pooled-normed", 0.1)):
-        model = train.build("resnet18", activation, "G*.B2", width=8)
+        model = build("resnet18", activation, "G*.B2", width=8)
         trainer = tiny_trainer(model, replace(TINY, weight_decay=5e-4))
         groups = {id(p): g for g in trainer.optimizer.param_groups for p in g["params"]}
         names = dict(model.named_parameters())
@@ -313,7 +329,7 @@ def test_the_schedules():
 def test_a_recipe_with_averaging_is_evaluated_with_its_average(tmp_path, tiny_data):
     out = tmp_path / "run"
     tiny_run(out, tiny_data, "--activation", "relu", "--recipe", "modern", "--steps", 1, "--batch-size", 20)
-    model, settings = train.load_trained(out / "checkpoint.pt")
+    model, settings = load_trained(out / "checkpoint.pt")
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     assert settings["eps"] == 8 / 255
     assert torch.equal(model.conv1.weight, state["average"]["module.conv1.weight"])
@@ -323,14 +339,14 @@ def test_a_recipe_with_averaging_is_evaluated_with_its_average(tmp_path, tiny_da
 @pytest.mark.parametrize("option", [["--activation", "gelu"], ["--amp", "bf16"]])
 def test_other_options_train(tmp_path, tiny_data, option):
     tiny_run(tmp_path / "run", tiny_data, "--recipe", "fast", *option)
-    (row,) = train.read_log(tmp_path / "run/log.csv")
+    (row,) = read_log(tmp_path / "run/log.csv")
     assert 0 <= float(row["error"]) <= 1
     assert 1 < float(row["loss"]) < 5
 
 
 @pytest.mark.slow
 def test_the_average_forgets_its_first_weights():
-    trainer = tiny_trainer(TenLevels(), replace(train.RECIPES["standard"], averaging=0.6), images=4)
+    trainer = tiny_trainer(TenLevels(), replace(RECIPES["standard"], averaging=0.6), images=4)
     x, expected = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)), None
     for step in range(1, 21):
         trainer.step(x, torch.tensor([1, 3, 5, 7]))
@@ -358,9 +374,9 @@ def test_compiled_training_is_the_same_training():
 
 def test_the_step_does_nothing_that_waits_for_a_device():
     """On the meta device, where no number exists, whatever asks for one raises."""
-    model = train.build("resnet18", "sparta", "G*.B2", width=8).to("meta")
+    model = build("resnet18", "sparta", "G*.B2", width=8).to("meta")
     recipe = replace(TINY, steps=2, clean_start=0.2, label_smoothing=0.1, batch_size=4)
-    trainer = train.Trainer(model, recipe, 4, device="meta")
+    trainer = Trainer(model, recipe, 4, device="meta")
     x, y = torch.empty(4, 3, 32, 32, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
     assert trainer.step(x, y).device.type == "meta"
 
@@ -407,7 +423,7 @@ def test_label_smoothing_and_nesterov_reach_the_update():
 def test_the_bar_shows_the_mean_of_its_epoch(tiny_data):
     trainer, (x, y) = tiny_trainer(), data.load("train", tiny_data)
 
-    class Bar(train.tqdm):
+    class Bar(tqdm):
         shown = ""
 
         def set_postfix(self, *, loss, refresh):
@@ -420,7 +436,7 @@ def test_the_bar_shows_the_mean_of_its_epoch(tiny_data):
 
 
 def test_standard_training_sees_the_images_themselves():
-    trainer, seen = tiny_trainer(recipe=replace(train.RECIPES["standard"], batch_size=8)), []
+    trainer, seen = tiny_trainer(recipe=replace(RECIPES["standard"], batch_size=8)), []
     x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
     trainer.model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
     trainer.step(x, y)
@@ -435,17 +451,17 @@ def test_the_wide_control_has_the_parameters_of_the_readings_and_no_less_work():
         ("resnet18", "sparta"),
         ("resnet18-wide", "relu"),
     ):
-        model = train.build(arch, activation, "G*.B-1", width=64).eval()
+        model = build(arch, activation, "G*.B-1", width=64).eval()
         costs[activation] = sum(p.numel() for p in model.parameters()), multiply_adds(model)
     assert costs["relu"][0] == pytest.approx(costs["sparta-pooled"][0], rel=0.01)
-    assert costs["relu"][0] / costs["sparta"][0] == pytest.approx(2, rel=0.01)  # as campaign.toml says
+    assert costs["relu"][0] / costs["sparta"][0] == pytest.approx(2, rel=0.01)  # as queue.toml says
     assert costs["relu"][1] / costs["sparta"][1] == pytest.approx(1.5, rel=0.01)
     assert costs["relu"][1] > costs["sparta-pooled"][1]
 
 
 def test_attention_counts_among_multiply_adds():
     plain, denoising = (
-        multiply_adds(train.build("resnet18", activation, "G4.B2", width=8).eval())
+        multiply_adds(build("resnet18", activation, "G4.B2", width=8).eval())
         for activation in ("relu", "feature-denoising")
     )
     channels, positions = 64, 4 * 4
@@ -464,7 +480,7 @@ def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, t
     tiny_run(tmp_path / "objects", tiny_data, "--recipe", "fast")
     tiny_run(tmp_path, tiny_data, "--recipe", "fast", "--dataset", "mnist-m")
     assert mirrored == [True, False]
-    model, settings = train.load_trained(tmp_path / "checkpoint.pt")
+    model, settings = load_trained(tmp_path / "checkpoint.pt")
     assert settings["dataset"] == "mnist-m"
     assert model.normalize.mean.flatten().tolist() == pytest.approx([0.4580, 0.4629, 0.4093])
 
@@ -473,21 +489,21 @@ def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, t
 def test_a_set_of_another_variant_than_asked_for_is_refused(tmp_path, held):
     make, name = ACTIVATIONS[held], str(tmp_path)
     SpartaSet({f"G{i + 1}.B2": make(8 * 2**i) for i in range(4)}).save_pretrained(name)
-    model = train.build("resnet18", held, "G*.B-1", width=8, pretrained=name)
+    model = build("resnet18", held, "G*.B-1", width=8, pretrained=name)
     assert model.layer4[1].act2.extra_repr() == make(64).freeze().extra_repr()
     with pytest.raises(ValueError, match=f"{name} holds {held}, and asked for is sparta-n4"):
-        train.build("resnet18", "sparta-n4", "G*.B-1", width=8, pretrained=name)
+        build("resnet18", "sparta-n4", "G*.B-1", width=8, pretrained=name)
 
 
 def test_silu_and_sparta_share_a_network_and_half_a_relu_is_half_a_relu():
-    model = train.build("resnet18", "silu+sparta", "G*.B-1", width=8)
+    model = build("resnet18", "silu+sparta", "G*.B-1", width=8)
     kinds = {name: type(m) for name, m in model.named_modules() if name.split(".")[-1].startswith("act")}
     sites = {f"layer{group}.1.act2" for group in range(1, 5)}
     assert {name for name, kind in kinds.items() if kind is Sparta} == sites
     assert {kind for name, kind in kinds.items() if name not in sites} == {nn.SiLU}
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
-    half = train.build("resnet18", "relu-half", "G*.B-1", width=8).eval()
-    plain = train.build("resnet18", "relu", "G*.B-1", width=8).eval()
+    half = build("resnet18", "relu-half", "G*.B-1", width=8).eval()
+    plain = build("resnet18", "relu", "G*.B-1", width=8).eval()
     plain.load_state_dict(half.state_dict())
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(half.layer4[1].act2(x), 0.5 * x.clamp(min=0))
@@ -508,7 +524,7 @@ class Times(nn.Module):
 
 
 def test_single_is_modern_in_one_step_of_ten():
-    single, modern = train.RECIPES["single"], train.RECIPES["modern"]
+    single, modern = RECIPES["single"], RECIPES["modern"]
     assert (single.steps, single.step_size, single.eps, single.epochs) == (1, 10 / 255, 8 / 255, 8)
     assert not single.targeted
     same = ("eps", "targeted", "weight_decay", "decay", "averaging", "lr", "batch_size")
@@ -524,14 +540,14 @@ def test_single_is_modern_in_one_step_of_ten():
 
 
 def test_what_is_held_out_is_spread_evenly_and_leaves_something():
-    assert torch.where(train.held_out(3, 9))[0].tolist() == [0, 3, 6]
+    assert torch.where(held_out(3, 9))[0].tolist() == [0, 3, 6]
     for count, images in ((1, 2), (7, 50), (49, 50), (1000, 50000)):
-        held = train.held_out(count, images)
+        held = held_out(count, images)
         assert held.sum() == count
         assert len(held) == images
         assert (~held).any()
     with pytest.raises(ValueError, match="--validation 50: there are 50 training images, and none"):
-        train.held_out(50, 50)
+        held_out(50, 50)
 
 
 @pytest.mark.parametrize(("steps", "known"), [(0, [0, 0, 0, 0]), (10, [0, 1, 1, 0]), (1, [0, 1, 1, 0])])
@@ -539,31 +555,31 @@ def test_the_validation_error_is_that_of_pgd_however_weak_the_attack_in_training
     """Four grey images, of brightness k / 9 and an offset: which can be moved to half the way to the next."""
     levels, offset = torch.tensor([1, 3, 5, 7]) / 9, torch.tensor([0.0, 13.0, 7.0, -5.0])  # of 255
     x = (255 * levels + offset).round().to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 6, 6)
-    recipe = replace(train.RECIPES["modern"], steps=steps)  # within 8/255: half the way is 14.2/255
+    recipe = replace(RECIPES["modern"], steps=steps)  # within 8/255: half the way is 14.2/255
     trainer = tiny_trainer(TenLevels(), recipe)
     before = torch.get_rng_state()
-    assert train.validation_error(trainer, x, torch.tensor([1, 3, 5, 7])) == sum(known) / 4
+    assert validation_error(trainer, x, torch.tensor([1, 3, 5, 7])) == sum(known) / 4
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_network_validated_is_the_one_evaluated():
-    trainer = tiny_trainer(TenLevels(), train.RECIPES["modern"])
+    trainer = tiny_trainer(TenLevels(), RECIPES["modern"])
     x, y = torch.full((2, 3, 6, 6), 28, dtype=torch.uint8), torch.tensor([1, 1])
-    assert train.validation_error(trainer, x, y) == 0
+    assert validation_error(trainer, x, y) == 0
     with torch.no_grad():
         trainer.average.module.levels.add_(1)
-    assert train.validation_error(trainer, x, y) == 1
+    assert validation_error(trainer, x, y) == 1
 
 
 def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_data, monkeypatch):
     x, y = data.load("train", tiny_data)
     errors, trained = iter([0.6, 0.4, 0.4, 0.5]), {}
     monkeypatch.setattr(
-        train, "validation_error", lambda t, *held: (trained.update({t.epoch: copied(t)}), next(errors))[1]
+        loop, "validation_error", lambda t, *held: (trained.update({t.epoch: copied(t)}), next(errors))[1]
     )
     for out, held in ((tmp_path / "with", (x[60:], y[60:])), (tmp_path / "without", None)):
         trainer = tiny_trainer(recipe=replace(TINY, epochs=4, averaging=0.9), images=60)
-        list(train.fit(trainer, x[:60], y[:60], out, {}, held))
+        list(loop.fit(trainer, x[:60], y[:60], out, {}, held))
     best, last, other = (
         torch.load(tmp_path / f / "checkpoint.pt", weights_only=True)
         for f in ("with/best", "with", "without")
@@ -571,7 +587,7 @@ def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_
     assert_same(last["model"], other["model"])
     assert (best["epoch"], best["validation error"]) == (2, 0.4)
     assert_same(best["model"], trained[2])
-    rows = train.read_log(tmp_path / "with/log.csv")
+    rows = read_log(tmp_path / "with/log.csv")
     assert [float(r["validation error"]) for r in rows] == [0.6, 0.4, 0.4, 0.5]
     assert not (tmp_path / "without/best").exists()
 
@@ -579,9 +595,7 @@ def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_
 def test_a_best_epoch_that_is_lost_or_of_another_run_is_told_before_training(tmp_path, tiny_data):
     arguments = ["--out", tmp_path, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 2]
     arguments = [str(a) for a in (*arguments, "--validation", 8, "--recipe", "standard", "--device", "cpu")]
-    begun = train.epochs(arguments)
-    next(begun)
-    begun.close()
+    begin(tmp_path, tiny_data, "standard", epochs=2)
     best, before = tmp_path / "best/checkpoint.pt", (tmp_path / "log.csv").read_bytes()
     state = torch.load(best, weights_only=True)
     for change, told in (({"seed": 7}, "is of another run"), (None, "is not there")):
@@ -589,12 +603,12 @@ def test_a_best_epoch_that_is_lost_or_of_another_run_is_told_before_training(tmp
         if change is None:
             best.unlink()
         with pytest.raises(ValueError, match=rf"the best epoch of .*, {told}; bring it back, or begin"):
-            train.main([*arguments, "--resume"])
+            train([*arguments, "--resume"])
     torch.save(state, best)
     assert (tmp_path / "log.csv").read_bytes() == before
     (tmp_path / "log.csv").write_text("epoch,seconds\n1,2.5\n")  # without what it validated
-    train.main([*arguments, "--resume"])
-    first, second = train.read_log(tmp_path / "log.csv")
+    train([*arguments, "--resume"])
+    first, second = read_log(tmp_path / "log.csv")
     assert (first["seconds"], first["validation error"]) == ("2.5", "")
     assert second["validation error"]
 
@@ -607,21 +621,19 @@ def test_a_resumed_run_remembers_the_best_epoch(tmp_path, tiny_data, monkeypatch
     arguments = ["--out", tmp_path, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 3]
     arguments = [str(a) for a in (*arguments, "--validation", 8, "--recipe", "modern", "--device", "cpu")]
     errors = iter([0.4, 0.6, 0.5])
-    monkeypatch.setattr(train, "validation_error", lambda *_: next(errors))
-    begun = train.epochs(arguments)
-    next(begun)
-    begun.close()
-    train.main([*arguments, "--resume"])
-    best = train.read_checkpoint(tmp_path / "best/checkpoint.pt")
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(errors))
+    begin(tmp_path, tiny_data, "modern", epochs=3)
+    train([*arguments, "--resume"])
+    best = read_checkpoint(tmp_path / "best/checkpoint.pt")
     assert best["epoch"] == 1
     assert best["settings"]["images"] == 32
-    assert train.read_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 3
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 3
     with pytest.raises(ValueError, match="validation was 8, now 9"):
-        train.main([*arguments, "--resume", "--validation", "9"])
-    model, _ = train.load_trained(tmp_path / "best/checkpoint.pt")
+        train([*arguments, "--resume", "--validation", "9"])
+    model, _ = load_trained(tmp_path / "best/checkpoint.pt")
     assert_same(dict(model.state_dict()), dict(best["model"]))
     begun = ["--out", str(tmp_path / "best"), *arguments[2:], "--resume"]
     with pytest.raises(
         ValueError, match="is the network of one epoch alone; go on with the run it came from"
     ):
-        train.main(begun)
+        train(begun)

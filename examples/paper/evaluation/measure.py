@@ -20,16 +20,16 @@ from examples.paper.common import data
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
 BATCH = 250
-PART = 100  # images of a long attack on a CPU, before it is kept
+PART = 100  # images of a long attack on a CPU between two writes to the store
 FIRST_BREAK = {"cross-entropy": robust_errors, "targeted DLR": dlr_errors}  # by `loss` of the arguments
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """One attack by its name: arguments of `pgd`, or of AutoAttack if without `steps`; none for clean.
+    """One attack by its name, on N `images`: the first N, or those from `start` on.
 
-    With `loss` they are of the function of `FIRST_BREAK`, which judges every step.
-    It is of so many `images`, the first ones or those from `start` on.
+    Its arguments are those of `pgd`; with `loss`, of the function of `FIRST_BREAK`, which judges every step;
+    without `steps`, of AutoAttack. The clean images have none.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Attack:
 
     @property
     def seen(self) -> slice:
-        """Which images it is of."""
+        """The images that it attacks."""
         return slice(self.start, self.start + self.images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Which of the first images an attack fooled, the seconds it took and what its library told."""
+    """Which images an attack fooled, the seconds it took and the warnings of its library."""
 
     wrong: Tensor  # (images,) of bool
     seconds: float
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def parts(attacks: Sequence[Attack], device: str) -> list[list[Attack]]:
-    """Attacks of one family in the parts to be carried out and kept one by one: batches of the long ones.
+    """Attacks of one family in the parts to carry out and store one by one: long attacks in batches.
 
     Long are AutoAttack and the attacks that judge every step.
     """
@@ -77,7 +77,7 @@ def parts(attacks: Sequence[Attack], device: str) -> list[list[Attack]]:
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """What parts of one attack found, as one outcome, with the first warning of each kind."""
+    """The outcomes of the parts of one attack as one outcome, with the first warning of each kind."""
     kinds = {re.sub(r"\d+", "", w): w for o in reversed(outcomes) for w in reversed(o.warnings)}
     return Outcome(
         torch.cat([o.wrong for o in outcomes]),
@@ -85,23 +85,6 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         list(kinds.values())[::-1],
         {part: sum(o.standing[part] for o in outcomes) for part in outcomes[0].standing},
     )
-
-
-def menu(steps: list[int], untargeted_steps: int, restarts: int) -> dict[str, dict[str, Any]]:
-    """Attacks by name: the paper's targeted PGD at each number of steps, untargeted ones at both bounds."""
-    attacks = {f"targeted PGD-{k}, 16/255": {**PAPER, "steps": k} for k in steps}
-    name = f"untargeted PGD-{untargeted_steps}{f' x {restarts}' if restarts > 1 else ''}"
-    untargeted = {**MODERN, "steps": untargeted_steps, "restarts": restarts}
-    return attacks | {f"{name}, {k}/255": untargeted | {"eps": k / 255} for k in (8, 16)}
-
-
-def field_menu(steps: int) -> dict[str, dict[str, Any]]:
-    """Attacks by name, at 8/255, each step judged: untargeted PGD, and PGD by targeted DLR."""
-    attack = {"eps": MODERN["eps"], "step_size": MODERN["step_size"], "steps": steps}
-    return {
-        f"untargeted PGD-{steps}, 8/255": attack | {"loss": "cross-entropy"},
-        f"targeted DLR PGD-{steps}, 8/255": attack | {"loss": "targeted DLR"},
-    }
 
 
 def find_errors(
@@ -116,8 +99,8 @@ def find_errors(
 ) -> dict[str, Tensor]:
     """Which images the network gets wrong: clean, and under each PGD.
 
-    Attacks that differ in the number of steps alone are one run, judged on its way. `batch_size`: by default
-    250, and 1000 on a GPU, which smaller ones leave idle.
+    Attacks that differ only in the number of steps are one run, judged on its way. `batch_size`: by default
+    250, and 1000 on a GPU, which smaller batches leave idle.
     Shapes: x (N, C, H, W) uint8, y (N,); each result (N,) of bool.
     """
     wrong: dict[str, list[Tensor]] = {name: [] for name in ("clean", *attacks)}
@@ -139,7 +122,7 @@ def find_errors(
 
 
 def _runs(attacks: Mapping[str, Mapping[str, Any]]) -> list[dict[int, str]]:
-    """Names of the attacks that one run serves, by their number of steps; with restarts each has its own."""
+    """Names of each run's attacks, by their number of steps; an attack with restarts has its own run."""
     runs: dict[frozenset[Any], dict[int, str]] = {}
     for name, arguments in attacks.items():
         alone = arguments.get("restarts", 1) > 1
@@ -167,7 +150,7 @@ def carry_out(
 ) -> dict[str, Outcome]:
     """Attack images of x (N, C, H, W), uint8, by the attacks of one family, all of the same images.
 
-    They draw their own random numbers; those that share a run share its seconds.
+    They draw their own random numbers. The seconds of a run count for each of its attacks.
     """
     began, (first, *_) = time.perf_counter(), attacks
     x, y = x[first.seen], y[first.seen]
@@ -208,7 +191,7 @@ def _first_break_errors(
 
 
 def worst_cases(attacks: list[Attack], outcomes: Mapping[str, Outcome]) -> dict[str, Tensor]:
-    """Images that any attack within a bound fooled, for each bound, over the images that all of them saw."""
+    """For each bound, the images that any attack within it fooled, among the images that all of them had."""
     cases = {}
     for eps in sorted({a.eps for a in attacks} - {0.0}):
         within = [outcomes[a.name].wrong for a in attacks if a.eps <= eps]
@@ -234,7 +217,7 @@ def loss_curve(
 
 
 def _batch_size(device: str) -> int:
-    """Of images: a GPU is left idle by less."""
+    """Images in a batch: fewer leave a GPU idle."""
     return 1000 if torch.device(device).type == "cuda" else BATCH
 
 

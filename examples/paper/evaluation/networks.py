@@ -1,8 +1,4 @@
-"""A network by what the user has: a checkpoint, a file of weights, or a function that makes it.
-
-`python examples/networks.py runs/sparta/checkpoint.pt mine.safetensors` turns the first into the second:
-the weights alone, in float16, to pass on.
-"""
+"""Load a network from a checkpoint, from a file of weights, or from a function that makes it."""
 
 import argparse
 import copy
@@ -19,27 +15,26 @@ from torch import Tensor, nn
 
 from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write
-from examples.paper.common.cli import plain_errors
 from examples.paper.common.models import build
 from examples.paper.common.records import sha256
 from examples.paper.common.sets import gates, round_to_half
-from examples.paper.training.train import load_trained
+from examples.paper.training.checkpoint import load_trained
 
-NAMES = "checkpoint.pt of train.py, weights.safetensors of `save`, or FILE.py:FUNCTION"
+NAMES = "the checkpoint.pt of `train`, a .safetensors of `network`, or FILE.py:FUNCTION"
 SETTINGS = ("arch", "activation", "sites", "width", "dataset")
 
 
 def load(where: str) -> tuple[nn.Module, str | None, bytes]:
     """Network in evaluation mode, its data set where that is known, and the bytes it was made from.
 
-    `where`: a checkpoint of train.py, whose SPARTA is rounded to float16, as a set stores it; a file of
-    `save`; or `FILE.py:FUNCTION`, a function without arguments that returns the network. It takes images in
+    `where`: a checkpoint, whose SPARTA is rounded to float16, as a set stores it; a file that `save` wrote;
+    or `FILE.py:FUNCTION`, a function without arguments that returns the network. A network takes images in
     [0, 1] and returns logits.
     Raises `ValueError` or `OSError` with what is wrong.
     """
     path, _, function = where.rpartition(":") if ".py:" in where else (where, "", "")
     if not Path(path).exists():
-        raise ValueError(f"there is no {path}; wanted {NAMES}")
+        raise ValueError(f"there is no {path}; give {NAMES}")
     content = Path(path).read_bytes()
     if function:
         return _made(Path(path), function), None, content
@@ -94,12 +89,12 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     if not logits.requires_grad:
         raise ValueError(
             "the logits do not depend on the images by autograd (no_grad, detach or numpy inside?): "
-            "white-box attacks have nothing to follow, and no figure by them means anything"
+            "white-box attacks have no gradient to follow, and their errors mean nothing"
         )
 
 
 def fingerprint(model: nn.Module, x: Tensor) -> str:
-    """What tells one network from another: sha256 of its state and of its answers to x."""
+    """sha256 of the network's state and of its answers to x, which tells networks apart."""
     with torch.no_grad():
         answers = [model(part.clone()).float().cpu() for part in x.split(250)]
     return sha256(*(t.contiguous().numpy().tobytes() for t in answers), *numbers(model))
@@ -120,7 +115,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 class InFloat32(nn.Module):
-    """A network whose logits come in float32, as the attacks' libraries take them for granted."""
+    """A network whose logits come in float32, which the attacks' libraries take for granted."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -138,13 +133,13 @@ def in_float32(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _made(path: Path, function: str) -> nn.Module:
-    name = f"audited_{path.stem}"  # torch.py must not take torch's place
+    name = f"audited_{path.stem}"  # torch.py must not replace torch
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look for it there
-    sys.path.append(str(path.parent.resolve()))  # for what it imports from beside it
+    sys.path.append(str(path.parent.resolve()))  # for its imports from the same folder
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever somebody's file may raise, or end
@@ -180,19 +175,17 @@ def _stored(path: Path) -> tuple[nn.Module, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Write a network to pass on."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py")
+    p = argparse.ArgumentParser(
+        prog="python -m examples.paper network",
+        description="Write the network of a checkpoint as a file to pass on: the weights alone, in float16.",
+    )
+    p.add_argument("checkpoint", type=Path, help="checkpoint.pt of `train`")
     p.add_argument("out", type=Path, help="file of weights, NAME.safetensors")
     args = p.parse_args(argv)
     if not args.checkpoint.exists():
-        raise ValueError(f"there is no {args.checkpoint}; train.py writes checkpoint.pt into its --out")
+        raise ValueError(f"there is no {args.checkpoint}; `train` writes checkpoint.pt into its --out")
     if args.out.suffix != ".safetensors":
         raise ValueError(f"{args.out} must be a .safetensors")
     save(args.checkpoint, args.out)
     content = args.out.read_bytes()
     print(f"written: {args.out}, {len(content):,} bytes; its sha256 is {sha256(content)}")
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()

@@ -1,6 +1,7 @@
 """Evaluation protocols: which attacks measure a network, on how many test images, under a name."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from examples.paper.evaluation.measure import MODERN, PAPER, Attack
@@ -17,10 +18,12 @@ class Protocol:
     """
 
     limit: int | None = None  # the first N test images; all without
-    steps: tuple[int, ...] = (10, 30, 50)  # of the targeted PGD at 16/255
+    steps: Sequence[int] = (10, 30, 50)  # of the targeted PGD at 16/255
     untargeted_steps: int = 50
     restarts: int = 10  # of the untargeted PGD
-    amp: bool = False  # steps of PGD in bfloat16; whether an image is wrong is decided in float32
+    amp: str | None = (
+        None  # "bf16": steps of PGD in bfloat16; whether an image is wrong is decided in float32
+    )
     every_step: bool = False
     autoattack: bool = False  # standard AutoAttack at 8/255
     autoattack_limit: int | None = None  # the first N test images; as `limit` without
@@ -46,7 +49,7 @@ class Protocol:
 
 
 def last_step_attacks(
-    steps: tuple[int, ...], untargeted_steps: int, restarts: int
+    steps: Sequence[int], untargeted_steps: int, restarts: int
 ) -> dict[str, dict[str, Any]]:
     """Attacks by name: the paper's targeted PGD at each number of steps, untargeted PGD at both bounds."""
     attacks = {f"targeted PGD-{k}, 16/255": {**PAPER, "steps": k} for k in steps}
@@ -65,9 +68,9 @@ def every_step_attacks(steps: int) -> dict[str, dict[str, Any]]:
 
 
 PROTOCOLS = {
-    "standard": Protocol(amp=True, autoattack=True, autoattack_limit=1000),
-    "full": Protocol(amp=True, autoattack=True),
-    "cpu": Protocol(limit=2000, restarts=2, amp=True),
+    "standard": Protocol(amp="bf16", autoattack=True, autoattack_limit=1000),
+    "full": Protocol(amp="bf16", autoattack=True),
+    "cpu": Protocol(limit=2000, restarts=2, amp="bf16"),
     "field": Protocol(limit=2000, every_step=True),
     "quick": Protocol(limit=50, steps=(2, 10), untargeted_steps=5, restarts=2),
 }

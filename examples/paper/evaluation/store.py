@@ -1,13 +1,11 @@
-"""What was measured of a network, beside its checkpoint: evaluation.npz, attack by attack."""
+"""The outcomes of attacks on a network, stored next to its checkpoint in evaluation.npz."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from examples.paper.common.atomic import atomic_write
@@ -16,16 +14,17 @@ from examples.paper.evaluation.measure import Attack, Outcome
 
 
 def key(attack: Attack, network: str, x: Tensor, y: Tensor, seed: int) -> str:
-    """All that an attack's result depends on; `network` is the sha256 of its checkpoint, rounded to float16.
+    """All that an attack's outcome depends on; `network` is the sha256 of its checkpoint.
 
-    Shapes: x (N, C, H, W) uint8, y (N,), of which the attack sees its own.
+    The text says that SPARTA's weights were rounded to float16.
+    Shapes: x (N, C, H, W) uint8, y (N,), of all images; those of the attack count.
     """
     images = sha256(*(t[attack.seen].numpy().tobytes() for t in (x, y)))
     return json.dumps([f"{network} rounded", images, seed, attack.name, dict(attack.arguments)])
 
 
 def read(path: Path) -> dict[str, Outcome]:
-    """Outcomes of earlier calls by key; none if there is no such file, or it is of no use."""
+    """Outcomes of earlier calls by key; none if there is no such file, or if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             entries = json.loads(str(file["entries"]))
@@ -37,30 +36,16 @@ def read(path: Path) -> dict[str, Outcome]:
         return {}
 
 
-def holds(kept: Mapping[str, Outcome], key: str, attack: Attack) -> bool:
-    """Whether what was kept has a result of this attack on all its images."""
-    return key in kept and len(kept[key].wrong) == attack.images
+def holds(stored: Mapping[str, Outcome], key: str, attack: Attack) -> bool:
+    """Whether there is an outcome of this attack on all its images."""
+    return key in stored and len(stored[key].wrong) == attack.images
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from what is kept in a folder. Raises `ValueError` if one works on it."""
-    lock = FileLock(folder / "evaluation.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another process evaluates {folder}; wait for it ({lock.lock_file})") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def write(path: Path, kept: Mapping[str, Outcome]) -> None:
+def write(path: Path, stored: Mapping[str, Outcome]) -> None:
     """Write all outcomes, or leave the file as it was."""
     entries = {
-        k: {"seconds": o.seconds, "warnings": o.warnings, "standing": o.standing} for k, o in kept.items()
+        k: {"seconds": o.seconds, "warnings": o.warnings, "standing": o.standing} for k, o in stored.items()
     }
-    arrays = {f"wrong{i}": o.wrong.numpy() for i, o in enumerate(kept.values())}
+    arrays = {f"wrong{i}": o.wrong.numpy() for i, o in enumerate(stored.values())}
     with atomic_write(path) as scratch, scratch.open("wb") as file:
         np.savez_compressed(file, entries=np.array(json.dumps(entries)), **arrays)

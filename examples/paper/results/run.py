@@ -1,6 +1,7 @@
-"""One run of the queue from start to its filed result: data, training, set, evaluation, JSON."""
+"""One run of the queue, from its data to the filed result: training, set, evaluation, JSON."""
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -26,7 +27,9 @@ from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import FOLDERS, Queue, Run
 from examples.paper.results.state import given_set, lock, read_begun, state
-from examples.paper.training import train
+from examples.paper.training import loop
+from examples.paper.training.checkpoint import BEST, load_trained, read_best, read_checkpoint
+from examples.paper.training.recipes import Recipe
 from sparta_act import SpartaSet
 
 
@@ -35,7 +38,7 @@ class BusyError(ValueError):
 
 
 def source(run: Run, folder: str | None) -> str:
-    """`--data-dir` of a run. Raises `ValueError` where its data is not, or not whole."""
+    """Where the images of a run are. Raises `ValueError` if its data is missing or incomplete."""
     if run.sample:
         return "sample"
     if folder is None:
@@ -54,7 +57,7 @@ def source(run: Run, folder: str | None) -> str:
 
 
 def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float) -> bool:
-    """Train, evaluate and file one run; False if the time was over first, and then it can go on.
+    """Train, evaluate and file one run; False if it ran out of time, and then it can go on.
 
     Raises `ValueError` if its data or the set it needs is missing or its folder was begun with other
     settings, and `BusyError` if another process works on it.
@@ -70,13 +73,10 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
         with lock(folder):
             if read_begun(folder) is None:
                 write_record(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
-            words = _training(run, args, args.runs, images, given_set(queue, run, args.runs))
-            if not trained(run, words, folder, deadline):
+            if not trained(run, args, images, given_set(queue, run, args.runs), deadline):
                 return False
             best = queue.shows_best(run)
-            if best:
-                train.read_best(folder, train.load_trained(folder / "checkpoint.pt")[1])
-            if not evaluated(run, _evaluation(run, args, args.runs, images, best), deadline):
+            if not evaluated(run, args, images, best, deadline):
                 return False
             file_result(run, args, best)
     except Timeout:
@@ -84,25 +84,36 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
     return True
 
 
-def trained(run: Run, arguments: list[str], folder: Path, deadline: float) -> bool:
-    """Train to the end and save the set of its own SPARTA; False if an epoch would end after the deadline."""
-    checkpoint, done = folder / "checkpoint.pt", 0
-    seconds = [float(row["seconds"]) for row in train.read_log(folder / "log.csv")]
-    if checkpoint.exists():
-        done = train.read_checkpoint(checkpoint)["epoch"]
-        arguments = [*arguments, "--resume"]
-    with closing(train.epochs(arguments)) as epochs:
+def trained(run: Run, args: argparse.Namespace, images: str, given: str | None, deadline: float) -> bool:
+    """Train to the end and save the set of its own SPARTA; False if an epoch would end after the deadline.
+
+    `given`: the set that the run gets frozen, if it gets one.
+    """
+    folder, done = args.runs / run.name, 0
+    checkpoint = folder / "checkpoint.pt"
+    seconds = [float(row["seconds"]) for row in loop.read_log(folder / "log.csv")]
+    if resume := checkpoint.exists():
+        done = read_checkpoint(checkpoint)["epoch"]
+    epochs = loop.epochs(
+        settings_of(run, args, given),
+        Recipe(**run.numbers()),
+        out=folder,
+        data_dir=images,
+        device=args.device,
+        resume=resume,
+        compile=args.compile,
+    )
+    with closing(epochs):
         while done < run.epochs:
             if time.monotonic() + (statistics.median(seconds) if seconds else 0) > deadline:
-                print(f"{run.name}: stopped after epoch {done} of {run.epochs}, the time is over")
+                print(f"{run.name}: stopped after epoch {done} of {run.epochs}, out of time")
                 return False
             row = next(epochs)
             seconds.append(row["seconds"])
             done = row["epoch"]
-            told = f"loss {row['loss']:.3f}, error {row['error']:.1%}{train.validated(row)}"
-            print(f"{run.name}, epoch {done} of {run.epochs}: {told}, {row['seconds']:.1f} s", flush=True)
+            print(f"{run.name}, epoch {done} of {run.epochs}: {loop.format_row(row)}", flush=True)
     if run.set is None:
-        model, settings = train.load_trained(checkpoint)
+        model, settings = load_trained(checkpoint)
         if activations := activations_of(model):
             round_to_half(activations)
             info = {"backbone": f"{run.arch} of width {run.width}", "recipe": settings}
@@ -110,56 +121,86 @@ def trained(run: Run, arguments: list[str], folder: Path, deadline: float) -> bo
     return True
 
 
-def evaluated(run: Run, arguments: list[str], deadline: float) -> bool:
-    """Evaluate what was trained; False if a part of it would end after the deadline."""
-    with closing(evaluate.evaluations(arguments)) as parts:
+def settings_of(run: Run, args: argparse.Namespace, given: str | None) -> loop.Settings:
+    """What a run trains."""
+    return loop.Settings(
+        dataset=run.dataset,
+        arch=run.arch,
+        activation=run.activation,
+        sites=run.sites,
+        width=run.width,
+        pretrained=given,
+        seed=run.seed,
+        amp=args.amp,
+        validation=run.validation,
+        recipe=run.recipe,
+        limit=run.limit or None,
+    )
+
+
+def evaluated(run: Run, args: argparse.Namespace, images: str, best: bool, deadline: float) -> bool:
+    """Evaluate the last epoch, and the best one if `best`; False if a part would end after the deadline."""
+    folder, protocol = args.runs / run.name, PROTOCOLS[run.evaluation]
+    checkpoints = [folder / "checkpoint.pt", *([folder / BEST] if best else [])]
+    parts = evaluate.evaluations(checkpoints, protocol, data_dir=images, seed=run.seed, device=args.device)
+    with closing(parts):
         for seconds in parts:
             if time.monotonic() + seconds > deadline:
-                print(f"{run.name}: trained; its evaluation is not done, the time is over")
+                print(f"{run.name}: trained; its evaluation is not done, out of time")
                 return False
     return True
 
 
-def file_result(run: Run, args: argparse.Namespace, with_best: bool) -> None:
-    """Write the run's result, whole or not at all, with that of its best epoch if `with_best`."""
+def file_result(run: Run, args: argparse.Namespace, best: bool) -> None:
+    """Write the run's result, whole or not at all; with `best`, also what its best epoch measured."""
     folder = args.runs / run.name
-    measured, log = _measured(folder), train.read_log(folder / "log.csv")
-    model, settings = train.load_trained(folder / "checkpoint.pt")
+    measured, log = _measured(folder), loop.read_log(folder / "log.csv")
+    model, settings = load_trained(folder / "checkpoint.pt")
     begun = read_begun(folder)
-    runs, images = Path("runs"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
-    given = settings["pretrained"]
-    if run.set and given == str(args.runs / run.set / "set"):
-        given = str(runs / run.set / "set")
+    copied = ("errors", "test images", "steps of PGD in", "loss per step", "machine", "torch")
     result = {
         "run": run.name,
         "settings": run.settings(),
         "training images": settings["images"],
-        "errors": measured["errors"],
-        "test images": measured["test images"],
-        "steps of PGD in": measured["steps of PGD in"],
-        **({"loss per step": measured["loss per step"]} if "loss per step" in measured else {}),
+        **{k: measured[k] for k in copied if k in measured},
         "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply-adds": multiply_adds(model),
         "last epoch": _floats(log[-1]),
-        "machine": measured["machine"],
-        "torch": measured["torch"],
         "date": datetime.date.today().isoformat(),
         "git commit": begun["git commit"] if begun else "unknown",
-        "commands": [
-            shlex.join(["python", "examples/train.py", *_training(run, args, runs, images, given)]),
-            shlex.join(["python", "examples/evaluate.py", *_evaluation(run, args, runs, images, with_best)]),
-        ],
+        "commands": commands(run, args, settings["pretrained"], best),
     }
-    if with_best:
-        best, path = train.read_best(folder, settings), folder / train.BEST
-        result["best errors"] = _measured(path.parent)["errors"]
-        row = next((r for r in log if r["epoch"] == str(best["epoch"])), {})
-        known = {"epoch": best["epoch"], "validation error": best["validation error"]}
+    if best:
+        state = read_best(folder, settings)
+        result["best errors"] = _measured((folder / BEST).parent)["errors"]
+        row = next((r for r in log if r["epoch"] == str(state["epoch"])), {})
+        known = {"epoch": state["epoch"], "validation error": state["validation error"]}
         result["best epoch"] = _floats(row | known)
     args.results.mkdir(parents=True, exist_ok=True)
     write_record(args.results / f"{run.name}.json", result)
     print(f"filed: {args.results / run.name}.json")
+
+
+def commands(run: Run, args: argparse.Namespace, given: str | None, best: bool) -> list[str]:
+    """A training and an evaluation that make the result again, in folders of any machine."""
+    runs, images = Path("runs"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
+    if run.set and given == str(args.runs / run.set / "set"):
+        given = str(runs / run.set / "set")
+    folder, rest = runs / run.name, {"data-dir": images, "seed": run.seed, "device": args.device}
+    settings = dataclasses.asdict(settings_of(run, args, given))
+    training = {"out": folder, **settings, "epochs": run.epochs, "compile": args.compile, **rest}
+    checkpoints = [folder / "checkpoint.pt", *([folder / BEST] if best else [])]
+    return [
+        _command("train", [], training),
+        _command("evaluate", checkpoints, {"protocol": run.evaluation, **rest}),
+    ]
+
+
+def _command(name: str, places: list[Path], options: dict[str, Any]) -> str:
+    given = [(f"--{k}", str(v)) for k, v in options.items() if v is not None]
+    words = ["python", "-m", "examples.paper", name, *map(str, places)]
+    return shlex.join([*words, *(word for option in given for word in option)])
 
 
 def _measured(folder: Path) -> dict[str, Any]:
@@ -172,7 +213,7 @@ def _floats(row: dict[str, Any]) -> dict[str, float]:
 
 
 def multiply_adds(model: nn.Module) -> int:
-    """Of one image of 32 x 32 on its way forward, as torch counts them."""
+    """Multiply-adds of one forward pass of a 32 x 32 image, as torch counts them."""
     # it does not know the fused attention of CPUs
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(torch.zeros(1, 3, 32, 32))
@@ -180,7 +221,7 @@ def multiply_adds(model: nn.Module) -> int:
 
 
 def commit() -> str:
-    """Commit of this checkout, and whether its code was changed since; `GIT_COMMIT` where there is no git."""
+    """Commit of this checkout, and whether its code has changed since; `GIT_COMMIT` where there is no git."""
     git = ["git", "-C", str(Path(__file__).parents[3])]
     try:
         head, changed = (
@@ -193,30 +234,3 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("GIT_COMMIT", "unknown")
     return head + (", changed" if changed else "")
-
-
-def _training(run: Run, args: argparse.Namespace, runs: Path, images: str, given: str | None) -> list[str]:
-    """Arguments of train.py that make this run, with the set `given` if it gets one."""
-    words = ["--out", str(runs / run.name), "--dataset", run.dataset, "--data-dir", images]
-    words += ["--arch", run.arch, "--width", str(run.width), "--activation", run.activation]
-    words += ["--sites", run.sites, "--recipe", run.recipe, "--epochs", str(run.epochs)]
-    words += ["--seed", str(run.seed), "--device", args.device]
-    words += ["--limit", str(run.limit)] if run.limit else []
-    words += ["--validation", str(run.validation)] if run.validation else []
-    words += ["--pretrained", given] if given else []
-    words += ["--amp", args.amp] if args.amp else []
-    return words + (["--compile", args.compile] if args.compile else [])
-
-
-def _evaluation(run: Run, args: argparse.Namespace, runs: Path, images: str, with_best: bool) -> list[str]:
-    """Arguments of evaluate.py for the network of the last epoch and, with `with_best`, of the best one."""
-    protocol, folder = PROTOCOLS[run.evaluation], runs / run.name
-    words = [str(folder / "checkpoint.pt"), *([str(folder / train.BEST)] if with_best else [])]
-    words += ["--data-dir", images, "--steps", *map(str, protocol.steps)]
-    words += ["--untargeted-steps", str(protocol.untargeted_steps), "--restarts", str(protocol.restarts)]
-    words += ["--limit", str(protocol.limit)] if protocol.limit else []
-    words += ["--amp", "bf16"] if protocol.amp else []
-    words += ["--protocol", "field"] if protocol.every_step else []
-    words += ["--autoattack"] if protocol.autoattack else []
-    words += ["--autoattack-limit", str(protocol.autoattack_limit)] if protocol.autoattack_limit else []
-    return [*words, "--seed", str(run.seed), "--device", args.device]

@@ -12,7 +12,7 @@ from examples.paper.common.data import DATASETS
 from examples.paper.common.sets import trained_alike
 from examples.paper.evaluation.protocols import OLD_NAMES
 from examples.paper.results.queue import Queue, Run
-from examples.paper.training.train import PROGRESS, read_log
+from examples.paper.training.loop import PROGRESS, read_log
 from sparta_act.pretrained.files import CONFIG, WEIGHTS
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -47,9 +47,7 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
         return State("stopped", after)
     if result is None:
         return State("missing")
-    return State(
-        "missing", f"an older result is filed: {changes(run, result) or 'it lacks the best epoch'}"
-    )
+    return State("missing", f"an older result is filed: {changes(run, result) or 'it lacks the best epoch'}")
 
 
 def read_result(name: str, results: Path) -> dict[str, Any] | None:

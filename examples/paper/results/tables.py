@@ -11,15 +11,15 @@ from examples.paper.results.state import result_of
 
 HEAD = """# Results
 
-Percent of test images that are wrong, clean or attacked, with 95% intervals; for several seeds their mean and range.
-Columns of the paper are as printed; its attack is targeted PGD, eps 16/255, step 1/255. Networks of different budgets,
-counted in epochs, are not compared.
+Percent of test images that are wrong, clean or attacked, with 95% intervals; for several seeds their mean and
+range. Columns of the paper are as printed; its attack is targeted PGD, eps 16/255, step 1/255. Networks of
+different budgets, counted in epochs, are not compared.
 
-Differences are of the same images. Their ± is over images, not over trainings: seeds of one row differ too, and the last
-table of a section says by how much.
+Differences are of the same images. Their ± is over images, not over trainings: seeds of one row differ
+too, and the last table of a section says by how much.
 
-`python -m examples.paper tables` writes this page from the files in [results](results). Each of them has its commands,
-seed, machine, versions and commit. What we conclude is in [readings](readings.md).
+`python -m examples.paper tables` writes this page from the files in [results](results). Each of them has its
+commands, seed, machine, versions and commit. What we conclude is in [readings](readings.md).
 """
 
 
@@ -121,6 +121,3 @@ def saturated(result: Mapping[str, Any]) -> dict[str, float]:
         if sign:
             shares[site] = shares.get(site, 0.0) + share
     return shares
-
-
-

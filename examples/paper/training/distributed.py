@@ -1,7 +1,7 @@
-"""One run on several processes, each with its own device or core: torch's engine, `torchrun`, does the rest.
+"""One training on several processes of `torchrun`, each with its own device or core.
 
 All processes draw the same random numbers for the whole batch and then work on their share of it, and batch
-norm sees the whole batch: so the same run on one process or on eight learns the same, but for rounding.
+norm sees the whole batch: a training on one process or on eight learns the same, rounding aside.
 """
 
 import gc
@@ -29,20 +29,22 @@ def joined(device: str) -> Iterator[str]:
     if cuda:
         local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if int(os.environ["LOCAL_WORLD_SIZE"]) > here:
-            raise ValueError(f"{os.environ['LOCAL_WORLD_SIZE']} processes want a GPU each, there are {here}")
+            raise ValueError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes need a GPU each, and there are {here}"
+            )
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device
-        dist.barrier()  # a process that leaves early would take the others' connection along
+        dist.barrier()  # a process that leaves early would close the others' connection
     finally:
-        gc.collect()  # a wrapped model that is still about would keep threads that abort Python's own end
+        gc.collect()  # a wrapped model that is still alive holds threads that abort Python's shutdown
         dist.destroy_process_group()
 
 
 def processes() -> int:
-    """How many work together."""
+    """Number of processes that share the training."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -52,7 +54,7 @@ def is_first() -> bool:
 
 
 def share(x: Tensor) -> Tensor:
-    """Part of a batch that is this process's. Shapes: (N, *) -> (about N / processes, *)."""
+    """This process's part of a batch. Shapes: (N, *) -> (about N / processes, *)."""
     return x.tensor_split(processes())[dist.get_rank()] if dist.is_initialized() else x
 
 
@@ -96,7 +98,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for the CPU, which torch's own refuses. Shapes: (N, C, H, W), kept."""
+    """`nn.SyncBatchNorm` for the CPU, which torch's refuses. Shapes: (N, C, H, W), kept."""
 
     def forward(self, x: Tensor) -> Any:
         """Shapes: (N, C, H, W), kept."""

@@ -40,7 +40,7 @@ class Recipe:
         "eval",
         str,
         "what batch norm uses during the attack: its running statistics (`eval`, as the network is used), or "
-        "those of the attacked batch (`train`, as many public loops do); neither moves the running ones",
+        "those of the attacked batch (`train`, as in many public loops); neither changes the running ones",
         choices=("eval", "train"),
     )
     epochs: int = _field(90, at_least(1), "over the training images")
@@ -54,13 +54,13 @@ class Recipe:
         choices=("steps", "linear"),
     )
     nesterov: bool = _field(False, bool, "Nesterov's momentum")
-    weight_decay: float = _field(1e-4, not_negative, "of all parameters but SPARTA's gain")
+    weight_decay: float = _field(1e-4, not_negative, "of all parameters except SPARTA's gain")
     label_smoothing: float = _field(0.0, share, "share of the label spread over all classes, in the update")
     averaging: float = _field(
         0.0,
         share,
-        "decay per step of an exponential average of the weights, which is then evaluated; lower at first, "
-        "(1 + step) / (10 + step); 0: none",
+        "decay per step of an exponential average of the weights, which is then evaluated; at first lower, "
+        "(1 + step) / (10 + step); 0: no average",
     )
 
     @property
@@ -69,7 +69,7 @@ class Recipe:
         return max(self.step_size, self.eps / self.steps) if self.step_rule == "reach" else self.step_size
 
 
-# what robust-accuracy tables compare: untargeted at 8/255
+# what tables of robust accuracy compare: untargeted at 8/255
 MODERN = Recipe(
     targeted=False,
     eps=8 / 255,
@@ -91,16 +91,15 @@ RECIPES = {
     "fast": Recipe(steps=1, step_size=10 / 255, epochs=4, decay="linear"),
 }
 
-HELP = """preset of all that follows (default: paper): `paper`, targeted PGD-10 at 16/255, 90 epochs;
-`modern`, untargeted PGD-10 at 8/255, 30 epochs, weight averaging; `single`, the same in one step of 10/255, 8
-epochs, for a CPU; `standard`, no attack; `fast`, one targeted
-step, 4 epochs, for a CPU (--width 16)"""
+HELP = """preset of the options below (default: paper). `paper`: targeted PGD-10 at 16/255, 90 epochs.
+`modern`: untargeted PGD-10 at 8/255, 30 epochs, weight averaging. `single`: the same in one step of 10/255, 8
+epochs, for a CPU. `standard`: no attack. `fast`: one targeted step, 4 epochs, for a CPU (--width 16)"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give the command line `--recipe` and one option for each number of it."""
+    """Add `--recipe` and one option for each field of a recipe."""
     group = parser.add_argument_group(
-        "recipe", "In brackets stands the value of the preset `paper`; where the paper is silent, it is ours."
+        "recipe", "In brackets: the value of the preset `paper`, which is ours where the paper names none."
     )
     group.add_argument("--recipe", choices=RECIPES, default="paper", help=HELP)
     for f in dataclasses.fields(Recipe):
@@ -114,6 +113,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> Recipe:
-    """The recipe that the command line asks for."""
+    """The recipe of a command line."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     return dataclasses.replace(RECIPES[args.recipe], **given)

@@ -1,4 +1,4 @@
-"""One training run: network, optimizer and schedule, the step they take, and the file between epochs."""
+"""One training run: network, optimizer and schedule, the step they take, and the checkpoint."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,13 @@ from examples.paper.common import data
 from examples.paper.common.activations import AsRead
 from examples.paper.common.atomic import atomic_write
 from examples.paper.training import distributed
+from examples.paper.training.checkpoint import read_checkpoint
 from examples.paper.training.recipes import Recipe
 from sparta_act import Sparta
 
 Forward = Callable[[Tensor], Tensor]
 
-# what `--compile` may name; the last two record CUDA graphs, so that small batches do not wait for the CPU
+# choices of `--compile`; the last two record CUDA graphs, so that small batches do not wait for the CPU
 COMPILERS: dict[str, dict[str, Any]] = {
     "default": {},
     "reduce-overhead": {"mode": "reduce-overhead"},
@@ -55,7 +56,7 @@ class Trainer:
             parameter_groups(model, recipe), recipe.lr, momentum=0.9, nesterov=recipe.nesterov
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.average = averaged(self.model) if recipe.averaging else None
+        self.average = AveragedModel(self.model, use_buffers=True) if recipe.averaging else None
         self.attacked: Forward = self.model  # its weights need no gradients in the attack: no wrapper
         self.learning: Forward = distributed.wrapped(self.model, device)
         self.plain = self.attacked, self.learning
@@ -63,7 +64,7 @@ class Trainer:
             self.attacked = _compiled(self.attacked, compiler)
             self.learning = _compiled(self.learning, compiler)
         self.epoch = 0
-        self.order = torch.empty(0, dtype=torch.long)  # of the images, in the epoch under way
+        self.order = torch.empty(0, dtype=torch.long)  # of the images, in the current epoch
         self.seen, self.seconds = 0, 0.0  # images of it, and the time they took
         self.total = torch.zeros(2, dtype=torch.float64, device=device)  # their losses, how many were wrong
 
@@ -72,7 +73,7 @@ class Trainer:
     ) -> tuple[float, float]:
         """One epoch, or its rest, over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error.
 
-        `after_batch` may `save`: what then resumes goes on with the next batch. Fastest with x and y on the
+        `after_batch` may `save`: a resumed run then goes on with the next batch. Fastest with x and y on the
         device: then nothing in the epoch waits for it.
         """
         self.model.train()
@@ -109,8 +110,8 @@ class Trainer:
         attacked, learning = (self.attacked, self.learning) if whole == r.batch_size else self.plain
         attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "targeted": r.targeted}
         with attacking(self.model, batch_statistics=r.attack_norm == "train"):
-            for attempt, _ in pgd_steps(attacked, x, goal, start=x_adv, amp=self.amp, **attack):
-                x_adv = attempt
+            for moved, _ in pgd_steps(attacked, x, goal, start=x_adv, amp=self.amp, **attack):
+                x_adv = moved
         with autocast(self.device, self.amp):
             logits = widen(learning(x_adv))
         loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=r.label_smoothing)
@@ -148,7 +149,7 @@ class Trainer:
             torch.save(state, scratch)
 
     def save_network(self, path: Path, settings: dict[str, Any], error: float) -> None:
-        """Write the network to evaluate and its validation error, and nothing to go on training from."""
+        """Write the network to evaluate and its validation error, without what training needs to go on."""
         state = {"settings": settings, "epoch": self.epoch, "validation error": error}
         state |= {"model": self.final().state_dict(), "average": None}
         with atomic_write(path) as scratch:
@@ -161,8 +162,8 @@ class Trainer:
             k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v
         }
         if changed:
-            told = ", ".join(f"{k} was {old!r}, now {new!r}" for k, (old, new) in changed.items())
-            raise ValueError(f"{path} is of another run: {told}; give the old settings or another --out")
+            text = ", ".join(f"{k} was {old!r}, now {new!r}" for k, (old, new) in changed.items())
+            raise ValueError(f"{path} is of another run: {text}; give the old settings or another --out")
         if "optimizer" not in state:
             raise ValueError(f"{path} is the network of one epoch alone; go on with the run it came from")
         self.epoch = state["epoch"]
@@ -208,9 +209,9 @@ def _compiled(model: nn.Module, compiler: dict[str, Any]) -> Forward:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """What learns, by its weight decay and learning rate: a gate's gain, one number, has no decay.
+    """The parameters that learn, by weight decay and learning rate: a gate's gain, one number, has no decay.
 
-    Readings that saturate at the network's rate have an `lr_factor` of their own.
+    Readings of the paper that saturate at the network's rate have their own `lr_factor`.
     """
     slow = {id(p): m.lr_factor for m in model.modules() if isinstance(m, AsRead) for p in m.parameters()}
     gains = {id(m.gain) for m in model.modules() if isinstance(m, Sparta)}
@@ -222,29 +223,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"params": ps, "lr": f * recipe.lr, "weight_decay": decay} for (f, decay), ps in groups.items()]
 
 
-def averaged(model: nn.Module) -> AveragedModel:
-    """Average of a model's parameters and buffers."""
-    return AveragedModel(model, use_buffers=True)
-
-
 def decay_after(steps: int, decay: float) -> float:
     """Decay of the average at a step, counted from 1: lower at first, so that it forgets the first weights.
 
-    Until it is `decay`, (1 + steps) / (10 + steps), as TensorFlow's `ExponentialMovingAverage` has it: the
-    memory of the average is then about a ninth of the training so far.
+    Until it reaches `decay` it is (1 + steps) / (10 + steps), as in TensorFlow's `ExponentialMovingAverage`:
+    the memory of the average is then about a ninth of the training so far.
     """
     return min(decay, (1 + steps) / (10 + steps))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Trainer.save` wrote. Raises `ValueError` for any other file."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of zipfile, pickle or torch, by what is wrong with the file
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of train.py ({type(error).__name__})"
-        ) from error
-    if not isinstance(state, dict) or not {"settings", "epoch", "model", "average"} <= state.keys():
-        raise ValueError(f"{path} is no checkpoint of train.py; give the checkpoint.pt in its --out")
-    state["settings"].setdefault("dataset", "cifar10")  # checkpoints from before there was a choice
-    return state

@@ -19,7 +19,8 @@ Differences are of the same images. Their ± is over images, not over trainings:
 too, and the last table of a section says by how much.
 
 `python -m examples.paper tables` writes this page from the files in [results](results). Each of them has its
-commands, seed, machine, versions and commit. What we conclude is in [readings](readings.md).
+commands, seed, machine, versions and commit. What we conclude is in [robustness](robustness.md) and
+[rivals](rivals.md).
 """
 
 

@@ -23,6 +23,7 @@ from examples.paper.audit.gradient_free import noise
 from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
+from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results import command, figures
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
@@ -31,7 +32,7 @@ from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, replace_relus
 from tests.helpers import stand_in, suspects
-from tests.helpers.queues import SMALL
+from tests.helpers.queues import QUICK, SMALL
 from tests.paper.test_autoattack import TenLevels
 
 FAST = RECIPES["fast"]
@@ -330,7 +331,8 @@ def test_the_figures(run, device, tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_the_queue(device, tmp_path):
+def test_a_run_of_the_queue(device, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "quick", QUICK)
     (tmp_path / "queue.toml").write_text(SMALL.replace("limit = 40", "limit = 16"))
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
     command.run([str(a) for a in ("short-sparta", *places, "--device", device, "--amp", "bf16")])

@@ -25,7 +25,7 @@ from examples.paper.evaluation.measure import (
     loss_curve,
     worst_cases,
 )
-from examples.paper.evaluation.protocols import every_step_attacks, last_step_attacks
+from examples.paper.evaluation.protocols import OLD_NAMES, PROTOCOLS, every_step_attacks, last_step_attacks
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 
@@ -68,6 +68,20 @@ def test_the_field_protocol_is_two_attacks_at_one_bound():
         "untargeted PGD-50, 8/255": {**steps, "loss": "cross-entropy"},
         "targeted DLR PGD-50, 8/255": {**steps, "loss": "targeted DLR"},
     }
+
+
+@pytest.mark.parametrize(("options", "name"), OLD_NAMES.items())
+def test_a_protocol_is_what_its_options_were(options, name):
+    args = parser().parse_args(["checkpoint.pt", *options.split()])
+    assert chosen(args).attacks() == PROTOCOLS[name].attacks()
+
+
+def test_the_key_of_an_outcome_stays_the_same():
+    """Else what earlier evaluations stored would be measured again."""
+    x, y = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2), torch.tensor([4, 5, 6])
+    digest = records.sha256(bytes(range(4, 12)), y[1:].numpy().tobytes())
+    known = f'["n rounded", "{digest}", 3, "PGD", {{"eps": 0.5, "steps": 2}}]'
+    assert store.key(Attack("PGD", {"eps": 0.5, "steps": 2}, 2, 1), "n", x, y, 3) == known
 
 
 def by_hand(model, x, y, loss, targets, steps):

@@ -147,7 +147,7 @@ def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there is no such folder"):
         run(place, "short-relu", "--data", place / "nowhere")
-    with pytest.raises(ValueError, match="the whole cifar10: --data FOLDER"):
+    with pytest.raises(ValueError, match="needs the whole cifar10: --data FOLDER"):
         run(place, "short-relu")
     assert not (place / "runs").exists()
 

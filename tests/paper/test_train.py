@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +196,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
         train(["--out", str(tmp_path), "--data-dir", tiny_data])
     with pytest.raises(ValueError, match="start without --resume"):
         train(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
+
+
+def test_a_checkpoint_holds_the_settings_of_earlier_ones():
+    named = {"dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp", "validation"}
+    assert Settings().recorded(TINY, 9).keys() == named | {
+        "images",
+        "recipe",
+        *(f.name for f in fields(TINY)),
+    }
 
 
 def test_a_log_that_is_none_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Attack trained networks by a protocol, and write evaluation.json next to each checkpoint."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -99,8 +100,8 @@ def _evaluate(
     attacks = [dataclasses.replace(a, images=min(a.images, len(subject.x))) for a in protocol.attacks()]
     record.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
     outcomes: dict[str, Outcome] = {}
-    for family in families(attacks):
-        outcomes |= yield from _measure(family, subject, folder / "evaluation.npz", took)
+    for _, family in itertools.groupby(attacks, key=lambda a: (a.family, a.images)):
+        outcomes |= yield from _measure(list(family), subject, folder / "evaluation.npz", took)
     outcomes |= {case: Outcome(wrong, 0.0, []) for case, wrong in worst_cases(attacks, outcomes).items()}
     curve = {} if protocol.every_step else {"loss per step": _curve(subject, attacks[0].images, protocol)}
     found = {
@@ -118,18 +119,10 @@ def _evaluate(
     return outcomes
 
 
-def families(attacks: list[Attack]) -> list[list[Attack]]:
-    """Attacks that are carried out together: of one family, on the same images."""
-    found: dict[tuple[str, int], list[Attack]] = {}
-    for attack in attacks:
-        found.setdefault((attack.family, attack.images), []).append(attack)
-    return list(found.values())
-
-
 def _measure(
     family: list[Attack], subject: Subject, path: Path, took: dict[str, float]
 ) -> Generator[float, None, dict[str, Outcome]]:
-    """Outcomes of one family; the parts that the file `path` lacks are carried out and added to it."""
+    """Outcomes of attacks that are carried out together; what the file `path` lacks is added to it."""
     stored = store.read(path)
     found: dict[str, list[Outcome]] = {attack.name: [] for attack in family}
     before = dict.fromkeys(found, 0)  # images measured by an earlier call

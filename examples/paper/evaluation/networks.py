@@ -68,7 +68,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     try:
         with torch.no_grad():
             logits = model(few)
-    except Exception as error:  # whatever somebody's network may raise
+    except Exception as error:  # a third-party network may raise anything
         raise ValueError(
             f"the network was given images {tuple(few.shape)} and raised {_line(error)}"
         ) from error
@@ -142,7 +142,7 @@ def _made(path: Path, function: str) -> nn.Module:
     sys.path.append(str(path.parent.resolve()))  # for its imports from the same folder
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever somebody's file may raise, or end
+    except (Exception, SystemExit) as error:  # a third-party file may raise anything, or exit
         raise ValueError(f"{path} raised {_line(error)}") from error
     make: Any = getattr(module, function, None)
     if not callable(make):

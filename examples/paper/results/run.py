@@ -43,15 +43,15 @@ def source(run: Run, folder: str | None) -> str:
         return "sample"
     if folder is None:
         raise ValueError(
-            f"{run.name} wants the whole {run.dataset}: --data FOLDER that holds it, or --data hub"
+            f"{run.name} needs the whole {run.dataset}: --data FOLDER that holds it, or --data hub"
         )
     if folder == "hub":
         if data.DATASETS[run.dataset].hub is None:
-            raise ValueError(f"{run.name} wants {run.dataset}, which is not on the Hub: --data FOLDER")
+            raise ValueError(f"{run.name} needs {run.dataset}, which is not on the Hub: --data FOLDER")
         return "hub"
     inner = Path(folder) / FOLDERS[run.dataset]
     if not inner.is_dir():
-        raise ValueError(f"{run.name} wants {run.dataset} in {inner}, and there is no such folder")
+        raise ValueError(f"{run.name} needs {run.dataset} in {inner}, and there is no such folder")
     data.check_whole(str(inner), run.dataset)
     return str(inner)
 
@@ -123,25 +123,19 @@ def trained(run: Run, args: argparse.Namespace, images: str, given: str | None, 
 
 def settings_of(run: Run, args: argparse.Namespace, given: str | None) -> loop.Settings:
     """What a run trains."""
-    return loop.Settings(
-        dataset=run.dataset,
-        arch=run.arch,
-        activation=run.activation,
-        sites=run.sites,
-        width=run.width,
-        pretrained=given,
-        seed=run.seed,
-        amp=args.amp,
-        validation=run.validation,
-        recipe=run.recipe,
-        limit=run.limit or None,
-    )
+    same = ("dataset", "arch", "activation", "sites", "width", "seed", "validation", "recipe")
+    numbers = {k: getattr(run, k) for k in same}
+    return loop.Settings(**numbers, pretrained=given, amp=args.amp, limit=run.limit or None)
+
+
+def checkpoints_of(folder: Path, best: bool) -> list[Path]:
+    """What is evaluated of a run: the last epoch and, with `best`, the best one."""
+    return [folder / "checkpoint.pt", *([folder / BEST] if best else [])]
 
 
 def evaluated(run: Run, args: argparse.Namespace, images: str, best: bool, deadline: float) -> bool:
     """Evaluate the last epoch, and the best one if `best`; False if a part would end after the deadline."""
-    folder, protocol = args.runs / run.name, PROTOCOLS[run.evaluation]
-    checkpoints = [folder / "checkpoint.pt", *([folder / BEST] if best else [])]
+    checkpoints, protocol = checkpoints_of(args.runs / run.name, best), PROTOCOLS[run.evaluation]
     parts = evaluate.evaluations(checkpoints, protocol, data_dir=images, seed=run.seed, device=args.device)
     with closing(parts):
         for seconds in parts:
@@ -190,11 +184,8 @@ def commands(run: Run, args: argparse.Namespace, given: str | None, best: bool) 
     folder, rest = runs / run.name, {"data-dir": images, "seed": run.seed, "device": args.device}
     settings = dataclasses.asdict(settings_of(run, args, given))
     training = {"out": folder, **settings, "epochs": run.epochs, "compile": args.compile, **rest}
-    checkpoints = [folder / "checkpoint.pt", *([folder / BEST] if best else [])]
-    return [
-        _command("train", [], training),
-        _command("evaluate", checkpoints, {"protocol": run.evaluation, **rest}),
-    ]
+    evaluation = {"protocol": run.evaluation, **rest}
+    return [_command("train", [], training), _command("evaluate", checkpoints_of(folder, best), evaluation)]
 
 
 def _command(name: str, places: list[Path], options: dict[str, Any]) -> str:

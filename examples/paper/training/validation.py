@@ -26,9 +26,9 @@ def held_out(count: int, images: int) -> Tensor:
 def validation_error(trainer: Trainer, x: Tensor, y: Tensor) -> float:
     """Robust error of the network to evaluate, or clean error if the recipe has no attack.
 
-    Untargeted PGD-10 within the recipe's bound, by steps of a quarter of it, from the image itself, whatever
-    the attack in training: a weak attack would miss what only a strong one finds. It draws no random numbers,
-    so it does not change the training. Shapes: x (N, C, H, W) uint8, y (N,).
+    Untargeted PGD-10 within the recipe's bound, by steps of a quarter of it, from the image itself, for every
+    recipe: a weak attack in training would miss what PGD finds. It draws no random numbers, so it does not
+    change the training. Shapes: x (N, C, H, W) uint8, y (N,).
     """
     eps, model = trainer.recipe.eps, trainer.final()
     images, labels = data.to_float(x, trainer.device), y.to(trainer.device)

@@ -77,6 +77,7 @@ SHIPPED = (
         'cpu-sparta = { activation = "sparta", limit = 0, sample = false, validation = 500 }',
     )
     .replace('set = "short-sparta"', 'set = "cpu-sparta"')
+    .replace('run = "sparta"', 'run = "relu"')
 )
 
 

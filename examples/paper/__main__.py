@@ -6,31 +6,31 @@ import sys
 from examples.paper.common.cli import plain_errors
 
 COMMANDS = {
-    "train": ("training.command", "train one network adversarially"),
-    "evaluate": ("evaluation.command", "clean and robust errors of trained networks"),
-    "run": ("results.campaign", "train, evaluate and file runs of the queue"),
-    "status": ("results.campaign", "list the queue and what each table lacks"),
-    "tables": ("results.campaign", "write docs/results.md from the filed results"),
-    "export": ("results.export", "make a set of trained activations"),
-    "audit": ("audit.audit", "look for gradient masking with every attack"),
-    "figures": ("results.figures", "draw the paper's figures"),
-    "controls": ("results.controls", "small experiments with their controls"),
-    "network": ("evaluation.networks", "write a network's weights to pass on"),
+    "train": ("training.command:main", "train one network adversarially"),
+    "evaluate": ("evaluation.command:main", "clean and robust errors of trained networks"),
+    "run": ("results.command:run", "train, evaluate and file runs of the queue"),
+    "status": ("results.command:status", "list the queue and what each table lacks"),
+    "tables": ("results.command:tables", "write docs/results.md from the filed results"),
+    "export": ("results.export:main", "make a set of trained activations"),
+    "audit": ("audit.audit:main", "look for gradient masking with every attack"),
+    "figures": ("results.figures:main", "draw the paper's Figures 1 and 3"),
+    "controls": ("results.controls:main", "small experiments with their controls"),
+    "network": ("evaluation.networks:main", "write a network's weights to pass on"),
 }
 
 
 def main(argv: list[str]) -> None:
     """Run a command with its arguments."""
+    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    usage = "\n".join(["usage: python -m examples.paper COMMAND [--help]", "", *lines])
+    if argv[:1] in (["-h"], ["--help"]):
+        print(usage)
+        return
     if not argv or argv[0] not in COMMANDS:
-        lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
-        text = "\n".join(["usage: python -m examples.paper COMMAND [--help]", "", *lines])
-        if argv and argv[0] in ("-h", "--help"):
-            print(text)
-            return
-        raise SystemExit(f"{text}\n\nno command {argv[0]!r}" if argv else text)
-    rest = argv if argv[0] in ("run", "tables") else argv[1:]
+        raise SystemExit(f"{usage}\n\nerror: no command {argv[0]!r}" if argv else usage)
+    module, function = COMMANDS[argv[0]][0].split(":")
     with plain_errors():
-        importlib.import_module(f"examples.paper.{COMMANDS[argv[0]][0]}").main(rest)
+        getattr(importlib.import_module(f"examples.paper.{module}"), function)(argv[1:])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from examples.paper.common.statistics import format_difference, minus
 from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read
 from examples.paper.results.export import NOT_AUDITED
-from examples.paper.results.queue import read_result
+from examples.paper.results.state import read_result
 from sparta_act import Sparta
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,7 @@ from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
-from examples.paper.results import campaign, figures
+from examples.paper.results import command, figures
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 from examples.paper.training.loop import Settings, epochs, read_log
@@ -32,7 +32,7 @@ from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, replace_relus
 from tests.helpers import stand_in, suspects
-from tests.paper import test_campaign
+from tests.helpers.queues import QUICK, SMALL
 from tests.paper.test_autoattack import TenLevels
 
 FAST = RECIPES["fast"]
@@ -331,9 +331,9 @@ def test_the_figures(run, device, tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_campaign(device, tmp_path, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "quick", test_campaign.QUICK)
-    (tmp_path / "queue.toml").write_text(test_campaign.SMALL.replace("limit = 40", "limit = 16"))
+def test_a_run_of_the_queue(device, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "quick", QUICK)
+    (tmp_path / "queue.toml").write_text(SMALL.replace("limit = 40", "limit = 16"))
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
-    campaign.main([str(a) for a in ("run", "short-sparta", *places, "--device", device, "--amp", "bf16")])
+    command.run([str(a) for a in ("short-sparta", *places, "--device", device, "--amp", "bf16")])
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["short-sparta.json"]

@@ -137,7 +137,7 @@ def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
 
 @pytest.mark.parametrize("limit", [500, 501, 2000])
 def test_images_to_test_on_are_never_those_to_train_on(tmp_path, stub, limit):
-    with pytest.raises(ValueError, match=f"--limit {limit}: of 500 test images none would be left to test"):
+    with pytest.raises(ValueError, match=f"--limit {limit}: no test image of 500 would be left to test"):
         call(tmp_path, "transfer", "--data-dir", "sample", "--limit", limit)
     call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 499, "--seeds", 0)
     assert stub == [(499, 1)] * 5
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
     SpartaSet({"G1.B2": Sparta(8)}).save_pretrained(tmp_path / "narrow")
     with pytest.raises(SpartaError, match="8 channels"):
         call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 8, "--set", tmp_path / "narrow")
-    with pytest.raises(ValueError, match="has no SPARTA whose gate"):
+    with pytest.raises(ValueError, match="has no SPARTA, so no gate to replace"):
         call(tmp_path, "mean-gate", "--data-dir", "sample", "--network", f"{controls.OURS}-relu.safetensors")
     assert stub == []
 
@@ -189,11 +189,11 @@ def test_networks_of_one_file_are_not_taken_for_each_other(tmp_path, tiny_data, 
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("twice", "1 2 times"), ("never", "1.idle 0 times"), ("half", "was given images")]
+    ("name", "expected"), [("twice", "1 2 times"), ("never", "1.idle 0 times"), ("half", "was given images")]
 )
-def test_a_gate_that_its_mean_cannot_replace_is_named(name, told, tmp_path, tiny_data, stub):
+def test_a_gate_that_its_mean_cannot_replace_is_named(name, expected, tmp_path, tiny_data, stub):
     (tmp_path / "nets.py").write_text(NETWORKS)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=expected):
         call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
     assert stub == []
     assert [*(tmp_path / "out").iterdir()] == []
@@ -206,21 +206,14 @@ def test_a_gate_that_its_mean_cannot_replace_is_named(name, told, tmp_path, tiny
         "[]",
         "null",
         "{}",
-        "[" * 100_000,
         '{"options": {}, "gate": {}, "errors": {"clean": {}}}',
-        '{"options": {}, "gate": [["a", 1]], "errors": RIGHT}',
-        '{"options": {}, "gate": {"a": {"mean": NaN}}, "errors": RIGHT}',
-        '{"options": {}, "gate": {"a": null}, "errors": RIGHT}',
     ],
-    ids=range(9),
 )
-def test_a_file_that_is_no_result_is_named(tmp_path, stub, text, tiny_data, monkeypatch):
+def test_a_file_that_is_not_a_result_is_named(tmp_path, stub, text, tiny_data, monkeypatch):
     monkeypatch.setattr(controls, "score_maps", lambda *_: None)
-    right = {"clean": controls.entry(torch.zeros(20, dtype=torch.bool))}
-    text = text.replace("RIGHT", json.dumps(right))
     path = tmp_path / "out/mean-gate-one-number-seed0.json"
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"one-number-seed0\.json is no result of controls.py"):
+    with pytest.raises(ValueError, match=r"one-number-seed0\.json is not a result of `controls`"):
         call(tmp_path, "mean-gate", "--data-dir", tiny_data)
     assert path.read_text() == text

@@ -65,7 +65,7 @@ def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, tiny_data):
-    with pytest.raises(SystemExit, match=r"there is no .*nowhere\.pt"):
+    with pytest.raises(ValueError, match=r"no such file: .*nowhere\.pt"):
         draw(tmp_path / "nowhere.pt")
     first = tiny_run(tmp_path / "a", tiny_data, "--activation", "relu")
     second = tiny_run(tmp_path / "b", tiny_data, "--activation", "relu", "--dataset", "mnist-m")

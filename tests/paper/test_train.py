@@ -463,7 +463,7 @@ def test_the_wide_control_has_the_parameters_of_the_readings_and_no_less_work():
         model = build(arch, activation, "G*.B-1", width=64).eval()
         costs[activation] = sum(p.numel() for p in model.parameters()), multiply_adds(model)
     assert costs["relu"][0] == pytest.approx(costs["sparta-pooled"][0], rel=0.01)
-    assert costs["relu"][0] / costs["sparta"][0] == pytest.approx(2, rel=0.01)  # as campaign.toml says
+    assert costs["relu"][0] / costs["sparta"][0] == pytest.approx(2, rel=0.01)  # as queue.toml says
     assert costs["relu"][1] / costs["sparta"][1] == pytest.approx(1.5, rel=0.01)
     assert costs["relu"][1] > costs["sparta-pooled"][1]
 

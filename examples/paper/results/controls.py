@@ -1,143 +1,54 @@
-"""Small experiments with their controls: does a frozen set help elsewhere, what does SPARTA do to a network
-that is trained already, and what is left of it when its gate is replaced by its mean?
+"""Small experiments with their controls.
 
-  python examples/controls.py transfer --data-dir DATA/cifar10
-      fresh slim ResNet-18s, 15 epochs on the last 2,000 test images, which the set has not seen: ReLU, ReLU
-      times one half, the set frozen, the set with its numbers shuffled, SPARTA trained there; three seeds
-  python examples/controls.py drop-in --data-dir DATA/cifar10
-      a trained ReLU network, fine-tuned for two epochs with ReLU, SPARTA, SPARTA with identity=True, SiLU
-  python examples/controls.py mean-gate --data-dir DATA/cifar10
-      our trained network, untouched and with each gate replaced by its mean over active elements of training
-      images: one number, one of each channel, one of each place; nothing is trained. Draws scores.png, what
-      each place of some images scores at each site
+  python -m examples.paper controls transfer --data-dir DATA/cifar10
+      Does a frozen set help another network? ResNet-18s of width 16, 15 epochs on the last 2,000 test
+      images, which the set has not seen: ReLU, ReLU times one half, the set frozen, the set with its numbers
+      shuffled, SPARTA trained there; three seeds.
+  python -m examples.paper controls drop-in --data-dir DATA/cifar10
+      What does SPARTA do to a trained ReLU network? Two epochs of fine-tuning with ReLU, SPARTA, SPARTA with
+      identity=True, SiLU.
+  python -m examples.paper controls mean-gate --data-dir DATA/cifar10
+      Does a network need its gates? Our trained network, and the same with each gate replaced by its mean
+      over active elements of training images: one number, one of each channel, one of each place. Nothing is
+      trained. Draws scores.png, the scores of places at each site for a few images.
 
-Each network is one file in --out, so a killed call goes on where it was. At the end it prints the errors, and
-what the gates do, of the first seed.
+Each network is one file in --out, so a killed call goes on where it was. At the end the errors are printed,
+and what the gates of the first seed do.
 """
 
 import argparse
-import copy
 import json
-import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.paper.attacks.pgd import attacking
 from examples.paper.attacks.robust_error import clean_errors, robust_errors
 from examples.paper.common import data
-from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.cli import at_least
 from examples.paper.common.console import print_table, stamp
-from examples.paper.common.gates import gate_inputs, gates
-from examples.paper.common.models import ACTIVATIONS, ResNet
-from examples.paper.common.records import check_errors, sha256, unpacked, write_record
-from examples.paper.common.sets import shuffled
-from examples.paper.common.statistics import difference, entry
+from examples.paper.common.gates import gates
+from examples.paper.common.records import sha256, unpacked, write_record
+from examples.paper.common.statistics import difference, entry, format_difference
 from examples.paper.evaluation import networks
-from examples.paper.results.overview import score_maps
-from examples.paper.results.queue import RESULTS
+from examples.paper.results.control_networks import HALF, SHUFFLED, Make, drop_in, mean_gate, transfer
+from examples.paper.results.score_maps import score_maps
+from examples.paper.results.state import RESULTS
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
-from sparta_act import Sparta, SpartaSet, replace_relus
+from sparta_act import Sparta
 
-SITES, WIDTH, TEST = "G*.B-1", 16, 2000
-HALF, SHUFFLED = "ReLU times one half", "the set shuffled, frozen"  # the controls
+TEST = 2000
 OURS = Path(__file__).parents[2] / "networks" / "cifar10-resnet18-w16"
 PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
-Make = Callable[[], nn.Module]
 Images = tuple[Tensor, Tensor]  # (N, 3, H, W) uint8 and their labels (N,)
 Results = dict[str, list[dict[str, Any]]]  # of each network, by seed
-
-
-def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:
-    """Fresh networks by name, all of the same first weights."""
-
-    def fresh() -> ResNet:
-        torch.manual_seed(seed)
-        return ResNet("resnet18", width=WIDTH)
-
-    return {
-        "ReLU": fresh,
-        HALF: lambda: replace_relus(fresh(), SITES, ACTIVATIONS["relu-half"]),
-        "the set, frozen": lambda: replace_relus(fresh(), SITES, taken),
-        SHUFFLED: lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
-        "SPARTA trained there": lambda: replace_relus(fresh(), SITES, Sparta),
-    }
-
-
-def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:
-    """The trained network by what takes the place of its ReLUs."""
-
-    def changed(name: str, sites: str) -> Make:
-        def make() -> nn.Module:
-            torch.manual_seed(seed)
-            return replace_relus(copy.deepcopy(trained), sites, ACTIVATIONS[name])
-
-        return make
-
-    return {
-        "ReLU": lambda: copy.deepcopy(trained),
-        "SPARTA": changed("sparta", SITES),
-        "SPARTA, identity=True": changed("sparta-identity", SITES),
-        "SiLU": changed("silu", "*act*"),
-    }
-
-
-class FixedGate(nn.Module):
-    """max(x, 0) times numbers that do not depend on x. Shapes: (N, C, H, W), kept."""
-
-    def __init__(self, gate: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("gate", gate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W), kept."""
-        return F.relu(x) * self.gate
-
-
-def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
-    """The trained network by what its gates become: their means over active elements of images x.
-
-    Raises `ValueError` for a gate that is called never or more than once, or is the whole network.
-    """
-    calls = gate_inputs(trained, x)
-    if odd := [
-        f"{name or 'the network itself'} {len(inputs)} times"
-        for name, inputs in calls.items()
-        if len(inputs) != 1 or not name
-    ]:
-        raise ValueError(
-            f"a gate is replaced by its mean where a network calls it once; called: {', '.join(odd)}"
-        )
-    sites = gates(trained)
-    with torch.no_grad():
-        seen = {n: (sites[n].attention(z), (z > 0).float()) for n, (z,) in calls.items()}  # gate and active
-
-    def fixed(dims: tuple[int, ...]) -> Make:
-        def make() -> nn.Module:
-            model = copy.deepcopy(trained)
-            for name, (gate, active) in seen.items():
-                parent, _, child = name.rpartition(".")
-                total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
-                setattr(model.get_submodule(parent), child, FixedGate(total / count.clamp(min=1)))
-            return model
-
-        return make
-
-    return {
-        "SPARTA": lambda: copy.deepcopy(trained),
-        "one number": fixed((0, 1, 2, 3)),
-        "one of each channel": fixed((0, 2, 3)),
-        "one of each place": fixed((0, 1)),
-    }
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -153,7 +64,7 @@ def once(
 ) -> dict[str, Any]:
     """The result of `run` with these options on these images: from its file, or into it.
 
-    Raises `ValueError` where that file is something else.
+    Raises `ValueError` if that file is something else.
     """
     path = file_of(out, options["experiment"], name, options["seed"])
     options = options | {"images": sha256(*(t.numpy().tobytes() for t in (*train, *test)))}
@@ -169,16 +80,14 @@ def file_of(out: Path, experiment: str, name: str, seed: int) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `once` wrote. Raises `ValueError` for a file that is no result."""
+    """What `once` wrote. Raises `ValueError` for a file that is not a result."""
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        dict(result["options"])
-        if not all(math.isfinite(n) for site in result["gate"].values() for n in site.values()):
-            raise ValueError("a gate's number is not finite")
-        check_errors(result["errors"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        told = f"{path} is no result of controls.py ({error})"
-        raise ValueError(f"{told}; delete it, or name another --out") from None
+        result["options"], result["gate"], result["errors"]["clean"]["wrong"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a result of `controls` ({error!r}); delete it, or name another --out"
+        ) from None
     return result
 
 
@@ -194,7 +103,7 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]) -> 
 
 
 def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any]) -> dict[str, Any]:
-    """Train one network and measure it, before where it was trained already, and after; for JSON."""
+    """Train one network and measure it, for JSON; in `drop-in` it is measured before too."""
     model, images, labels = make(), data.to_float(test[0]), test[1]
     found = {}
     if options["experiment"] == "drop-in":
@@ -237,15 +146,14 @@ def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
     wrong, base = (
         unpacked(r["errors"][attack]["wrong"], r["errors"][attack]["images"]) for r in (result, other)
     )
-    d, half = difference(wrong, base)
-    return f"{100 * d:+.1f} ± {100 * half:.1f}"
+    return format_difference(*difference(wrong, base))
 
 
 def transfers(args: argparse.Namespace) -> Results:
     """Each network's results, by seed: trained on the last test images and attacked on the first ones."""
     taken, (x, y) = Sparta.from_pretrained(args.set), data.load("test", args.data_dir)
     if args.limit >= len(x):
-        raise ValueError(f"--limit {args.limit}: of {len(x)} test images none would be left to test on")
+        raise ValueError(f"--limit {args.limit}: no test image of {len(x)} would be left to test on")
     here = {"experiment": args.experiment, "limit": args.limit, "epochs": args.epochs, "batch_size": 64}
     here |= {"lr": 0.1, "set": args.set}
     here["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in taken.parameters()))
@@ -279,7 +187,7 @@ def mean_gates(args: argparse.Namespace) -> Results:
     test = data.load("test", args.data_dir)
     model, key = loaded(args.network, *test)
     if not gates(model):
-        raise ValueError(f"{args.network} has no SPARTA whose gate could be replaced")
+        raise ValueError(f"{args.network} has no SPARTA, so no gate to replace")
     here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": key}
     made = mean_gate(model, data.to_float(x))
     score_maps(args.out / "scores.png", model, data.to_float(test[0][:6]))
@@ -290,10 +198,9 @@ def mean_gates(args: argparse.Namespace) -> Results:
 
 
 def loaded(network: str, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
-    """A network, and what tells it from others: sha256 of its file, that one's name and all its numbers.
+    """A network, and a sha256 of its file, the file's name and all its numbers.
 
-    Shapes: x (N, 3, H, W) uint8, y (N,).
-    Raises `ValueError` if it does not answer such images with logits for such labels.
+    Shapes: x (N, 3, H, W) uint8, y (N,). Raises `ValueError` unless it gives logits for such images.
     """
     model, _, content = networks.load(network)
     networks.check(model, data.to_float(x[:2]), y)
@@ -301,12 +208,16 @@ def loaded(network: str, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line of `controls`."""
+    p = argparse.ArgumentParser(
+        prog="python -m examples.paper controls",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     experiments = p.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
     t, d, m = (
-        experiments.add_parser(name, help=told, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        for name, told in (
+        experiments.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for name, text in (
             ("transfer", "a frozen set in fresh networks, with its controls"),
             ("drop-in", "SPARTA in a network that is trained already"),
             ("mean-gate", "a trained network, its gates replaced by their means"),
@@ -339,8 +250,3 @@ def main(argv: list[str] | None = None) -> None:
     for name, (first, *_) in results.items():
         if first["gate"]:
             show_gates(name, first)
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()

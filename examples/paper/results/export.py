@@ -1,8 +1,10 @@
-"""From a run to a set: `python examples/export.py runs/sparta --twin runs/relu --out my-set`.
+"""Make a set of the SPARTA of a run, with a card.
 
-Takes SPARTA out of RUN/checkpoint.pt, stores it in float16, and writes a card with the errors of
-RUN/evaluation.json, beside those of a ReLU twin if one is given. `evaluate.py` made that file, with SPARTA's
-weights rounded as the set stores them; what is written is read back and must be them, number by number.
+  python -m examples.paper export runs/w16-sparta --twin runs/w16-relu --out my-set
+
+The set stores the activations of RUN/checkpoint.pt in float16. Its card has the errors of
+RUN/evaluation.json, which `evaluate` measured with weights rounded like those of the set, and those of a ReLU
+twin if there is one. The set is read back and compared with the evaluated weights, number by number.
 """
 
 import argparse
@@ -16,7 +18,6 @@ import torch
 from examples.paper.audit.page import headline, made
 from examples.paper.common import data, records
 from examples.paper.common.atomic import write_text
-from examples.paper.common.cli import plain_errors
 from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import format_difference, format_error, minus
@@ -32,12 +33,12 @@ ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that ar
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """What evaluate.py wrote for a run. Raises `ValueError` if it did not, or of another checkpoint."""
+    """The evaluation of a run. Raises `ValueError` if there is none, or one of another checkpoint."""
     path, checkpoint = run / records.RECORD, run / "checkpoint.pt"
     if not checkpoint.exists():
-        raise ValueError(f"there is no {checkpoint}; train.py writes it, and RUN is its folder")
+        raise ValueError(f"there is no {checkpoint}; RUN is a folder that `train` or `run` wrote")
     if not path.exists():
-        raise ValueError(f"there is no {path}; write it with: python examples/evaluate.py {checkpoint}")
+        raise ValueError(f"there is no {path}; write it with: python -m examples.paper evaluate {checkpoint}")
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         if record["checkpoint"] != records.sha256(checkpoint.read_bytes()):
@@ -46,7 +47,7 @@ def measured(run: Path) -> dict[str, Any]:
         if lacking := {*ALIKE, "machine", "torch", "date", "settings"} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not of use: {error}; evaluate {checkpoint} again") from None
+        raise ValueError(f"{path} cannot be used: {error}; evaluate {checkpoint} again") from None
     return record
 
 
@@ -58,12 +59,12 @@ def epoch(run: Path) -> tuple[bool, str]:
         state["settings"].get("validation"),
     )
     if "validation error" in state:
-        return True, f"{epoch}, which erred least on {held} training images held out"
+        return True, f"{epoch}, the lowest error on {held} held-out training images"
     return False, epoch + (", the last" if state["epoch"] == state["settings"]["epochs"] else ", unfinished")
 
 
 def check_twin(record: dict[str, Any], twin: dict[str, Any]) -> None:
-    """Raise `ValueError` if the twin is no ReLU network that was trained and evaluated like the run."""
+    """Raise `ValueError` unless the twin is a ReLU network that was trained and evaluated like the run."""
     ours, theirs = (
         {k: r[k] for k in ALIKE}
         | {f"images of {attack}": entry["images"] for attack, entry in r["errors"].items()}
@@ -75,9 +76,9 @@ def check_twin(record: dict[str, Any], twin: dict[str, Any]) -> None:
         unlike["activation"] = (twin["settings"]["activation"], "relu")
     if unlike:
         differences = ", ".join(
-            f"{k} is {found!r}, wanted {wanted!r}" for k, (found, wanted) in unlike.items()
+            f"{k} is {found!r}, must be {wanted!r}" for k, (found, wanted) in unlike.items()
         )
-        raise ValueError(f"the twin is none: {differences}")
+        raise ValueError(f"not a matching twin: {differences}")
 
 
 def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, str]]:
@@ -97,7 +98,7 @@ def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, 
 
 
 def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
-    """The card's section on an audit. Raises `ValueError` if it is of other activations, or no audit."""
+    """The card's section on an audit. Raises `ValueError` for an audit of other activations."""
     try:
         record = json.loads(path.read_text())
         model, _, content = networks.load(record["network"])
@@ -107,11 +108,11 @@ def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
         if theirs.keys() != activations.keys() or not all(_equal(theirs[k], activations[k]) for k in theirs):
             raise ValueError(f"the SPARTA of {record['network']} is not that of the run")
         surrogates = " and ".join(record["surrogates"]) or "no other network"
-        by = f"By examples/audit.py of {record['network']}; transferred from {surrogates}; {made(record)}"
+        by = f"By `audit` of {record['network']}; transferred from {surrogates}; {made(record)}"
         rows = [{"": str(row.pop("number")), **row} for row in record["checks"]]
         return [*headline(record), rows, by]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not of use: {error}; audit the network again") from None
+        raise ValueError(f"{path} cannot be used: {error}; audit the network again") from None
 
 
 def _equal(one: Sparta, other: Sparta) -> bool:
@@ -120,15 +121,15 @@ def _equal(one: Sparta, other: Sparta) -> bool:
 
 
 def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -> None:
-    """Write the set and read it back. Raises `ValueError` if a run, or the folder, is not as it must be."""
+    """Write the set and read it back. Raises `ValueError` if a run or the folder does not fit."""
     if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
-        raise ValueError(f"{out} is a folder of something else than a set; name another")
+        raise ValueError(f"{out} holds something other than a set; name another folder")
     record, other = measured(run), measured(twin) if twin else None
     best, which = epoch(run)
     if twin and other:
         check_twin(record, other)
         if epoch(twin)[0] != best:
-            raise ValueError(f"the twin is none: of {twin} it is epoch {epoch(twin)[1]}, of {run} {which}")
+            raise ValueError(f"not a matching twin: {twin} is epoch {epoch(twin)[1]}; {run} is {which}")
     table = rows(record, other)
     model, settings = load_trained(run / "checkpoint.pt")
     activations = activations_of(model)
@@ -136,7 +137,7 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
         raise ValueError(f"{run}: its network has no SPARTA, its activation is {settings['activation']}")
     round_to_half(activations)
     info = {
-        "backbone": f"{settings['arch']} of width {settings['width']} (examples/models.py)",
+        "backbone": f"{settings['arch']} of width {settings['width']}",
         "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
         "recipe": in_pixels(settings),
         "measured": table,
@@ -152,7 +153,7 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
     SpartaSet(activations, info).save_pretrained(out)
     for label, activation in Sparta.from_pretrained(out).items():
         if not _equal(activation, activations[label]):
-            raise ValueError(f"{out}: {label} did not come back as it was evaluated")
+            raise ValueError(f"{out}: {label} was not read back as it was evaluated")
 
 
 def ship(name: str) -> None:
@@ -174,18 +175,22 @@ def ship(name: str) -> None:
 def set_name(text: str) -> str:
     """Type of an option: what a set of the package may be called."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", text):
-        raise argparse.ArgumentTypeError(f"wants small letters, digits, dots and dashes, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be small letters, digits, dots and dashes, not {text!r}")
     return text
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the command line says."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        prog="python -m examples.paper export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("run", type=Path, help="folder of a network with SPARTA, trained and evaluated")
     p.add_argument("--twin", type=Path, help="folder of its ReLU twin, evaluated with the same attacks")
-    p.add_argument("--audit", type=Path, help="audit.json of its network (audit.py), for the card")
+    p.add_argument("--audit", type=Path, help="audit.json of its network, for the card")
     where = p.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", type=Path, help="folder of the set, made where need be")
+    where.add_argument("--out", type=Path, help="folder of the set")
     where.add_argument(
         "--ship",
         type=set_name,
@@ -198,8 +203,3 @@ def main(argv: list[str] | None = None) -> None:
     if args.ship:
         ship(args.ship)
     print((out / CARD).read_text())
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()

@@ -1,8 +1,10 @@
-"""The paper's Figures 1 and 3 for any checkpoints: `python examples/figures.py runs/*/checkpoint.pt`.
+"""Draw the paper's Figures 1 and 3 for checkpoints of one data set.
+
+  python -m examples.paper figures runs/w16-*/checkpoint.pt --data-dir CIFAR10_FOLDER
 
 Figure 1: feature maps before and after the last activation of a group, for clean and attacked images.
-Figure 3: loss of the attack's target at each step of PGD, a curve for each network; falling, the attack wins.
-The numbers of the curves are written beside the figure, as JSON.
+Figure 3: the loss of the attack's target class at each step of PGD, a curve for each network. The attack
+succeeds where it falls. The numbers of the curves are written next to the figure, as JSON.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from examples.paper.attacks.pgd import attacking
 from examples.paper.common import data
-from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.cli import at_least
 from examples.paper.common.console import stamp
 from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation.measure import BATCH, PAPER, loss_curve
@@ -67,7 +69,7 @@ def draw_maps(
             axes[i, j].set_yticks([])
         axes[0, j].set_title(title, fontsize=8)
     part.suptitle(
-        f"{name}: mean over channels at the end of group {group}, colours {low:.2f} to {high:.2f}", fontsize=9
+        f"{name}: mean over channels at the end of group {group}, colors {low:.2f} to {high:.2f}", fontsize=9
     )
 
 
@@ -89,51 +91,55 @@ def draw_curves(part: SubFigure, curves: Mapping[str, Tensor]) -> None:
     ax.legend(fontsize=8)
 
 
-def draw(args: argparse.Namespace) -> None:
-    """Attack all networks alike, and write the page and its numbers. Raises `ValueError` for unlike ones."""
+def load(paths: list[Path]) -> tuple[dict[str, nn.Module], str]:
+    """Networks by the names of their folders, and their data set. Raises `ValueError` unless it is one."""
     networks, datasets = {}, set()
-    for path in args.checkpoint:
+    for path in paths:
         networks[path.parent.name], settings = load_trained(path)
         datasets.add(settings["dataset"])
     if len(datasets) > 1:
         raise ValueError(
             f"the checkpoints are of {' and '.join(sorted(datasets))}; draw one data set at a time"
         )
-    if len(networks) < len(args.checkpoint):
-        raise ValueError("two checkpoints lie in folders of one name, which names their curves; rename one")
-    x, y = data.load("test", args.data_dir, datasets.pop())
+    if len(networks) < len(paths):
+        raise ValueError("folders of one name would name the same curve; rename one of the folders")
+    return networks, datasets.pop()
+
+
+def attacked(network: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Attacked images, and the loss of the target class at each step (steps, N).
+
+    Shapes: x (N, 3, H, W) in [0, 1], y (N,).
+    """
+    torch.manual_seed(seed)  # the same targets and starts for all
+    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    found = [loss_curve(network, *batch, **PAPER, steps=steps) for batch in tqdm(batches, unit="batch")]
+    return torch.cat([x_adv for _, x_adv in found]), torch.cat([losses.cpu() for losses, _ in found], 1)
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Attack all networks alike, and write the page and its numbers."""
+    networks, dataset = load(args.checkpoint)
+    x, y = data.load("test", args.data_dir, dataset)
     limit = args.limit or -(-len(x) // 5)
     images, labels = data.to_float(x[:limit], args.device), y[:limit].to(args.device)
-    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     shown = min(args.images, len(images))
     figure = plt.figure(figsize=(9, 1.35 * shown * len(networks) + 4), layout="constrained")
     parts = figure.subfigures(len(networks) + 1, 1, height_ratios=[1.35 * shown] * len(networks) + [4])
-    curves, numbers = {}, {}
+    curves = {}
     for part, (name, network) in zip(parts, networks.items(), strict=False):
-        network.to(args.device)
-        torch.manual_seed(args.seed)  # the same targets and starts for all
-        losses, attacked = [], []
-        for few, goal in tqdm(batches, desc=name, unit="batch"):
-            loss, x_adv = loss_curve(network, few, goal, **PAPER, steps=args.steps)
-            losses.append(loss.cpu())
-            attacked.append(x_adv)
-        curves[name], moved = torch.cat(losses, 1), torch.cat(attacked)[:shown]
-        numbers[name] = {
-            "mean": curves[name].mean(1).tolist(),
-            "std": curves[name].std(1, correction=0).tolist(),
-        }
-        before, after = feature_maps(network, images[:shown], args.group)
-        moved_before, moved_after = feature_maps(network, moved, args.group)
-        maps = {
-            "before": before,
-            "after": after,
-            "before, attacked": moved_before,
-            "after, attacked": moved_after,
-        }
-        draw_maps(part, name, args.group, images[:shown], moved, maps)
+        moved, curves[name] = attacked(network.to(args.device), images, labels, args.steps, args.seed)
+        maps = dict(zip(("before", "after"), feature_maps(network, images[:shown], args.group), strict=True))
+        after = feature_maps(network, moved[:shown], args.group)
+        maps |= dict(zip(("before, attacked", "after, attacked"), after, strict=True))
+        draw_maps(part, name, args.group, images[:shown], moved[:shown], maps)
     draw_curves(parts[-1], curves)
     figure.savefig(args.out, dpi=120)
     plt.close(figure)
+    numbers = {
+        name: {"mean": c.mean(1).tolist(), "std": c.std(1, correction=0).tolist()}
+        for name, c in curves.items()
+    }
     record = {"loss per step": numbers, "images": len(images), "seed": args.seed, **stamp()}
     args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {args.out}, {args.out.with_suffix('.json')}")
@@ -141,13 +147,17 @@ def draw(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Draw as the command line says."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint.pt of train.py, of one data set")
-    p.add_argument("--data-dir", default="sample", help="as in evaluate.py (default %(default)s)")
+    p = argparse.ArgumentParser(
+        prog="python -m examples.paper figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint.pt of `train`")
     p.add_argument(
-        "--limit",
-        type=at_least(1),
-        help="of the test images for Figure 3 (default: a fifth, as in the paper)",
+        "--data-dir", default="sample", help="a folder of parquet files, hub, or sample (default %(default)s)"
+    )
+    p.add_argument(
+        "--limit", type=at_least(1), help="test images for Figure 3 (default: a fifth, as in the paper)"
     )
     p.add_argument("--steps", type=at_least(1), default=50, help="of the targeted PGD (default %(default)s)")
     p.add_argument(
@@ -156,17 +166,10 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--images", type=at_least(1), default=3, help="of Figure 1 (default %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument(
-        "--out", type=Path, default=Path("figures.png"), help="numbers go beside it (default %(default)s)"
-    )
+    p.add_argument("--out", type=Path, default=Path("figures.png"), help="default %(default)s")
     args = p.parse_args(argv)
     if missing := [str(c) for c in args.checkpoint if not c.exists()]:
-        raise SystemExit(f"there is no {', '.join(missing)}; train.py writes checkpoint.pt into its --out")
+        raise ValueError(f"no such file: {', '.join(missing)}; `train` writes checkpoint.pt into its --out")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with exact_float32():
         draw(args)
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()

@@ -25,7 +25,8 @@ from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.records import RECORD, write_record
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
-from examples.paper.results.queue import FOLDERS, Queue, Run, given_set, lock, read_begun, shows_best, state
+from examples.paper.results.queue import FOLDERS, Queue, Run
+from examples.paper.results.state import given_set, lock, read_begun, state
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import BEST, load_trained, read_best, read_checkpoint
 from examples.paper.training.recipes import Recipe
@@ -74,7 +75,7 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
                 write_record(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
             if not trained(run, args, images, given_set(queue, run, args.runs), deadline):
                 return False
-            best = shows_best(queue, run)
+            best = queue.shows_best(run)
             if not evaluated(run, args, images, best, deadline):
                 return False
             file_result(run, args, best)
@@ -177,7 +178,7 @@ def file_result(run: Run, args: argparse.Namespace, best: bool) -> None:
 
 def commands(run: Run, args: argparse.Namespace, given: str | None, best: bool) -> list[str]:
     """A training and an evaluation that make the result again, in folders of any machine."""
-    runs, images = Path("runs/campaign"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
+    runs, images = Path("runs"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
     if run.set and given == str(args.runs / run.set / "set"):
         given = str(runs / run.set / "set")
     folder, rest = runs / run.name, {"data-dir": images, "seed": run.seed, "device": args.device}

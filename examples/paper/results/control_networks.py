@@ -1,0 +1,98 @@
+"""The networks of the small experiments: their activations and gates replaced."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.paper.common.gates import gate_inputs, gates
+from examples.paper.common.models import ACTIVATIONS, ResNet
+from examples.paper.common.sets import shuffled
+from sparta_act import Sparta, SpartaSet, replace_relus
+
+SITES, WIDTH = "G*.B-1", 16
+HALF, SHUFFLED = "ReLU times one half", "the set shuffled, frozen"  # the controls
+Make = Callable[[], nn.Module]
+
+
+def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:
+    """Fresh networks by name, all of the same first weights."""
+
+    def fresh() -> ResNet:
+        torch.manual_seed(seed)
+        return ResNet("resnet18", width=WIDTH)
+
+    return {
+        "ReLU": fresh,
+        HALF: lambda: replace_relus(fresh(), SITES, ACTIVATIONS["relu-half"]),
+        "the set, frozen": lambda: replace_relus(fresh(), SITES, taken),
+        SHUFFLED: lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
+        "SPARTA trained there": lambda: replace_relus(fresh(), SITES, Sparta),
+    }
+
+
+def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:
+    """The trained network by what replaces its ReLUs."""
+
+    def changed(name: str, sites: str) -> Make:
+        def make() -> nn.Module:
+            torch.manual_seed(seed)
+            return replace_relus(copy.deepcopy(trained), sites, ACTIVATIONS[name])
+
+        return make
+
+    return {
+        "ReLU": lambda: copy.deepcopy(trained),
+        "SPARTA": changed("sparta", SITES),
+        "SPARTA, identity=True": changed("sparta-identity", SITES),
+        "SiLU": changed("silu", "*act*"),
+    }
+
+
+class FixedGate(nn.Module):
+    """max(x, 0) times numbers that do not depend on x. Shapes: (N, C, H, W), kept."""
+
+    def __init__(self, gate: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gate", gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W), kept."""
+        return F.relu(x) * self.gate
+
+
+def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
+    """The trained network by what replaces its gates: means over active elements of images x.
+
+    Raises `ValueError` for a gate that is not called exactly once, or is the whole network.
+    """
+    calls = gate_inputs(trained, x)
+    if odd := [
+        f"{name or 'the network itself'} {len(inputs)} times"
+        for name, inputs in calls.items()
+        if len(inputs) != 1 or not name
+    ]:
+        raise ValueError(f"each gate must be a submodule that is called once; called: {', '.join(odd)}")
+    sites = gates(trained)
+    with torch.no_grad():
+        seen = {n: (sites[n].attention(z), (z > 0).float()) for n, (z,) in calls.items()}  # gate and active
+
+    def fixed(dims: tuple[int, ...]) -> Make:
+        def make() -> nn.Module:
+            model = copy.deepcopy(trained)
+            for name, (gate, active) in seen.items():
+                parent, _, child = name.rpartition(".")
+                total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
+                setattr(model.get_submodule(parent), child, FixedGate(total / count.clamp(min=1)))
+            return model
+
+        return make
+
+    return {
+        "SPARTA": lambda: copy.deepcopy(trained),
+        "one number": fixed((0, 1, 2, 3)),
+        "one of each channel": fixed((0, 2, 3)),
+        "one of each place": fixed((0, 1)),
+    }

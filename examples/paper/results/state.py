@@ -1,0 +1,142 @@
+"""State of a run, from its folder and its filed result."""
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from examples.paper.common.data import DATASETS
+from examples.paper.common.sets import trained_alike
+from examples.paper.evaluation.protocols import OLD_NAMES
+from examples.paper.results.queue import Queue, Run
+from examples.paper.training.loop import PROGRESS, read_log
+from sparta_act.pretrained.files import CONFIG, WEIGHTS
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One of done, running, stopped, missing, waiting and changed, with a detail."""
+
+    word: str
+    detail: str = ""
+
+
+def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
+    """State of a run, from the files alone."""
+    result = read_result(run.name, results)
+    lacks_best = result is not None and queue.shows_best(run) and "best errors" not in result
+    if result is not None and not lacks_best and not changes(run, result):
+        return State("done", f"clean error {result['errors']['clean']['error']:.1%}")
+    folder = runs / run.name
+    epoch = len(read_log(folder / "log.csv"))
+    if is_locked(folder):
+        return State("running", f"epoch {min(epoch + 1, run.epochs)} of {run.epochs}{pace(folder, epoch)}")
+    begun = read_begun(folder)
+    if begun and (changed := changes(run, {"settings": begun["settings"] | {"evaluation": run.evaluation}})):
+        return State("changed", f"{folder} began with other settings: {changed}; move or delete it")
+    if run.set is not None and given_set(queue, run, runs) is None:
+        place = runs / run.set / "set"
+        return State("waiting", f"for {run.set}, whose set is neither in {place} nor in the package")
+    if (folder / "checkpoint.pt").exists():
+        after = f"after epoch {epoch} of {run.epochs}" if epoch < run.epochs else "trained, not evaluated"
+        return State("stopped", after)
+    if result is None:
+        return State("missing")
+    return State("missing", f"an older result is filed: {changes(run, result) or 'it lacks the best epoch'}")
+
+
+def read_result(name: str, results: Path) -> dict[str, Any] | None:
+    """The filed result of a run, if there is one. Raises `ValueError` for a file that is not a result."""
+    path = results / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        result["settings"], result["errors"]["clean"]["error"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a result ({error!r}); restore it, or delete it and run again"
+        ) from None
+    return result
+
+
+def result_of(run: Run, results: Path) -> dict[str, Any] | None:
+    """The filed result of a run, if its settings are those of the queue."""
+    result = read_result(run.name, results)
+    return result if result is not None and not changes(run, result) else None
+
+
+def changes(run: Run, other: dict[str, Any]) -> str:
+    """How the settings of a result, or of a run that began, differ from the queue; empty if they agree."""
+    now, then = run.settings(), dict(other["settings"])
+    then["evaluation"] = OLD_NAMES.get(then.get("evaluation", ""), then.get("evaluation"))
+    return ", ".join(
+        f"{k} was {then.get(k)!r}, is {now.get(k)!r}"
+        for k in sorted(now.keys() | then.keys())
+        if now.get(k) != then.get(k)
+    )
+
+
+def pace(folder: Path, epoch: int) -> str:
+    """Speed of the epoch under way and the end of the training, as text; empty if unknown."""
+    try:
+        now = json.loads((folder / PROGRESS).read_text())
+        if now["epoch"] != epoch + 1:
+            return ""
+        ends = datetime.datetime.fromtimestamp(now["ends"])
+        return f", {now['images']:,} images, {now['images per second']:.0f} a second, ends {ends:%a %H:%M}"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def given_set(queue: Queue, run: Run, runs: Path) -> str | None:
+    """The set that a run gets, frozen: the folder of its giver, or the name of a set of the package.
+
+    The package's set counts if it was trained with the same settings as the giver.
+    """
+    if run.set is None:
+        return None
+    giver, place = queue.runs[run.set], runs / run.set / "set"
+    begun = read_begun(runs / run.set)
+    whole = (place / CONFIG).exists() and (place / WEIGHTS).exists()  # config.json is written last
+    if whole and begun and not changes(giver, begun):
+        return str(place)
+    if giver.sample or giver.limit:
+        return None
+    named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe")
+    settings = {k: getattr(giver, k) for k in named} | {"pretrained": None} | giver.numbers()
+    images = DATASETS[giver.dataset].images["train"] - (giver.validation or 0)
+    return trained_alike(settings | {"images": images})
+
+
+def read_begun(folder: Path) -> dict[str, Any] | None:
+    """Settings and commit that a run began with; nothing if it did not begin."""
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    try:
+        begun = json.loads(path.read_text())
+        return {"settings": dict(begun["settings"]), "git commit": str(begun["git commit"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say how the run began ({error!r}); delete {folder}") from None
+
+
+def lock(folder: Path) -> FileLock:
+    """Held by the process that works on a run."""
+    return FileLock(folder / "lock", timeout=0)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on a run."""
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except Timeout:
+        return True

@@ -1,0 +1,1 @@
+from tests.helpers.queues import place  # noqa: F401

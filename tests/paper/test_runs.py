@@ -1,0 +1,386 @@
+"""Runs of the queue by its commands: states, transfers, budgets, and what is filed."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.paper.common import sets
+from examples.paper.common.records import packed
+from examples.paper.common.sets import in_pixels
+from examples.paper.evaluation import evaluate
+from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
+from examples.paper.results import export, work
+from examples.paper.results.queue import read_queue
+from examples.paper.results.state import State, lock
+from examples.paper.training import loop
+from examples.paper.training.checkpoint import load_trained, read_checkpoint
+from examples.paper.training.command import parser
+from sparta_act import Sparta, SpartaSet
+from sparta_act.pretrained import hub, shipped
+from tests.helpers.fixtures import write_parquet
+from tests.helpers.queues import QUICK, SMALL, call, page, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def change_entry(place):
+    (place / "queue.toml").write_text(SMALL.replace('activation = "sparta"', 'activation = "sparta-static"'))
+
+
+def test_a_changed_entry_never_files_the_old_network(place, capsys):
+    run(place, "short-sparta")
+    change_entry(place)
+    call(place, "status")
+    assert "changed" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="began with other settings: activation was 'sparta', is 'sparta-static'"
+    ):
+        run(place, "short-sparta")
+    filed = json.loads((place / "results/short-sparta.json").read_text())
+    assert filed["settings"]["activation"] == "sparta"
+    assert "\n\nNot measured yet: Table 2.\n" in page(place)
+
+
+def test_a_transfer_run_never_takes_the_old_networks_set(place):
+    run(place, "short-sparta")
+    change_entry(place)
+    with pytest.raises(ValueError, match="waiting for short-sparta, whose set is neither in"):
+        run(place, "short-sparta-from-sparta")
+
+
+def test_a_transfer_run_trains_around_the_frozen_set(place):
+    with pytest.raises(ValueError, match="waiting for short-sparta"):
+        run(place, "short-sparta-from-sparta")
+    run(place, "short-sparta", "short-sparta-from-sparta")
+    given, taken = (
+        load_trained(place / f"runs/{n}/checkpoint.pt")[0].layer4[1].act2
+        for n in ("short-sparta", "short-sparta-from-sparta")
+    )
+    assert taken.frozen
+    torch.testing.assert_close(taken.conv3, given.conv3.half().float())
+    assert not (place / "runs/short-sparta-from-sparta/set").exists()
+
+
+SHIPPED = (
+    SMALL.replace("short = { epochs = 1 }", "short = { epochs = 1 }\ncpu = { epochs = 8 }")
+    .replace(
+        'short-sparta = { activation = "sparta" }',
+        'cpu-sparta = { activation = "sparta", limit = 0, sample = false, validation = 500 }',
+    )
+    .replace('set = "short-sparta"', 'set = "cpu-sparta"')
+    .replace('run = "sparta"', 'run = "relu"')
+)
+
+
+@pytest.fixture
+def ours(place, monkeypatch):
+    """A set of this package, as `cpu-sparta` of `SHIPPED` would have made it, on all of CIFAR-10 but 500."""
+    (place / "queue.toml").write_text(SHIPPED)
+    giver = read_queue(place / "queue.toml").runs["cpu-sparta"]
+    named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe", "validation")
+    settings = {k: getattr(giver, k) for k in named} | {"pretrained": None, "images": 49_500, "amp": None}
+    activations = {f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}
+    info = {"recipe": in_pixels(settings | giver.numbers())}
+    folder = place / "sets/ours"
+    SpartaSet(activations, info).save_pretrained(folder)
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    monkeypatch.setitem(shipped.SHIPPED, "ours", files)
+    monkeypatch.delitem(shipped.SHIPPED, "cifar10-resnet18-w16", raising=False)
+    for module in (sets, hub):
+        monkeypatch.setattr(module, "SETS", place / "sets")
+    sets._recipe.cache_clear()
+    yield activations
+    sets._recipe.cache_clear()
+
+
+def test_a_shipped_set_replaces_the_run_it_came_from(place, ours):
+    run(place, "short-sparta-from-sparta")
+    model, settings = load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
+    assert settings["pretrained"] == "ours"
+    assert model.layer4[1].act2.frozen
+    assert model.layer4[1].act2.conv3.equal(ours["G4.B2"].conv3.half().float())
+    filed = json.loads((place / "results/short-sparta-from-sparta.json").read_text())
+    assert "--pretrained ours" in filed["commands"][0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cpu = { epochs = 8 }", "cpu = { epochs = 9 }"),
+        ("seed = 0", "seed = 1"),
+        ("limit = 0", "limit = 9"),
+        ("false", "true"),
+        ("validation = 500", "validation = 400"),
+        ('recipe = "fast"', 'recipe = "single"'),
+    ],
+)
+def test_a_shipped_set_of_another_training_does_not(place, ours, old, new):
+    assert old in SHIPPED
+    (place / "queue.toml").write_text(SHIPPED.replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"neither in .*cpu-sparta.set nor in the package"):
+        run(place, "short-sparta-from-sparta")
+
+
+def test_a_set_that_is_half_there_is_not_taken(place):
+    run(place, "short-sparta")
+    (place / "runs/short-sparta/set/config.json").unlink()
+    with pytest.raises(ValueError, match="waiting for short-sparta"):
+        run(place, "short-sparta-from-sparta")
+
+
+def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):
+    (place / "queue.toml").write_text(SMALL.replace("sample = true\nlimit = 40\n", ""))
+    for split in ("train", "test"):
+        x = np.zeros((60, 32, 32, 3), np.uint8)
+        write_parquet(place / f"data/cifar10/{split}-00000-of-00001.parquet", x, np.arange(60) % 10)
+    with pytest.raises(ValueError, match="the train split of cifar10 has 50000 images, found 60"):
+        run(place, "short-relu", "--data", place / "data")
+    run(place, "--next", "--data", place / "data")
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there is no such folder"):
+        run(place, "short-relu", "--data", place / "nowhere")
+    with pytest.raises(ValueError, match="needs the whole cifar10: --data FOLDER"):
+        run(place, "short-relu")
+    assert not (place / "runs").exists()
+
+
+def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place):
+    (place / "queue.toml").write_text(SMALL.replace("seed = 0", "seed = 3"))
+    run(place, "short-relu")
+    text = (place / "results/short-relu.json").read_text()
+    assert str(place) not in text
+    result = json.loads(text)
+    assert result["seconds per epoch"] > 0
+    assert result["settings"]["numbers"]["eps"] == 16 / 255
+    assert result["training images"] == 40
+    assert len(result["git commit"]) >= 40 or result["git commit"] == "unknown"
+    training, evaluation = (c.split()[4:] for c in result["commands"])
+    args = parser().parse_args([a.strip("'") for a in training])
+    assert (args.activation, args.epochs, args.width, args.sites) == ("relu", 1, 8, "G*.B-1")
+    assert (args.seed, evaluation[evaluation.index("--seed") + 1]) == (3, "3")
+    assert evaluation[0] == "runs/short-relu/checkpoint.pt"
+    model, _ = load_trained(place / "runs/short-relu/checkpoint.pt")
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_missing_autoattack_is_an_error_before_the_training(place, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(QUICK, autoattack=True))
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match="AutoAttack is not installed"):
+        run(place, "short-relu")
+    assert not list(place.rglob("checkpoint.pt"))
+
+
+def test_what_is_done_is_not_done_again(place, capsys):
+    run(place, "short-relu")
+    path = place / "runs/short-relu/checkpoint.pt"
+    before = path.read_bytes()
+    run(place, "short-relu")
+    assert "short-relu is done" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_smoke_run_goes_all_the_way(tmp_path):
+    folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    for action in (["run", "smoke-sparta", "--device", "cpu"], ["tables"], ["status"]):
+        places = folders[2:] if action == ["tables"] else folders
+        python = [sys.executable, "-m", "examples.paper", *action, *places]
+        done = subprocess.run([str(a) for a in python], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "smoke-sparta" in line)
+    assert "done" in row
+    assert "smoke: smoke 1 of 1" in done.stdout
+    error = json.loads((tmp_path / "results/smoke-sparta.json").read_text())["errors"]["clean"]
+    cell = f"{error['error']:.1%} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
+    assert cell in (tmp_path / "results.md").read_text().split("## Smoke")[1]
+
+
+def test_a_run_locked_by_another_process_is_running(place, capsys):
+    folder = place / "runs/short-relu"
+    folder.mkdir(parents=True)
+    hold = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):"
+    hold += " print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, folder / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        call(place, "status")
+        assert "running" in capsys.readouterr().out
+        with pytest.raises((ValueError, SystemExit), match="another process"):
+            run(place, "short-relu")
+        other.stdin.close()
+    call(place, "status")
+    assert "running" not in capsys.readouterr().out
+
+
+def test_the_status_shows_how_far_an_epoch_is(place, capsys):
+    folder = place / "runs/short-relu"
+    folder.mkdir(parents=True)
+    ends = datetime.datetime(2026, 11, 28, 17, 5)
+    progress = {"epoch": 1, "images": 12_345, "images per second": 67.8, "ends": ends.timestamp()}
+    shown = ", 12,345 images, 68 a second, ends Sat 17:05"
+    with lock(folder):
+        for text, detail in (
+            (json.dumps(progress), shown),
+            (json.dumps(progress | {"epoch": 2}), ""),  # of an epoch that the log has already
+            ("{half", ""),
+        ):
+            (folder / "progress.json").write_text(text)
+            call(place, "status")
+            (line,) = re.findall("^ *short-relu .*", capsys.readouterr().out, re.M)
+            assert line.rstrip().endswith(f"running epoch 1 of 1{detail}")
+
+
+def test_a_run_by_the_field_protocol_is_filed(place, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "field", Protocol(limit=10, untargeted_steps=2, every_step=True))
+    (place / "queue.toml").write_text(SMALL.replace('"quick"', '"field"'))
+    run(place, "short-relu")
+    filed = json.loads((place / "results/short-relu.json").read_text())
+    assert {name: e["images"] for name, e in filed["errors"].items()} == {
+        "clean": 500,
+        "untargeted PGD-2, 8/255": 10,
+        "targeted DLR PGD-2, 8/255": 10,
+        "worst case, 8/255": 10,
+    }
+    assert "--protocol field" in filed["commands"][1]
+    call(place, "tables")
+
+
+def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
+    monkeypatch.setattr(work, "state", lambda *_: State("missing"))  # as both saw it a moment ago
+    (place / "runs/short-relu").mkdir(parents=True)
+    with lock(place / "runs/short-relu"):
+        run(place, "--next", "--data", "hub")
+    assert [p.stem for p in (place / "results").iterdir()] == ["short-sparta"]
+
+
+def test_what_fails_does_not_keep_the_rest_from_being_done(place, capsys):
+    (place / "runs/short-relu").mkdir(parents=True)
+    (place / "runs/short-relu/checkpoint.pt").write_bytes(b"no checkpoint")
+    for last in ([], ["--budget", "0.01s"]):  # done, or the time is over
+        with pytest.raises(SystemExit, match="not done: short-relu"):
+            run(place, "--next", *last, "--data", "hub")
+    with pytest.raises(SystemExit, match="not done: short-relu"):
+        run(place, "--next", "--budget", "9m", "--data", "hub")
+    assert "error: short-relu: " in capsys.readouterr().out
+    assert {p.stem for p in (place / "results").iterdir()} == {"short-sparta", "short-sparta-from-sparta"}
+
+
+def test_bad_input_is_one_error_that_names_what_is_wrong(place):
+    with pytest.raises((ValueError, SystemExit), match="short-relu"):
+        run(place, "short-rel")
+    with pytest.raises(SystemExit):
+        run(place, "--next", "--budget", "soon")
+    (place / "results").mkdir()
+    for text in ("{half", "[]", "null", "{}", '{"settings": {}, "errors": []}'):
+        (place / "results/short-relu.json").write_text(text)
+        for name in ("status", "tables"):
+            with pytest.raises(
+                ValueError, match=r"short-relu\.json is not a result .*; restore it, or delete"
+            ):
+                call(place, name)
+    (place / "queue.toml").write_text(SMALL.replace('"relu"', '"rellu"').replace("width = 8", 'width = "8"'))
+    with pytest.raises(
+        ValueError,
+        match=r"short-relu.width: .*; runs.short-relu.activation: unknown 'rellu'; .*short-sparta.width: ",
+    ):
+        call(place, "status")
+    (place / "queue.toml").write_text("epochs = [")
+    with pytest.raises((ValueError, SystemExit), match=r"queue\.toml"):
+        call(place, "status")
+
+
+def test_what_is_trained_and_not_evaluated_says_so(place, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluations", lambda *_, **__: (s for s in [1000]))
+    run(place, "short-relu", "--budget", "9m")
+    capsys.readouterr()
+    call(place, "status")
+    assert "trained, not evaluated" in capsys.readouterr().out
+
+
+def test_a_run_out_of_time_goes_on(place):
+    (place / "queue.toml").write_text(SMALL.replace("short = { epochs = 1 }", "short = { epochs = 3 }"))
+    run(place, "short-relu", "--budget", "0.001s")
+    assert not list(place.rglob("short-relu.json"))
+    run(place, "short-relu")
+    assert read_checkpoint(place / "runs/short-relu/checkpoint.pt")["epoch"] == 3
+
+
+def test_an_evaluation_stops_before_a_part_that_would_end_too_late(place, capsys, monkeypatch):
+    parts = []
+
+    def evaluations(*_, **__):
+        for seconds in (0, 0, 1000):
+            yield seconds
+            parts.append(seconds)
+
+    monkeypatch.setattr(evaluate, "evaluations", evaluations)
+    run(place, "short-relu", "--budget", "10m")
+    assert parts == [0, 0]
+    printed = capsys.readouterr().out
+    assert "short-relu: trained; its evaluation is not done, out of time" in printed
+    assert "go on with the same command" in printed
+    assert not list(place.rglob("short-relu.json"))
+    monkeypatch.undo()
+    run(place, "short-relu")
+    assert (place / "results/short-relu.json").exists()
+
+
+VALIDATED = SMALL.replace("epochs = 1", "epochs = 3").replace("limit = 40", "limit = 40\nvalidation = 10")
+
+
+@pytest.mark.parametrize(("errors", "best"), [([0.5, 0.3, 0.4], 2), ([0.5, 0.4, 0.3], 3)])
+def test_the_best_epoch_is_filed_with_the_last(place, monkeypatch, errors, best):
+    found = iter(errors)
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(found))
+    (place / "queue.toml").write_text(VALIDATED.replace("paper = [15.48]", "best = true"))
+    run(place, "short-sparta")
+    folder, filed = place / "runs/short-sparta", json.loads((place / "results/short-sparta.json").read_text())
+    assert filed["training images"] == 30
+    assert "--validation 10" in filed["commands"][0]
+    assert (filed["best epoch"]["epoch"], filed["last epoch"]["epoch"]) == (best, 3)
+    assert filed["best epoch"]["validation error"] == min(errors)
+    last, chosen = (export.measured(folder / f) for f in (".", "best"))
+    assert "runs/short-sparta/best/checkpoint.pt" in filed["commands"][1]
+    assert (folder / "best/evaluation.npz").exists()
+    assert filed["best errors"] == chosen["errors"]
+    assert filed["errors"] == last["errors"]
+    error = {"low": 0.6, "high": 0.8, "images": 10, "error": 0.7, "wrong": packed(torch.arange(10) < 7)}
+    filed["best errors"]["clean"] = error
+    (place / "results/short-sparta.json").write_text(json.dumps(filed))
+    text = page(place)
+    assert "| SPARTA | 70.0% (39.7-89.2) |\n" in text
+    assert f") | {best} | " in text
+    (place / "results/short-sparta.json").unlink()  # another run's best epoch is not filed as this one's
+    state = torch.load(folder / "best/checkpoint.pt", weights_only=True)
+    torch.save(state | {"settings": state["settings"] | {"seed": 7}}, folder / "best/checkpoint.pt")
+    with pytest.raises(ValueError, match=r"best.checkpoint\.pt, .* is of another run"):
+        run(place, "short-sparta")
+
+
+def test_a_best_epoch_that_no_table_shows_is_not_evaluated(place, monkeypatch):
+    found = iter([0.4, 0.5, 0.6])
+    monkeypatch.setattr(loop, "validation_error", lambda *_: next(found))
+    (place / "queue.toml").write_text(VALIDATED)
+    run(place, "short-sparta")
+    filed = json.loads((place / "results/short-sparta.json").read_text())
+    assert (place / "runs/short-sparta/best/checkpoint.pt").exists()
+    assert not (place / "runs/short-sparta/best/evaluation.npz").exists()
+    assert "best" not in filed["commands"][1]
+    assert not filed.keys() & {"best errors", "best epoch"}
+    row = '"sparta", best = true, paper'
+    (place / "queue.toml").write_text(VALIDATED.replace('"sparta", paper', row))  # a table shows it later
+    assert "Not measured yet: Table 2." in page(place)
+    run(place, "short-sparta")
+    assert (place / "runs/short-sparta/best/evaluation.npz").exists()
+    assert "best errors" in json.loads((place / "results/short-sparta.json").read_text())

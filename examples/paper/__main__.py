@@ -10,7 +10,7 @@ COMMANDS = {
     "status": ("results.campaign", "list the queue and what each table lacks"),
     "tables": ("results.campaign", "write docs/results.md from the filed results"),
     "export": ("results.export", "make a set of trained activations"),
-    "audit": ("audit.audit", "look for gradient masking with every attack"),
+    "audit": ("audit.command", "look for gradient masking with every attack"),
     "figures": ("results.figures", "draw the paper's figures"),
     "controls": ("results.controls", "small experiments with their controls"),
     "network": ("evaluation.networks", "write a network's weights to pass on"),

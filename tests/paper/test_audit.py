@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import os
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
@@ -35,16 +37,30 @@ def failing(rows):
 
 
 @pytest.fixture(scope="module")
-def small():
-    return networks_to_audit.trained()
+def shared(tmp_path_factory):
+    """A folder that all processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="module")
-def honest(small, tmp_path_factory):
-    """Audit of a plain network: its record, and its checks by their numbers."""
+def small(shared):
+    """A plain network, trained by the first process that needs it."""
+    with FileLock(shared / "small.lock"):
+        if not (shared / "small.pt").exists():
+            torch.save(networks_to_audit.trained().state_dict(), shared / "small.pt")
+    model = networks_to_audit.Small()
+    model.load_state_dict(torch.load(shared / "small.pt"))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def honest(small, shared):
+    """Its audit: the record, and the checks by their numbers; a second process finds the attacks done."""
     budget = dataclasses.replace(FEW, queries=600, control=10)
-    surrogate = networks_to_audit.trained(Sparta, seed=1, epochs=4)
-    return audited(small, tmp_path_factory.mktemp("honest"), budget=budget, sparta=surrogate)
+    with FileLock(shared / "honest.lock"):
+        surrogate = networks_to_audit.trained(Sparta, seed=1, epochs=1)
+        return audited(small, shared / "honest", budget=budget, sparta=surrogate)
 
 
 @pytest.mark.slow
@@ -201,7 +217,7 @@ def test_a_strange_but_honest_network_is_audited_to_the_end(wrapped, tmp_path):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """The command line's argument for a network somebody brings, and little to do for the audit."""
+    """The command line's argument for a third-party network, and a small budget."""
     monkeypatch.setattr(run, "Budget", partial(Budget, 8, 2, 3, 5, 1, 2, 4))
     file = tmp_path / "mine.py"
     file.write_text(

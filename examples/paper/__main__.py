@@ -12,7 +12,7 @@ COMMANDS = {
     "status": ("results.command:status", "list the queue and what each table lacks"),
     "tables": ("results.command:tables", "write docs/results.md from the filed results"),
     "export": ("results.export:main", "make a set of trained activations"),
-    "audit": ("audit.audit:main", "look for gradient masking with every attack"),
+    "audit": ("audit.command:main", "look for gradient masking with every attack"),
     "figures": ("results.figures:main", "draw the paper's Figures 1 and 3"),
     "controls": ("results.controls:main", "small experiments with their controls"),
     "network": ("evaluation.networks:main", "write a network's weights to pass on"),

@@ -18,8 +18,11 @@ from examples.paper.attacks import autoattack
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, pgd
 from examples.paper.attacks.robust_error import robust_errors
-from examples.paper.audit import adaptive, attacks, audit
+from examples.paper.audit import attacks, gate_statistics
+from examples.paper.audit import command as audit_command
+from examples.paper.audit.budget import Budget
 from examples.paper.audit.gradient_free import noise
+from examples.paper.audit.run import audit
 from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
@@ -31,7 +34,7 @@ from examples.paper.training.loop import Settings, epochs, read_log
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, replace_relus
-from tests.helpers import stand_in, suspects
+from tests.helpers import networks_to_audit, stand_in
 from tests.helpers.queues import QUICK, SMALL
 from tests.paper.test_autoattack import TenLevels
 
@@ -129,7 +132,7 @@ USES = {
     "pgd, restarts": lambda model, x, y: pgd(model, x, y, **ATTACK, restarts=2, targeted=True),
     "robust errors": lambda model, x, y: robust_errors(model, x, y, **ATTACK, targeted=True),
     "noise": lambda model, x, y: noise(model, x, y, eps=0.1, draws=2),
-    "gate": lambda model, x, y: adaptive.statistics(model, x, y),
+    "gate": lambda model, x, y: gate_statistics.statistics(model, x, y),
 }
 
 
@@ -292,32 +295,28 @@ class AllWrong(nn.Module):
 
 @pytest.mark.slow
 def test_an_audit_makes_all_attempts_and_goes_on(device, tmp_path):
-    pytest.importorskip("foolbox")
+    pytest.importorskip("pyautoattack")
     torch.manual_seed(0)
-    model, surrogate = (suspects.Small(adaptive).to(device).eval() for adaptive in (Sparta, None))
+    model, surrogate = (networks_to_audit.Small(adaptive).to(device).eval() for adaptive in (Sparta, None))
     x = data.to_float(data.load("test")[0][:8], device)
     with torch.no_grad():
         y = model(x).argmax(1)  # all right, and hard to move by so little
-    few = attacks.Budget(
-        steps=2, restarts=2, draws=4, queries=40, hard_label=2, control=2, autoattack=1, curve=4
-    )
+    few = Budget(steps=2, restarts=2, draws=4, queries=40, control=2, autoattack=1, curve=4)
     more = {"eps": 0.2 / 255, "budget": few, "surrogates": {"relu": surrogate}}
-    record = audit.audit(model, x, y, out=tmp_path, **more)
+    record = audit(model, x, y, out=tmp_path, **more)
     numbers = record["numbers"]
     assert record["attacks"].keys() >= {*attacks.ADAPTIVE, *attacks.TARGETED, "PGD, float64", "Square"}
     assert "not possible" not in json.dumps(numbers)  # an error there is told, and does not end the audit
-    assert numbers["HopSkipJump"]["standing"] == 2
-    assert numbers["HopSkipJump"]["queries"] == 40
     assert record["evidence"]["changed"] == 0
-    again = audit.audit(model, x, y, out=tmp_path, **more)
+    again = audit(model, x, y, out=tmp_path, **more)
     assert again["numbers"]["seconds"] == numbers["seconds"]  # nothing was done again
 
 
 @pytest.mark.slow
 def test_the_audits_command(device, tiny_data, tmp_path):
-    pytest.importorskip("foolbox")
+    pytest.importorskip("pyautoattack")
     options = arguments("--limit 4", "--device", device, "--data-dir", tiny_data, "--out", tmp_path)
-    record = audit.run(audit.parser().parse_args([f"{__file__}:AllWrong", *options]))
+    record = audit_command.run(audit_command.parser().parse_args([f"{__file__}:AllWrong", *options]))
     assert record["worst case"]["error"] == 1.0
     assert record["device"] == device
 

@@ -1,4 +1,4 @@
-"""Gradients that go around SPARTA's gate, found another way, and what a gate does to a gradient."""
+"""Gradients around SPARTA's gate against a second way to form them, and the statistics of a gate."""
 
 import pytest
 import torch
@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from examples.paper.audit import adaptive
+from examples.paper.audit.gate_statistics import statistics
+from examples.paper.common.gates import gates
 from sparta_act import Sparta, SwishReLU
 from sparta_act import functional as SF
-from tests.helpers import reference, suspects
+from tests.helpers import networks_to_audit, reference
 
 KINDS = [{}, {"identity": True}, {"neighborhood": 2}]  # arguments
 each_kind = pytest.mark.parametrize("arguments", KINDS, ids=str)
@@ -61,13 +63,13 @@ def test_the_copy_answers_as_the_network_and_the_network_stays(arguments, name):
     model, x = Net(**arguments).eval(), images()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     kinds = [type(m) for m in model.modules()]
-    twin = adaptive.around(model, adaptive.SUBSTITUTES[name])
+    twin = adaptive.bpda(model, adaptive.SUBSTITUTES[name])
     assert torch.equal(twin(x), model(x))
     assert not torch.equal(gradient(twin, x, 1), gradient(model, x, 1))
     assert [type(m) for m in model.modules()] == kinds
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert type(twin.act) is adaptive.Through
-    assert type(twin.blocks[0][0][1]) is adaptive.Through
+    assert type(twin.act) is adaptive.BPDA
+    assert type(twin.blocks[0][0][1]) is adaptive.BPDA
     assert type(twin.act.sparta) is Sparta
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
     assert not twin.training
@@ -78,15 +80,15 @@ def test_the_copy_answers_as_the_network_and_the_network_stays(arguments, name):
 def test_the_values_are_those_of_sparta_to_the_last_bit_in_every_dtype(substitute, dtype):
     model = nn.Sequential(drawn(neighborhood=2, identity=True)).to(dtype)
     x = torch.randn(2, C, 6, 5).to(dtype)
-    found = adaptive.around(model, substitute)(x)
+    found = adaptive.bpda(model, substitute)(x)
     assert found.dtype == dtype
     assert torch.equal(found, model(x))
 
 
 def test_a_network_without_gates_is_copied():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
-    twin = adaptive.around(model, adaptive.gate_one)
-    assert adaptive.gates(model) == {}
+    twin = adaptive.bpda(model, adaptive.gate_one)
+    assert gates(model) == {}
     assert twin is not model
     x = images()
     assert torch.equal(twin(x), model(x))
@@ -95,28 +97,28 @@ def test_a_network_without_gates_is_copied():
 
 def test_a_gate_in_two_places_is_replaced_in_both():
     sparta, (x, v) = drawn().double(), off_the_kink()
-    twin = adaptive.around(nn.Sequential(sparta, nn.Sequential(nn.Identity(), sparta)), adaptive.gate_one)
+    twin = adaptive.bpda(nn.Sequential(sparta, nn.Sequential(nn.Identity(), sparta)), adaptive.gate_one)
     assert torch.equal(gradient(twin, x, v), v * (x > 0))
-    assert [type(twin[0]), type(twin[1][1])] == [adaptive.Through] * 2
+    assert [type(twin[0]), type(twin[1][1])] == [adaptive.BPDA] * 2
     assert twin[0].sparta is twin[1][1].sparta
 
 
 def test_gates_are_found_by_their_dotted_names():
     model = Net()
-    assert adaptive.gates(model) == {"act": model.act, "blocks.0.0.1": model.blocks[0][0][1]}
+    assert gates(model) == {"act": model.act, "blocks.0.0.1": model.blocks[0][0][1]}
 
 
 @each_kind
 def test_gate_detached_is_the_gate_as_a_constant(arguments):
     sparta, (x, v) = drawn(**arguments).double(), off_the_kink()
-    twin = adaptive.around(nn.Sequential(sparta), adaptive.gate_detached)
+    twin = adaptive.bpda(nn.Sequential(sparta), adaptive.gate_detached)
     torch.testing.assert_close(gradient(twin, x, v), v * (x > 0) * sparta.attention(x))
 
 
 @each_kind
 def test_gate_one_is_relu(arguments):
     sparta, (x, v) = drawn(**arguments).double(), off_the_kink()
-    twin = adaptive.around(nn.Sequential(sparta), adaptive.gate_one)
+    twin = adaptive.bpda(nn.Sequential(sparta), adaptive.gate_one)
     assert torch.equal(gradient(twin, x, v), v * (x > 0))
 
 
@@ -133,14 +135,14 @@ def test_a_logit_times_a_factor_is_that_gate_with_the_logits_own_gradient(argume
     expected = v * (x > 0) * scale * share + through_logit
     substitute = adaptive.SUBSTITUTES[f"logit x {factor}"]
     torch.testing.assert_close(substitute(sparta, x), x.clamp(min=0) * scale * share)
-    twin = adaptive.around(nn.Sequential(sparta), substitute)
+    twin = adaptive.bpda(nn.Sequential(sparta), substitute)
     torch.testing.assert_close(gradient(twin, x.detach(), v), expected)
 
 
 @each_kind
 def test_a_frozen_dpnet_is_an_ordinary_kernel_for_each_image(arguments):
     sparta, (x, v) = drawn(**arguments).double(), off_the_kink()
-    twin = adaptive.around(nn.Sequential(sparta), adaptive.dpnet_frozen)
+    twin = adaptive.bpda(nn.Sequential(sparta), adaptive.dpnet_frozen)
     found = gradient(twin, x, v)
     for i in range(len(x)):
         one, seen = slice(i, i + 1), F.avg_pool2d(x[i : i + 1], sparta.neighborhood, ceil_mode=True)
@@ -156,12 +158,12 @@ def test_a_frozen_dpnet_is_an_ordinary_kernel_for_each_image(arguments):
 
 def test_without_a_dpnet_freezing_it_changes_nothing():
     sparta, (x, v) = drawn(dynamic=False).double(), off_the_kink()
-    twin = adaptive.around(nn.Sequential(sparta), adaptive.dpnet_frozen)
+    twin = adaptive.bpda(nn.Sequential(sparta), adaptive.dpnet_frozen)
     torch.testing.assert_close(gradient(twin, x, v), gradient(sparta, x, v))
 
 
 def test_freezing_the_dpnet_leaves_the_module_and_its_class_alone():
-    sparta, x = suspects.hardened(drawn()), torch.randn(2, C, 6, 5).requires_grad_()
+    sparta, x = networks_to_audit.hardened(drawn()), torch.randn(2, C, 6, 5).requires_grad_()
     before, attributes, names = sparta(x), set(vars(sparta)), list(sparta.state_dict())
     torch.testing.assert_close(adaptive.dpnet_frozen(sparta, x), before)  # as hard
     assert set(vars(sparta)) == attributes
@@ -190,7 +192,7 @@ class Known(Sparta):
 def test_a_gate_we_know_is_counted_and_its_gradient_measured(identity, batch_size):
     model = nn.Sequential(Known(2, identity=identity), nn.Flatten(), nn.Linear(48, 3))
     x, y = torch.rand(5, 2, 3, 8), torch.tensor([0, 1, 2, 0, 1])
-    found = adaptive.statistics(model, x, y, batch_size)
+    found = statistics(model, x, y, batch_size)
     assert list(found) == ["0"]
     share = found["0"]
     assert share.closed.tolist() == [3 / 8] * 5
@@ -210,7 +212,7 @@ def test_a_gate_we_know_is_counted_and_its_gradient_measured(identity, batch_siz
 @each_kind
 def test_each_site_is_compared_with_a_relu_in_its_place(arguments):
     model, x, y = Net(**arguments).eval().double(), images(4, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
-    found = adaptive.statistics(model, x, y, batch_size=3)
+    found = statistics(model, x, y, batch_size=3)
     assert list(found) == ["act", "blocks.0.0.1"]
     conv, sparta = model.blocks[0][0]
 
@@ -239,7 +241,7 @@ def test_each_site_is_compared_with_a_relu_in_its_place(arguments):
 
 def test_a_fresh_identity_is_half_open_and_passes_on_what_relu_does():
     model = nn.Sequential(nn.Conv2d(3, C, 1), Sparta(C, identity=True), nn.Flatten(), nn.Linear(C * 30, 5))
-    share = adaptive.statistics(model, images(), torch.tensor([0, 1, 2]))["1"]
+    share = statistics(model, images(), torch.tensor([0, 1, 2]))["1"]
     assert share.closed.tolist() == share.open.tolist() == [0, 0, 0]
     torch.testing.assert_close(share.ratio, torch.ones(3, dtype=torch.float64), rtol=1e-6, atol=0)
     assert share.histogram[25] == share.histogram.sum() == 3 * C * 30
@@ -248,13 +250,13 @@ def test_a_fresh_identity_is_half_open_and_passes_on_what_relu_does():
 def test_where_there_is_no_gradient_from_above_the_ratio_is_a_number():
     model = nn.Sequential(drawn(), nn.Flatten(), nn.Linear(C * 30, 5))
     nn.init.zeros_(model[2].weight)
-    share = adaptive.statistics(model, images(channels=C), torch.tensor([0, 1, 2]))["0"]
+    share = statistics(model, images(channels=C), torch.tensor([0, 1, 2]))["0"]
     assert share.ratio.tolist() == [1, 1, 1]  # nothing is lost
 
 
 def test_a_network_without_gate_has_no_statistics():
     model = nn.Sequential(nn.Flatten(), nn.Linear(90, 5))
-    assert adaptive.statistics(model, images(), torch.tensor([0, 1, 2])) == {}
+    assert statistics(model, images(), torch.tensor([0, 1, 2])) == {}
 
 
 def test_a_gate_that_is_called_twice_is_looked_at_each_time():
@@ -267,10 +269,10 @@ def test_a_gate_that_is_called_twice_is_looked_at_each_time():
             return self.fc(self.act(self.act(x) - 0.3).flatten(1))
 
     model, x, y = Twice(), torch.rand(5, 2, 3, 8), torch.tensor([0, 1, 2, 0, 1])
-    found = adaptive.statistics(model, x, y, batch_size=2)
+    found = statistics(model, x, y, batch_size=2)
     assert list(found) == ["act", "act #2"]
     last = nn.Sequential(model.act, nn.Flatten(), model.fc)
-    alone = adaptive.statistics(last, model.act(x).detach() - 0.3, y)["0"]
+    alone = statistics(last, model.act(x).detach() - 0.3, y)["0"]
     torch.testing.assert_close(found["act #2"].ratio, alone.ratio)
     assert not torch.equal(found["act"].ratio, found["act #2"].ratio)
     assert all(f.histogram.sum() == 5 * 48 for f in found.values())
@@ -286,14 +288,14 @@ def test_a_gate_whose_answer_nobody_uses_has_no_statistics():
             self.unused(x)
             return self.fc(self.used(x).flatten(1))
 
-    found = adaptive.statistics(Unused(), images(channels=C), torch.tensor([0, 1, 2]))
+    found = statistics(Unused(), images(channels=C), torch.tensor([0, 1, 2]))
     assert list(found) == ["used"]
 
 
 def test_a_gate_that_is_never_called_has_no_statistics():
     model = Net()
     model.spare = Sparta(C)
-    assert list(adaptive.statistics(model, images(), torch.tensor([0, 1, 2]))) == ["act", "blocks.0.0.1"]
+    assert list(statistics(model, images(), torch.tensor([0, 1, 2]))) == ["act", "blocks.0.0.1"]
 
 
 def test_images_and_network_are_left_as_they_were():
@@ -302,9 +304,9 @@ def test_images_and_network_are_left_as_they_were():
     before, images_before = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
     modes = [m.training for m in model.modules()]
     flags = [p.requires_grad for p in model.parameters()]
-    adaptive.statistics(model, x, y)
+    statistics(model, x, y)
     with pytest.raises(RuntimeError):
-        adaptive.statistics(model, x[:, :, :3], y)  # the last layer cannot take them
+        statistics(model, x[:, :, :3], y)  # the last layer cannot take them
     assert torch.equal(x, images_before)
     assert not x.requires_grad
     assert [m.training for m in model.modules()] == modes
@@ -316,5 +318,5 @@ def test_images_and_network_are_left_as_they_were():
 
 def test_sites_are_seen_in_evaluation_mode():
     model, x, y = Net().train(), images(), torch.tensor([0, 1, 2])
-    found = adaptive.statistics(model, x, y)["act"]
-    assert torch.equal(found.ratio, adaptive.statistics(model.eval(), x, y)["act"].ratio)
+    found = statistics(model, x, y)["act"]
+    assert torch.equal(found.ratio, statistics(model.eval(), x, y)["act"].ratio)

@@ -1,4 +1,4 @@
-"""A store on a disk: what a killed audit keeps, and what it does not take for its own."""
+"""The file of an audit: what a killed audit keeps, and what it begins anew."""
 
 import pytest
 import torch
@@ -27,10 +27,10 @@ def bools(*values):
 def filled(data, path, key="key"):
     x, y = data
     store = Store(x, y, path, key)
-    store.note("clean", bools(1, 0, 0, 0), x)
-    store.note("PGD", bools(1, 1, 0, 0), x + 0.25)
-    store.note("PGD, eps 4/255", bools(1, 1, 1, 0))
-    store.tell("loss curve", {"mean": [0.1, 1.5], "name": "Größe/ß"})
+    store.add_attack("clean", bools(1, 0, 0, 0), x)
+    store.add_attack("PGD", bools(1, 1, 0, 0), x + 0.25)
+    store.add_attack("PGD, eps 4/255", bools(1, 1, 1, 0))
+    store.add_numbers("loss curve", {"mean": [0.1, 1.5], "name": "Größe/ß"})
     return store
 
 
@@ -38,12 +38,12 @@ def assert_new(store, data):
     assert store.wrong == {}
     assert store.numbers == {}
     assert torch.equal(store.images, data[0])
-    assert store.by == [""] * N
+    assert store.broken_by == [""] * N
     assert store.broken().tolist() == [False] * N
     assert "clean" not in store
 
 
-def test_a_new_ledger_is_empty_and_writes_nothing(data, path):
+def test_a_new_store_is_empty_and_writes_nothing(data, path):
     assert_new(Store(*data, path, "key"), data)
     assert not path.exists()
 
@@ -57,72 +57,72 @@ def test_a_killed_audit_goes_on_with_all_of_it(data, path):
         assert torch.equal(after.wrong[name], wrong)
     assert after.numbers == {"loss curve": {"mean": [0.1, 1.5], "name": "Größe/ß"}}
     assert torch.equal(after.images, before.images)
-    assert after.by == before.by == ["clean", "PGD", "", ""]
+    assert after.broken_by == before.broken_by == ["clean", "PGD", "", ""]
     assert after.broken().tolist() == [True, True, False, False]
     for name in ("clean", "PGD", "PGD, eps 4/255", "loss curve"):
         assert name in after
     assert "Square" not in after
-    after.note("Square", bools(0, 0, 1, 0), data[0] + 0.5)
+    after.add_attack("Square", bools(0, 0, 1, 0), data[0] + 0.5)
     again = Store(*data, path, "key")
     assert set(again.wrong) == {"clean", "PGD", "PGD, eps 4/255", "Square"}
-    assert again.by == ["clean", "PGD", "Square", ""]
+    assert again.broken_by == ["clean", "PGD", "Square", ""]
     assert again.numbers == before.numbers
 
 
 def test_the_first_image_that_fooled_is_the_evidence(data, path):
     x, _ = data
     store = filled(data, path)
-    store.note("later", bools(1, 1, 1, 0), x + 0.75)
-    for kept in (store, Store(*data, path, "key")):
-        assert kept.by == ["clean", "PGD", "later", ""]
-        assert torch.equal(kept.images, torch.stack([x[0], x[1] + 0.25, x[2] + 0.75, x[3]]))
+    store.add_attack("later", bools(1, 1, 1, 0), x + 0.75)
+    for held in (store, Store(*data, path, "key")):
+        assert held.broken_by == ["clean", "PGD", "later", ""]
+        assert torch.equal(held.images, torch.stack([x[0], x[1] + 0.25, x[2] + 0.75, x[3]]))
 
 
 def test_without_images_there_is_no_evidence(data, path):
     store = Store(*data, path, "key")
-    store.note("PGD at 2 eps", bools(1, 1, 1, 1))
+    store.add_attack("PGD at 2 eps", bools(1, 1, 1, 1))
     assert store.wrong["PGD at 2 eps"].all()
     assert not store.broken().any()
     assert torch.equal(store.images, data[0])
-    store.note("PGD", bools(0, 1, 0, 0), data[0] + 0.25)
-    assert store.by == ["", "PGD", "", ""]
+    store.add_attack("PGD", bools(0, 1, 0, 0), data[0] + 0.25)
+    assert store.broken_by == ["", "PGD", "", ""]
 
 
 def test_the_images_given_are_not_changed(data, path):
     x, _ = data
     before, attacked = x.clone(), torch.zeros(N, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     store = Store(*data, path, "key")
-    store.note("PGD", bools(1, 0, 0, 0), attacked)
+    store.add_attack("PGD", bools(1, 0, 0, 0), attacked)
     assert torch.equal(x, before)
     assert store.images.dtype == torch.float32
     assert not store.images.requires_grad
     assert store.images[0].abs().max() == 0
 
 
-def test_told_again_is_the_newer(data, path):
+def test_numbers_added_again_replace_the_older(data, path):
     store = Store(*data, path, "key")
-    store.tell("zero gradients", {"images": 4})
-    store.tell("zero gradients", {"images": 5})
+    store.add_numbers("zero gradients", {"images": 4})
+    store.add_numbers("zero gradients", {"images": 5})
     assert Store(*data, path, "key").numbers == {"zero gradients": {"images": 5}}
 
 
-def test_one_result_may_be_noted_twice_and_changed_afterwards(data, path):
+def test_one_result_may_be_added_twice_and_changed_afterwards(data, path):
     wrong = bools(1, 0, 0, 0)
     store = Store(*data, path, "key")
-    store.note("clean", wrong, data[0])
-    store.note("restarts", wrong, data[0])
-    store.note("every second", bools(1, 0, 0, 1, 0, 1, 0, 1)[::2], data[0])
+    store.add_attack("clean", wrong, data[0])
+    store.add_attack("restarts", wrong, data[0])
+    store.add_attack("every second", bools(1, 0, 0, 1, 0, 1, 0, 1)[::2], data[0])
     wrong[3] = True
-    for kept in (store, Store(*data, path, "key")):
-        assert kept.wrong["clean"].tolist() == kept.wrong["restarts"].tolist() == [True, False, False, False]
-        assert kept.wrong["every second"].tolist() == [True, False, False, False]
+    for held in (store, Store(*data, path, "key")):
+        assert held.wrong["clean"].tolist() == held.wrong["restarts"].tolist() == [True, False, False, False]
+        assert held.wrong["every second"].tolist() == [True, False, False, False]
 
 
 def test_the_time_of_each_attack_is_kept_and_of_an_attack_done_again_the_newer(data, path):
     store = Store(*data, path, "key")
-    store.spent("PGD", 1.26)
-    store.spent("Square", 70.0)
-    store.spent("PGD", 2.0)
+    store.add_seconds("PGD", 1.26)
+    store.add_seconds("Square", 70.0)
+    store.add_seconds("PGD", 2.0)
     assert Store(*data, path, "key").numbers == {"seconds": {"PGD": 2.0, "Square": 70.0}}
     assert "PGD" not in store  # how long it took is not what it found
 
@@ -131,10 +131,10 @@ def test_another_key_begins_anew_and_replaces_the_file(data, path):
     filled(data, path, "eps 8/255")
     other = Store(*data, path, "eps 4/255")
     assert_new(other, data)
-    assert filled(data, path, "eps 8/255").by[1] == "PGD"  # looking did no harm
-    other.note("FGSM", bools(0, 0, 0, 1), data[0])
+    assert filled(data, path, "eps 8/255").broken_by[1] == "PGD"  # looking did no harm
+    other.add_attack("FGSM", bools(0, 0, 0, 1), data[0])
     assert_new(Store(*data, path, "eps 8/255"), data)
-    assert Store(*data, path, "eps 4/255").by == ["", "", "", "FGSM"]
+    assert Store(*data, path, "eps 4/255").broken_by == ["", "", "", "FGSM"]
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 8, 100, -200, -1])
@@ -143,8 +143,8 @@ def test_a_truncated_file_begins_anew(data, path, left):
     path.write_bytes(path.read_bytes()[:left])
     store = Store(*data, path, "key")
     assert_new(store, data)
-    store.note("clean", bools(1, 0, 0, 0), data[0])
-    assert Store(*data, path, "key").by[0] == "clean"
+    store.add_attack("clean", bools(1, 0, 0, 0), data[0])
+    assert Store(*data, path, "key").broken_by[0] == "clean"
 
 
 def test_a_damaged_or_foreign_file_begins_anew(data, path):
@@ -155,16 +155,16 @@ def test_a_damaged_or_foreign_file_begins_anew(data, path):
     for content in (b"", b"no tensors at all", b"\0" * 64, bytes(header)):
         path.write_bytes(content)
         assert_new(Store(*data, path, "key"), data)
-    whole = {"key": "key", "by": '["a", "", "", ""]', "numbers": '{"n": 1}'}
-    for tensors, told in [
+    whole = {"key": "key", "broken by": '["a", "", "", ""]', "numbers": '{"n": 1}'}
+    for tensors, metadata in [
         ({"images": x}, None),
         ({"weight": x}, whole),  # no images
-        ({"images": x}, {k: v for k, v in whole.items() if k != "by"}),
+        ({"images": x}, {k: v for k, v in whole.items() if k != "broken by"}),
         ({"images": x}, {k: v for k, v in whole.items() if k != "numbers"}),
         ({"images": x}, whole | {"numbers": "{"}),
         ({"images": x, "labels": y}, whole | {"key": "yek"}),
     ]:
-        save_file(tensors, path, told)
+        save_file(tensors, path, metadata)
         assert_new(Store(*data, path, "key"), data)
     save_file(
         {"images": x + 1, "wrong/a": bools(1, 0, 0, 0), "labels": y}, path, whole
@@ -178,8 +178,8 @@ def test_a_damaged_or_foreign_file_begins_anew(data, path):
 def test_a_write_that_fails_leaves_the_old_file(data, path):
     store = filled(data, path)
     with pytest.raises(TypeError):
-        store.tell("no JSON", {1, 2})
-    assert Store(*data, path, "key").by == ["clean", "PGD", "", ""]
+        store.add_numbers("no JSON", {1, 2})
+    assert Store(*data, path, "key").broken_by == ["clean", "PGD", "", ""]
     assert "no JSON" not in Store(*data, path, "key")
 
 

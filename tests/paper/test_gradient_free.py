@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from examples.paper.attacks.pgd import within
-from examples.paper.audit.gradient_free import _Watched, hard_label, noise, other_classes, square
+from examples.paper.audit.gradient_free import noise, square
 
 NEAREST = 0.02  # how far each image of `known` is from another class
 
@@ -50,13 +50,6 @@ def known(n=12):
     return model, x, y
 
 
-def starts(model, x, y):
-    chosen, there = other_classes(model, x, y, torch.rand(200, 3, 4, 4, dtype=x.dtype))
-    assert there.all()
-    model.seen.clear()
-    return chosen
-
-
 def blind(model, x, y, eps, seed=0):
     torch.manual_seed(seed)
     return noise(model, x, y, eps=eps, draws=200)
@@ -66,12 +59,7 @@ def by_squares(model, x, y, eps):
     return square(model, x, y, eps=eps, queries=300, seed=0)
 
 
-def by_hops(model, x, y, eps):
-    torch.manual_seed(0)
-    return hard_label(model, x, y, starts(model, x, y), eps=eps, queries=600)[:2]
-
-
-ATTACKS = {blind: 10, by_squares: 2.5, by_hops: 2.5}  # and how many times the distance is well above it
+ATTACKS = {blind: 10, by_squares: 2.5}  # and how many times the distance is well above it
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -111,10 +99,7 @@ def test_images_stay_among_images_at_the_edge_of_what_there_is(attack):
 def test_what_is_wrong_as_it_is_counts_and_is_not_changed(attack):
     model, x, y = known()
     y[:5] = (y[:5] + 1) % 3
-    if attack is by_hops:
-        broken, images, _ = hard_label(model, x, y, x, eps=1e-3, queries=5)  # each starts at itself
-    else:
-        broken, images = attack(model, x, y, 1e-3)
+    broken, images = attack(model, x, y, 1e-3)
     assert broken.tolist() == [True] * 5 + [False] * 7
     assert torch.equal(images, x)
 
@@ -191,7 +176,7 @@ def test_more_draws_break_more_and_lose_none():
     assert many.sum() > few.sum()
 
 
-# ---- Square and HopSkipJump
+# ---- Square
 
 
 def test_square_asks_no_more_than_it_may():
@@ -209,119 +194,6 @@ def test_square_is_the_same_for_the_same_seed():
     a, b, c = (square(model, x, y, eps=2.5 * NEAREST, queries=300, seed=seed)[1] for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-
-
-def test_each_image_is_asked_about_as_often_as_allowed():
-    model, x, y = known()
-    begin = starts(model, x, y)
-    _, _, count = hard_label(model, x, y, begin, eps=0.5 * NEAREST, queries=70)
-    assert count.tolist() == [70] * 12
-    assert [len(seen) for seen in model.seen] == [10] * 70 + [2] * 70  # ten images at once, then the last two
-    model.seen.clear()
-    _, _, count = hard_label(model, x, y, begin, eps=1, queries=70)
-    assert count.tolist() == [1] * 12
-    assert [len(seen) for seen in model.seen] == [10, 2]  # all are broken: it stops
-
-
-def test_the_first_image_that_fooled_is_kept():
-    model, x, y = known(1)
-    begin = starts(model, x, y)
-    torch.manual_seed(0)
-    hard_label(model, x, y, begin, eps=0, queries=300)
-    seen = [s for s in list(model.seen) if (s - x).abs().max() <= 0.2 and model(s).argmax(1) != y]
-    assert len(seen) > 1
-    torch.manual_seed(0)
-    _, images, _ = hard_label(model, x, y, begin, eps=0.2, queries=300)
-    assert torch.equal(images, seen[0])
-
-
-def test_a_later_image_does_not_replace_the_first_while_others_stand():
-    model, x, y = known(2)
-    wrong = starts(model, x, y)
-    watched = _Watched(model, x, y, 1.0, 10)
-    watched(torch.stack([wrong[0], x[1]]))
-    watched(torch.stack([1e-6 + wrong[0] * (1 - 2e-6), x[1]]))
-    assert watched.broken.tolist() == [True, False]
-    assert torch.equal(watched.images, torch.stack([wrong[0], x[1]]))
-
-
-def test_hops_begin_at_the_start_and_end_at_the_boundary():
-    """With many queries HopSkipJump comes within a few percent of the exact distance."""
-    model, x, y = known(4)
-    begin = starts(model, x, y)
-    torch.manual_seed(0)
-    hard_label(model, x, y, begin, eps=0.5 * NEAREST, queries=3000)
-    assert torch.equal(model.seen[0], begin)
-    asked = [(seen - x).abs().flatten(1).amax(1)[model(seen).argmax(1) != y] for seen in list(model.seen)]
-    nearest = torch.cat(asked).min()
-    assert NEAREST <= nearest < 1.3 * NEAREST
-
-
-def test_of_no_images_nothing_breaks():
-    model, x, y = known()
-    broken, images, count = hard_label(model, x[:0], y[:0], x[:0], eps=0.1, queries=5)
-    assert count.shape == (0,)
-    assert broken.shape == (0,)
-    assert images.shape == (0, 3, 4, 4)
-
-
-def test_a_start_that_is_no_error_is_given_up_and_the_count_tells():
-    model, x, y = known()
-    broken, images, count = hard_label(model, x, y, x, eps=1, queries=50)
-    assert count.tolist() == [1] * 12
-    assert not broken.any()
-    assert torch.equal(images, x)
-
-
-def test_a_network_that_contradicts_itself_is_given_up_and_the_count_tells():
-    class Random(Linear):
-        def forward(self, x):
-            return torch.randn(len(x), 3)
-
-    x = torch.rand(12, 3, 4, 4)
-    y = torch.zeros(12, dtype=torch.long)
-    broken, images, count = hard_label(Random(), x, y, 1 - x, eps=0.0, queries=500)
-    assert 0 < count.max() < 500
-    assert not broken.any()
-    assert torch.equal(images, x)
-
-
-def test_the_nearest_image_of_another_class():
-    model, x, y = known()
-    images = torch.rand(300, 3, 4, 4, dtype=x.dtype)
-    found, there = other_classes(model, x, y, images)
-    taken = model(images).argmax(1)
-    for i in range(len(x)):
-        distances = {(images[j] - x[i]).norm().item(): j for j in range(300) if taken[j] != y[i]}
-        assert torch.equal(found[i], images[distances[min(distances)]])
-    assert there.tolist() == [True] * 12
-
-
-def test_where_all_images_are_of_one_class_there_is_no_start():
-    model, x, y = known()
-    alike = x[y == y[0]]
-    found, there = other_classes(model, x, y, alike)
-    assert there.tolist() == (y != y[0]).tolist()
-    assert found.shape == x.shape
-
-
-def test_other_classes_leaves_the_network_as_it_was():
-    model, x, y = known()
-    model.train()
-    other_classes(model, x, y, x)
-    assert model.training
-    assert all(p.requires_grad for p in model.parameters())
-
-
-# ---- libraries
-
-
-def test_without_foolbox_the_error_says_what_to_install(monkeypatch):
-    model, x, y = known()
-    monkeypatch.setitem(sys.modules, "foolbox", None)
-    with pytest.raises(ValueError, match=r'foolbox is not installed: pip install "sparta-act\[audit\]"'):
-        hard_label(model, x, y, x, eps=0.1, queries=5)
-    assert model.seen == []
 
 
 def test_without_pyautoattack_square_says_what_to_install(monkeypatch):

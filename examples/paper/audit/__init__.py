@@ -1,1 +1,1 @@
-"""Is the gradient masked? Every attack we know, and what they say together."""
+"""Is a robustness figure real, or gradient masking? About thirty attacks, and eleven checks of them."""

@@ -1,4 +1,4 @@
-"""An audit at one look: how far each attack comes, and what the loss and the gate do on the way."""
+"""The figure of an audit: the error under each attack, the loss along PGD, and the gate."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 
 from examples.paper.audit import attacks as a
 from examples.paper.audit.store import Store
+from examples.paper.audit.verdicts import FAIL, PASS
 from examples.paper.common.atomic import atomic_write
 
 
 def draw(path: Path, record: Mapping[str, Any], store: Store) -> None:
-    """Write the page as a PNG; `record` is what audit.json holds."""
+    """Write the figure as a PNG; `record` is the content of audit.json."""
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.2])
     _attacks(left.subplots(), record)
@@ -27,13 +28,13 @@ def draw(path: Path, record: Mapping[str, Any], store: Store) -> None:
     _eps(eps, record)
     _gate(gate, store)
     worst, plain = (100 * e["error"] for e in (record["worst case"], record["attacks"][a.PLAIN]))
-    passed = sum(row["verdict"] == "pass" for row in record["checks"])
-    failed = [str(row["number"]) for row in record["checks"] if row["verdict"] == "FAIL"]
+    passed = sum(row["verdict"] == PASS for row in record["checks"])
+    failed = [str(row["number"]) for row in record["checks"] if row["verdict"] == FAIL]
     figure.suptitle(
         f"{record.get('network', 'network')}: {worst:.1f}% wrong in the worst case within "
-        f"{255 * record['eps']:.3g}/255, {plain:.1f}% by plain PGD; "
+        f"{255 * record['eps']:.3g}/255, {plain:.1f}% under plain PGD; "
         + (
-            f"checks {', '.join(failed)} FAIL"
+            f"FAIL: checks {', '.join(failed)}"
             if failed
             else f"{passed} of {len(record['checks'])} checks pass"
         )
@@ -44,18 +45,18 @@ def draw(path: Path, record: Mapping[str, Any], store: Store) -> None:
 
 
 def _attacks(ax: Axes, record: Mapping[str, Any]) -> None:
-    """Error by each attack, the worst case as a line."""
-    others = (*a.SWEEP, a.AT_LARGEST, a.SQUARE, a.HARD_LABEL)  # at another eps, or on some images only
+    """Error under each attack, the worst case as a line."""
+    others = (*a.SMALLER_EPS, *a.LARGER_EPS, a.AT_LARGEST, a.SQUARE)  # at another eps, or on some images only
     within = {n: e for n, e in record["attacks"].items() if n not in others}
     names = sorted(within, key=lambda n: within[n]["error"])
     errors = torch.tensor([[100 * within[n][k] for k in ("error", "low", "high")] for n in names])
     bars = (errors[:, 0] - errors[:, 1]).clamp(min=0), (errors[:, 2] - errors[:, 0]).clamp(min=0)
-    colours = ["tab:orange" if n == a.PLAIN else "tab:blue" for n in names]
-    ax.barh(names, errors[:, 0], xerr=torch.stack(bars), color=colours, error_kw={"elinewidth": 0.8})
+    colors = ["tab:orange" if n == a.PLAIN else "tab:blue" for n in names]
+    ax.barh(names, errors[:, 0], xerr=torch.stack(bars), color=colors, error_kw={"elinewidth": 0.8})
     ax.axvline(100 * record["worst case"]["error"], color="tab:red", label="worst case over all")
     ax.set_xlim(0, 100)
     ax.set_xlabel("% of images wrong, 95% intervals")
-    ax.set_title("attacks within eps that all images were given", fontsize=9)
+    ax.set_title("attacks within eps, on all images", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(fontsize=8, loc="lower right")
 
@@ -64,8 +65,8 @@ def _steps(ax: Axes, record: Mapping[str, Any], store: Store) -> None:
     """Error of the plain attack after each step."""
     at, last = torch.tensor(store.numbers["broken at step"]), 2 * record["budget"]["steps"]
     ax.plot([100 * ((at >= 0) & (at <= k)).float().mean().item() for k in range(last + 1)], label="PGD")
-    for name, colour in ((a.FGSM, "tab:green"), (a.NOISE, "tab:gray"), (a.CLEAN, "black")):
-        ax.axhline(100 * record["attacks"][name]["error"], ls=":", color=colour, label=name)
+    for name, color in ((a.FGSM, "tab:green"), (a.NOISE, "tab:gray"), (a.CLEAN, "black")):
+        ax.axhline(100 * record["attacks"][name]["error"], ls=":", color=color, label=name)
     ax.axvline(record["budget"]["steps"], color="tab:orange", lw=0.8)
     ax.set_title("% wrong by step (1, 2)", fontsize=9)
     ax.legend(fontsize=7)
@@ -80,7 +81,13 @@ def _loss(ax: Axes, record: Mapping[str, Any], store: Store) -> None:
 
 def _eps(ax: Axes, record: Mapping[str, Any]) -> None:
     """Error against eps."""
-    shares = {a.CLEAN: 0.0, a.PLAIN: 1.0, **a.SWEEP, a.AT_LARGEST: a.LARGEST / record["eps"]}
+    shares = {
+        a.CLEAN: 0.0,
+        a.PLAIN: 1.0,
+        **a.SMALLER_EPS,
+        **a.LARGER_EPS,
+        a.AT_LARGEST: a.LARGEST / record["eps"],
+    }
     names = sorted((n for n in shares if n in record["attacks"]), key=shares.__getitem__)
     ax.plot(
         [255 * record["eps"] * shares[n] for n in names],

@@ -1,6 +1,6 @@
-"""An audit in words: its headline, its table on the screen, and its page in Markdown.
+"""An audit as text: its headline, its table on the terminal, and its page in Markdown.
 
-`python examples/audit_text.py` writes the tables of docs/audit.md anew from what is filed in docs/audits.
+`python -m examples.paper.audit.page` rewrites the tables of docs/audit.md from the audits in docs/audits.
 """
 
 import json
@@ -15,53 +15,56 @@ from rich.markup import escape
 from rich.table import Table
 
 from examples.paper.audit import attacks as a
-from examples.paper.audit.checks import FAIL, PASS, UNKNOWN
+from examples.paper.audit.verdicts import FAIL, PASS, UNKNOWN
 from examples.paper.common.atomic import write_text
+from examples.paper.common.records import unpacked
+from examples.paper.common.statistics import format_error
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"(<!-- audit: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-COLOURS = {UNKNOWN: "yellow", FAIL: "bold red", PASS: "green"}
+COLORS = {UNKNOWN: "yellow", FAIL: "bold red", PASS: "green"}
 
 
 def show(record: Mapping[str, Any], title: str) -> None:
-    """Print the table and the headline; `record` is what audit.json holds."""
+    """Print the table and the headline; `record` is the content of audit.json."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table("", "check", "figure (points)", "verdict", "what it means", title=title, show_lines=True)
+    table = Table("", "check", "figure (points)", "verdict", "meaning", title=title, show_lines=True)
     for row in record["checks"]:
-        verdict = f"[{COLOURS.get(row['verdict'], 'dim')}]{row['verdict']}[/]"
+        verdict = f"[{COLORS.get(row['verdict'], 'dim')}]{row['verdict']}[/]"
         table.add_row(str(row["number"]), row["name"], escape(row["figure"]), verdict, escape(row["meaning"]))
     console.print(table)
-    for line in (*headline(record), made(record)):
+    for line in (*headline(record), provenance(record)):
         console.print(line, highlight=False, markup=False)
 
 
 def headline(record: Mapping[str, Any]) -> list[str]:
-    """What the network is worth and whether to believe it, in sentences."""
-    worst, plain, clean = record["worst case"], record["attacks"][a.PLAIN], record["attacks"][a.CLEAN]
+    """The network's errors, the evidence, and whether to believe them, in sentences."""
+    entries = (record["worst case"], record["attacks"][a.PLAIN], record["attacks"][a.CLEAN])
+    worst, plain, clean = (format_error(unpacked(e["wrong"], e["images"])) for e in entries)
     evidence, eps = record["evidence"], f"{255 * record['eps']:.3g}/255"
     lines = [
-        f"Error in the worst case over all attacks within {eps}: {told(worst)} of {worst['images']} images; "
-        f"by plain PGD-{record['budget']['steps']}: {told(plain)}; clean: {told(clean)}.",
-        f"Evidence: {evidence['wrong again']} of {evidence['images']} kept images fool a fresh copy of the "
+        f"Error in the worst case over all attacks within {eps}: {worst} of {entries[0]['images']} images; "
+        f"under plain PGD-{record['budget']['steps']}: {plain}; clean: {clean}.",
+        f"Evidence: {evidence['wrong again']} of {evidence['images']} stored images fool a fresh copy of the "
         f"network; {'all' if evidence['within eps'] else 'NOT all'} lie within {eps}.",
     ]
     verdicts = [row["verdict"] for row in record["checks"]]
     if FAIL in verdicts:
         failed = ", ".join(str(row["number"]) for row in record["checks"] if row["verdict"] == FAIL)
         lines.append(
-            f"FAIL ({failed}): signs of gradient masking. Do not believe plain PGD's figure; "
-            "even the worst case is only what these attacks found."
+            f"FAIL ({failed}): signs of gradient masking. Do not trust the error under plain PGD; "
+            "the worst case, too, is only a lower bound."
         )
     elif UNKNOWN in verdicts:
-        count = f"{verdicts.count(UNKNOWN)} of {len(verdicts)} checks could not be told"
-        lines.append(f"Nothing fails, but {count}: give more images (--limit) or surrogates (--surrogate).")
+        count = f"{verdicts.count(UNKNOWN)} of {len(verdicts)} checks do not have enough data"
+        lines.append(f"No check fails, but {count}: give more images (--limit) or surrogates (--surrogate).")
     else:
-        lines.append("Nothing fails: these attacks agree with each other. It is no certificate.")
+        lines.append("No check fails: these attacks agree with each other. This is no certificate.")
     return lines
 
 
-def made(record: Mapping[str, Any]) -> str:
-    """Where the figures come from."""
+def provenance(record: Mapping[str, Any]) -> str:
+    """Seed, machine, torch, date and time."""
     return (
         f"seed {record['seed']}; {record['machine']}; torch {record['torch']}; {record['date']}; "
         f"{record['seconds']} s"
@@ -74,17 +77,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"| {row['number']} | {row['name']} | {row['figure']} | **{row['verdict']}** | {row['meaning']} |"
         for row in record["checks"]
     ]
-    table = [
-        "|  | check | figure, in points | verdict | what it means |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-    ]
-    return "\n".join([*(line + "\n" for line in headline(record)), *table]) + "\n"
-
-
-def told(entry: Mapping[str, Any]) -> str:
-    """An error with its interval: `31.5% (28.7-34.4)`."""
-    return f"{entry['error']:.1%} ({100 * entry['low']:.1f}-{100 * entry['high']:.1f})"
+    head = ["|  | check | figure, in points | verdict | meaning |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*(line + "\n" for line in headline(record)), *head, *rows]) + "\n"
 
 
 def filled(page: str, audits: Path) -> str:
@@ -92,7 +86,7 @@ def filled(page: str, audits: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         record = json.loads((audits / match[2] / "audit.json").read_text())
-        return f"{match[1]}{markdown(record)}\n{made(record)}\n{match[3]}"
+        return f"{match[1]}{markdown(record)}\n{provenance(record)}\n{match[3]}"
 
     return BLOCK.sub(block, page)
 

@@ -1,8 +1,7 @@
-"""What the attacks of an audit found, with images as evidence; in a file, so that a killed audit goes on."""
+"""Results of an audit's attacks, with images as evidence, in a file from which a killed audit goes on."""
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from examples.paper.common.atomic import atomic_write
 
 
 class Store:
-    """Attacks by name: which images each broke, its numbers, and for each image the first that fooled it.
+    """Which images each attack broke, other numbers, and for each image the first that fooled the network.
 
-    Where none did, `images` holds the last one that somebody put there.
-
-    `key` says all that the results depend on; a file of another key, or one that is no store, is begun anew.
+    For an image that nothing broke, `images` holds the last one that a caller put there. `key` holds all that
+    the results depend on; a file with another key, or one that cannot be read, is begun anew.
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both on the CPU.
     """
 
@@ -27,58 +25,59 @@ class Store:
         self.path, self.key = path, key
         self.wrong: dict[str, Tensor] = {}  # (N,) of bool each
         self.numbers: dict[str, Any] = {}
-        self.images = x.clone(memory_format=torch.contiguous_format)  # attacked, where something broke it
-        self.by = [""] * len(x)  # the attack that first did
+        self.images = x.clone(memory_format=torch.contiguous_format)
+        self.broken_by = [""] * len(x)  # the first attack that broke each image
         self.y = y.contiguous()
         self._read()
 
     def __contains__(self, name: str) -> bool:
         return name in self.wrong or name in self.numbers
 
-    def note(self, name: str, wrong: Tensor, images: Tensor | None = None) -> None:
-        """Keep what an attack found; `images` are evidence for what it broke, None if it does not count."""
+    def add_attack(self, name: str, wrong: Tensor, images: Tensor | None = None) -> None:
+        """Add what an attack broke; `images` show it, and are None if they lie beyond eps."""
         self.wrong[name] = wrong.detach().cpu().clone()
         if images is not None:
             for i in torch.where(self.wrong[name])[0].tolist():
-                if not self.by[i]:
-                    self.by[i], self.images[i] = name, images[i].detach().cpu().float()
+                if not self.broken_by[i]:
+                    self.broken_by[i], self.images[i] = name, images[i].detach().cpu().float()
         self._write()
 
-    def tell(self, name: str, numbers: Any) -> None:
-        """Keep numbers of another kind, as JSON can hold them."""
+    def add_numbers(self, name: str, numbers: Any) -> None:
+        """Add other numbers, as JSON can hold them."""
         self.numbers[name] = numbers
         self._write()
 
-    def spent(self, name: str, seconds: float) -> None:
-        """Keep how long an attack took."""
-        self.tell("seconds", self.numbers.get("seconds", {}) | {name: round(seconds, 1)})
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add how long an attack took."""
+        self.add_numbers("seconds", self.numbers.get("seconds", {}) | {name: round(seconds, 1)})
 
     def broken(self) -> Tensor:
-        """Images that anything broke, (N,) of bool."""
-        return torch.tensor([bool(name) for name in self.by], dtype=torch.bool)
+        """Images that any attack within eps broke, (N,) of bool."""
+        return torch.tensor([bool(name) for name in self.broken_by], dtype=torch.bool)
 
     def _write(self) -> None:
         tensors = {f"wrong/{name}": wrong for name, wrong in self.wrong.items()}
         tensors |= {"images": self.images, "labels": self.y}
-        told = {"key": self.key, "numbers": json.dumps(self.numbers), "by": json.dumps(self.by)}
+        metadata = {
+            "key": self.key,
+            "numbers": json.dumps(self.numbers),
+            "broken by": json.dumps(self.broken_by),
+        }
         with atomic_write(self.path) as scratch:
-            save_file(tensors, scratch, told)
-            scratch.chmod(0o644)  # safetensors writes for its owner alone; it is evidence for anybody
+            save_file(tensors, scratch, metadata)
+            scratch.chmod(0o644)  # safetensors writes for the owner alone; this is evidence for anybody
 
     def _read(self) -> None:
         try:
             with safe_open(self.path, "pt") as file:
-                told: Mapping[str, str] = file.metadata() or {}
-                if told.get("key") != self.key:
-                    print(f"{self.path} is of another audit, and is begun anew", file=sys.stderr)
+                metadata = file.metadata() or {}
+                if metadata.get("key") != self.key:
+                    print(f"{self.path} belongs to another audit and is begun anew", file=sys.stderr)
                     return
-                names = [k for k in file.keys() if k.startswith("wrong/")]  # noqa: SIM118  (no mapping)
-                wrong = {name.removeprefix("wrong/"): file.get_tensor(name) for name in names}
-                images, by, numbers = (
-                    file.get_tensor("images"),
-                    json.loads(told["by"]),
-                    json.loads(told["numbers"]),
-                )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            images, numbers = tensors["images"], json.loads(metadata["numbers"])
+            broken_by = json.loads(metadata["broken by"])
         except (OSError, SafetensorError, ValueError, KeyError):
             return
-        self.wrong, self.numbers, self.images, self.by = wrong, numbers, images, by
+        self.images, self.numbers, self.broken_by = images, numbers, broken_by
+        self.wrong = {k.removeprefix("wrong/"): v for k, v in tensors.items() if k.startswith("wrong/")}

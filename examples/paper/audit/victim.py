@@ -1,4 +1,4 @@
-"""A network under attack: the attack by PGD that most attempts of an audit are variants of."""
+"""The network under attack, its images, and the PGD run that most attacks of an audit are variants of."""
 
 import dataclasses
 import zlib
@@ -16,7 +16,7 @@ BATCH = 250
 
 @dataclasses.dataclass
 class Victim:
-    """A network under attack and the images it is attacked at. Shapes: x (N, C, H, W) in [0, 1], y (N,)."""
+    """A network under attack and its images. Shapes: x (N, C, H, W) in [0, 1], y (N,)."""
 
     model: nn.Module
     x: Tensor
@@ -29,11 +29,8 @@ class Victim:
             self.fast = folded(self.model, self.x[:2])
             self.clean = clean_errors(self.model, self.x, self.y, BATCH)
 
-    def _asked(self, x: Tensor) -> Tensor:
-        return self.model(x.to(self.x.dtype))
-
-    def random(self, purpose: str) -> None:
-        """Seed torch for one purpose: what is attacked from the same start is compared without its noise."""
+    def seed_for(self, purpose: str) -> None:
+        """Seed torch for one purpose: attacks that share a start are compared without its noise."""
         torch.manual_seed(zlib.crc32(f"{self.seed} {purpose}".encode()))
 
     def pgd(
@@ -46,32 +43,35 @@ class Victim:
         target: Tensor | None = None,
         fast: nn.Module | None = None,
         start: str | None = "start",
-        spared: Tensor | None = None,
+        skipped: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
-        """When each image broke, -1 where it stands, and the images; as `first_breaks`.
+        """The step at which each image broke, -1 where it survives, and the images; as `first_breaks`.
 
-        What is wrong from the start, or `spared`, is not attacked and counts as broken at once.
+        Images that are wrong from the start, or `skipped`, are not attacked and count as broken at step 0.
         `start`: purpose of the random start; None starts from the images themselves.
         """
         eps = self.eps if eps is None else eps
         fast, images, at = fast or self.fast, self.x.clone(), torch.zeros_like(self.y)
-        (left,) = torch.where(~(self.clean if spared is None else spared))
+        (left,) = torch.where(~(self.clean if skipped is None else skipped))
         begin = self.x
         if start is not None:
-            self.random(start)
+            self.seed_for(start)
             begin = random_images(self.x, eps)
         goals = (self.y[left],) if target is None else (self.y[left], target[left])
         attack = {"eps": eps, "step_size": step_size or eps / 4, "steps": steps, "batch_size": BATCH}
         x, begin = (t[left].to(dtype) for t in (self.x, begin))
         with attacking(self.model), attacking(fast):
-            at[left], found = first_breaks(self._asked, fast, x, begin, loss, goals, **attack)
+            at[left], found = first_breaks(self._logits, fast, x, begin, loss, goals, **attack)
         images[left] = found.to(images.dtype)
         return at, images
 
-    def moved(self, model: nn.Module, steps: int) -> Tensor:
-        """The images after so many steps of the plain attack on a network, this one or another."""
-        self.random("start")
+    def attacked(self, model: nn.Module, steps: int) -> Tensor:
+        """The images after this many steps of the plain attack on a network, this one or another."""
+        self.seed_for("start")
         attack = {"eps": self.eps, "step_size": self.eps / 4, "steps": [steps]}
         parts = zip(self.x.split(BATCH), self.y.split(BATCH), strict=True)
         return torch.cat([pgd_at(model, x, y, **attack)[steps] for x, y in parts])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.model(x.to(self.x.dtype))

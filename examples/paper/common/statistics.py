@@ -43,6 +43,11 @@ def format_error(wrong: Tensor) -> str:
     return f"{p:.1%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
+def format_interval(d: float, half: float) -> str:
+    """Difference of two errors in points, with the half width of its interval: `+1.2 ± 4.6`."""
+    return f"{100 * d:+.1f} ± {100 * half:.1f}"
+
+
 def format_difference(d: float, half: float) -> str:
     """Difference of two errors in points: `+5.0 ± 2.0`, marked `(noise)` where the interval contains 0."""
-    return f"{100 * d:+.1f} ± {100 * half:.1f}{'' if abs(d) > half else ' (noise)'}"
+    return format_interval(d, half) + ("" if abs(d) > half else " (noise)")

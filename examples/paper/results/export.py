@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from examples.paper.audit.page import headline, made
+from examples.paper.audit.page import headline, provenance
 from examples.paper.common import data, records
 from examples.paper.common.atomic import write_text
 from examples.paper.common.gates import activations_of, round_to_half
@@ -108,7 +108,8 @@ def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
         if theirs.keys() != activations.keys() or not all(_equal(theirs[k], activations[k]) for k in theirs):
             raise ValueError(f"the SPARTA of {record['network']} is not that of the run")
         surrogates = " and ".join(record["surrogates"]) or "no other network"
-        by = f"By `audit` of {record['network']}; transferred from {surrogates}; {made(record)}"
+        made = provenance(record)
+        by = f"By `audit` of {record['network']}; transferred from {surrogates}; {made}"
         rows = [{"": str(row.pop("number")), **row} for row in record["checks"]]
         return [*headline(record), rows, by]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

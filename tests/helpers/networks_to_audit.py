@@ -1,4 +1,4 @@
-"""Networks for the audit's tests: plain ones, adversarially trained, and such as mask their gradients."""
+"""Networks for the audit's tests: a plain one, adversarially trained, and networks that mask gradients."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ EPS = 4 / 255
 
 
 class Small(nn.Module):
-    """Three convolutions, for images of 32 x 32; a gate takes the place of the second ReLU."""
+    """Three convolutions, for images of 32 x 32; a gate may replace the second ReLU."""
 
     def __init__(self, gate=None):
         super().__init__()
@@ -33,7 +33,7 @@ class Small(nn.Module):
 
 
 def trained(gate=None, seed=0, epochs=15):
-    """Adversarially trained on the sample in some seconds, and weak: half of the images are right."""
+    """Adversarially trained on the sample in under a minute, and weak: half of the images are right."""
     torch.manual_seed(seed)
     model = Small(gate)
     x, y = data.load("train")
@@ -93,7 +93,7 @@ class Rounding(LoudLogits):
 
 
 class Backdoor(LoudLogits):
-    """Falls to one pattern that no loss leads to: it raises the class that is always the least likely.
+    """Breaks under one pattern that no loss leads to: it raises the class that is always the least likely.
 
     `hidden`: autograd does not see it at all.
     """
@@ -113,7 +113,7 @@ class Backdoor(LoudLogits):
 
 
 class Memory(LoudLogits):
-    """Moves little from what it answered to the first image near by."""
+    """Stays near its answer to the first image nearby."""
 
     seen = None
 
@@ -131,14 +131,14 @@ class Memory(LoudLogits):
 
 
 class NoNumber(LoudLogits):
-    """Right answers, and no number for a gradient."""
+    """Right answers, and NaN as gradient."""
 
     def forward(self, x):
         return self.model(x) + 0 * (x - x.detach()).sqrt().flatten(1).sum(1, keepdim=True)
 
 
 class RandomResize(LoudLogits):
-    """Sees each image at another size and place (Xie et al. 2018, arXiv:1711.01991)."""
+    """Sees each image at a random size and place (Xie et al. 2018, arXiv:1711.01991)."""
 
     def forward(self, x):
         size = int(torch.randint(24, 33, ()))

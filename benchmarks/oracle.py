@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from sparta_act import SpartaError, relu_sites, replace_relus, restore_relus
-from sparta_act.surgery.sites import Site
+from sparta_act.surgery import Site
 
 KINDS = ("relu", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "prelu", "elu", "mish")
 

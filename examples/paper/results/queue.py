@@ -17,7 +17,7 @@ from examples.paper.common.records import check_errors
 from examples.paper.common.sets import trained_alike
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.train import PROGRESS, read_log
-from sparta_act.pretrained.files import CONFIG, WEIGHTS
+from sparta_act.pretrained import CONFIG, WEIGHTS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -92,7 +92,7 @@ def _download(
     token: str | bool | None,
     local_files_only: bool,
 ) -> Path:
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     cached = [try_to_load_from_cache(repo_id, file, cache_dir, revision) for file in (CONFIG, WEIGHTS)]
     pinned = re.fullmatch(r"[0-9a-f]{40}", revision or "")  # a commit cannot change: no need to ask
@@ -100,12 +100,15 @@ def _download(
         return Path(str(cached[0])).parent
     if local_files_only:
         raise WeightsError("it is not in the cache, and local_files_only=True forbids to download it")
-    folder = snapshot_download(
-        repo_id,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        allow_patterns=[CONFIG, WEIGHTS],
-        etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
-    )
-    return Path(folder)
+    # file by file, since `snapshot_download` waits forever for a Hub that accepts connections and is silent
+    for file in (CONFIG, WEIGHTS):
+        path = hf_hub_download(
+            repo_id,
+            file,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        revision = Path(path).parent.name  # the commit: both files are of the same one
+    return Path(path).parent

@@ -1,8 +1,7 @@
 """Judges a surgery on one network, by a recording of activation calls that shares no code with the surgery.
 
-Which call is the last of a block is known from hooks on all modules and a count of the calls. What the
-changed network must compute is known from a second run of the untouched one, in which the calls of those
-numbers are computed otherwise.
+Hooks on all modules and a count of the calls show which call is the last of a block. A second run of the
+untouched network, in which those calls return what `Probe` would, shows what the changed one must compute.
 """
 
 import random
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from sparta_act import SpartaError, relu_sites, replace_relus, restore_relus
-from sparta_act.surgery.sites import Site
+from sparta_act.surgery import Site
 
 KINDS = ("relu", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "prelu", "elu", "mish")
 
@@ -38,11 +37,11 @@ class Verdict(NamedTuple):
 
 
 class Wrong(Exception):  # noqa: N818  (a finding, not a fault)
-    """The surgery did something else than it said."""
+    """The surgery did not do what it promised."""
 
 
 class Probe(nn.Module):
-    """An activation that no network has: half a ReLU, and a tenth."""
+    """An activation that no network has: half a ReLU, plus 0.1."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -54,7 +53,7 @@ class Probe(nn.Module):
 
 
 class Call(NamedTuple):
-    """One call of an activation: its input's shape, and the names and classes of the modules running."""
+    """One call of an activation: the shape of its input, and names and classes of the modules running."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
@@ -107,7 +106,7 @@ def _watched(model: nn.Module, recording: Recording) -> Iterator[None]:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors that a network returned, in whatever it put them."""
+    """All tensors in what a network returned."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -116,7 +115,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 class Bench:
-    """A network and an input, run in either mode without leaving a trace."""
+    """A network and an input, run in either mode; buffers and modes are restored."""
 
     def __init__(self, model: nn.Module, example: Example, kind: str) -> None:
         self.model, self.example, self.kind = model, example, kind
@@ -124,12 +123,12 @@ class Bench:
     def run(self, training: bool, chosen: frozenset[int] = frozenset()) -> tuple[list[Tensor], list[Call]]:
         """Outputs, and the calls of the pass."""
         recording = Recording(self.kind, chosen)
-        with self._kept(training), torch.no_grad(), _watched(self.model, recording):
+        with self._unchanged(training), torch.no_grad(), _watched(self.model, recording):
             return tensors(self.model(*self._inputs())), recording.calls
 
     def outputs(self, training: bool) -> list[Tensor]:
-        """Outputs, with no hook and no recording in the way."""
-        with self._kept(training), torch.no_grad():
+        """Outputs, without hooks and recording."""
+        with self._unchanged(training), torch.no_grad():
             return tensors(self.model(*self._inputs()))
 
     def _inputs(self) -> Example:
@@ -137,7 +136,7 @@ class Bench:
         return copied
 
     @contextmanager
-    def _kept(self, training: bool) -> Iterator[None]:
+    def _unchanged(self, training: bool) -> Iterator[None]:
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
         modes = [(m, m.training) for m in self.model.modules()]
         torch.manual_seed(0)
@@ -155,7 +154,7 @@ class Bench:
 
 
 def commonest_kind(model: nn.Module, example: Example) -> str:
-    """ReLU where the network has one on a map; otherwise the activation it has most of; "" if none."""
+    """ReLU if the network has one on a map, else its commonest activation on maps, else ""."""
     counted = Counter[str]()
     for kind in KINDS:
         _, calls = Bench(model, example, kind).run(False)
@@ -167,7 +166,7 @@ def commonest_kind(model: nn.Module, example: Example) -> str:
 
 
 def shake(model: nn.Module) -> nn.Module:
-    """Let every scale of `model` count, in place: some start at zero, and hide their branch. Return it."""
+    """Draw every constant scale of `model`, in place, and return it: a scale of zero hides its branch."""
     with torch.no_grad():
         for module in model.modules():
             for name, p in module.named_parameters(recurse=False):
@@ -186,7 +185,7 @@ def judge(
 ) -> Verdict:
     """Replace the last activation of every block, then one site by its name; compare, restore, compare.
 
-    `given` is the example passed to the surgery; `replace` is the surgery on trial.
+    `given` is the example passed to the surgery; `replace` is the surgery to judge.
     """
     shake(model)
     kind = commonest_kind(model, example)
@@ -206,21 +205,23 @@ def judge(
     reasons = sorted({s.problem for s in blocks if s.problem})
     if not fine and not others:
         return verdict._replace(result="refused", why="; ".join(reasons) or repr(sites))
-    trial = _Trial(bench, given, replace)
+    check = _Check(bench, given, replace)
     try:
         if fine:
             every = len(fine) == len(blocks)
-            reasons += trial.attempt("G*.B*" if every else ",".join(s.label for s in fine), fine)
+            reasons += check.sites("G*.B*" if every else ",".join(s.label for s in fine), fine)
         if others:
             site = others[len(others) // 2]
-            reasons += trial.attempt(site.name, [site])
+            reasons += check.sites(site.name, [site])
     except Wrong as error:
         return verdict._replace(result="wrong", why=str(error))
-    refused = not trial.done or (blocks and not fine)
+    refused = not check.done or (blocks and not fine)
     return verdict._replace(result="refused" if refused else "right", why="; ".join(reasons))
 
 
-class _Trial:
+class _Check:
+    """Replaces sites, compares outputs with those expected, restores, and compares with those before."""
+
     def __init__(self, bench: Bench, given: Example | None, replace: Callable[..., nn.Module]) -> None:
         self.bench, self.given, self.replace = bench, given, replace
         self.before = [bench.run(training) for training in (False, True)]
@@ -228,13 +229,13 @@ class _Trial:
         self.keys = [*bench.model.state_dict()]
         self.done = 0
 
-    def attempt(self, pattern: str, sites: list[Site]) -> list[str]:
+    def sites(self, pattern: str, sites: list[Site]) -> list[str]:
         """Reasons for a refusal, if any. Raises `Wrong`."""
         model = self.bench.model
         chosen = [frozenset(self._expected(s, training) for s in sites) - {-1} for training in (False, True)]
         expected = [self.bench.run(training, chosen[training])[0] for training in (False, True)]
         if any(_same(expected[t], self.before[t][0]) for t in (False, True) if chosen[t]):
-            raise Wrong(f"{pattern}: the output does not depend on these calls, so nothing is shown")
+            raise Wrong(f"{pattern}: the output does not depend on these calls, so nothing can be compared")
         try:
             self.replace(model, pattern, Probe, kinds=self.bench.kind, example=self.given)
         except SpartaError as error:
@@ -249,7 +250,7 @@ class _Trial:
         return []
 
     def _expected(self, site: Site, training: bool) -> int:
-        """Number of the call that a site must be; -1 if it is not called in this mode."""
+        """Number of the call at a site; -1 if it is not called in this mode."""
         calls, model = self.before[training][1], self.bench.model
         first_names = {id(m): n for n, m in model.named_modules()}  # of a module with several names
         within, named = first_names[id(site.cut.within)], first_names[id(model.get_submodule(site.name))]
@@ -277,7 +278,7 @@ _ACTIVATIONS = {n for n in nn.modules.activation.__all__ if n not in ("Multihead
 
 
 def _same(left: list[Tensor], right: list[Tensor]) -> bool:
-    """Bit for bit; a NaN equals a NaN, so that a network that overflows is compared in its other numbers."""
+    """Bit for bit; NaN equals NaN, so that a network that overflows is compared in its other numbers."""
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.equal(a.nan_to_num(12345), b.nan_to_num(12345))
         for a, b in zip(left, right, strict=True)

@@ -2,8 +2,8 @@
 
 from sparta_act.activations import Sparta, SwishReLU
 from sparta_act.errors import SpartaError
-from sparta_act.pretrained.sets import SpartaSet
-from sparta_act.surgery.replacing import relu_sites, replace_relus, restore_relus
+from sparta_act.pretrained import SpartaSet
+from sparta_act.surgery import relu_sites, replace_relus, restore_relus
 
 __all__ = [
     "Sparta",

@@ -1,4 +1,4 @@
-"""The activations as modules: `Sparta`, the paper's, and `SwishReLU`, its second."""
+"""The activations as modules: `Sparta`, and the paper's second one, `SwishReLU`."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import torch.fx
 from torch import Tensor, nn
 
 from sparta_act import functional as SF
-from sparta_act.errors import ShapeError, SpartaError
+from sparta_act.errors import ShapeError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from sparta_act.pretrained.sets import SpartaSet
+    from sparta_act.pretrained import SpartaSet
 
 
 class SwishReLU(nn.Module):
@@ -50,7 +50,7 @@ class Sparta(nn.Module):
     torch.Size([2, 16, 8, 8])
     """
 
-    from_pretrained: ClassVar[Callable[..., "SpartaSet"]]  # given by `pretrained`, which knows the files
+    from_pretrained: ClassVar[Callable[..., "SpartaSet"]]  # set by `pretrained`, which knows the files
 
     def __init__(
         self,
@@ -119,13 +119,13 @@ class Sparta(nn.Module):
         return SF.scores(x, **self._weights(), neighborhood=self.neighborhood)
 
     def freeze(self) -> "Self":
-        """Change this module to stay as it is: no gradient to its parameters."""
+        """Freeze this module, in place: its parameters get no gradient, and it stays in evaluation mode."""
         self.frozen = True
         self.requires_grad_(False)
         return self.train(False)
 
     def unfreeze(self) -> "Self":
-        """Change this module back to one that trains."""
+        """Let this module train again, in place."""
         self.frozen = False
         self.requires_grad_(True)
         return self.train()
@@ -134,21 +134,8 @@ class Sparta(nn.Module):
         """Set the training mode; a frozen module stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
-    @property
-    def qconfig(self) -> None:
-        """What `prepare` of torch.ao.quantization sets. Raises `SpartaError` when it is set."""
-        raise AttributeError("qconfig")  # none is set
-
-    @qconfig.setter
-    def qconfig(self, value: object) -> None:
-        if value is not None:
-            raise SpartaError(
-                f"{type(self).__name__} has no quantized form: on a fresh copy of the network, set "
-                "qconfig = None on the module that holds it, and dequantize before it."
-            )
-
     def extra_repr(self) -> str:
-        """Arguments as they were given, and the parameters' shapes."""
+        """The arguments, and the parameters' shapes."""
         arguments = [str(self.in_channels), f"hidden={self.hidden}"]
         arguments += ["identity=True"] if self.identity else []
         arguments += [] if self.dynamic else ["dynamic=False"]
@@ -163,8 +150,7 @@ class Sparta(nn.Module):
         return 2 if self.identity else 1
 
     def _weights(self) -> dict[str, Tensor]:
-        # by name, for whatever holds them: FSDP, pruning, parametrizations and DataParallel's replicas take
-        # them out of the parameters
+        # by name: FSDP, pruning, parametrizations and DataParallel's replicas take them out of the parameters
         names = ("conv1", "conv2", "conv3", "conv4", "gain", "conv6" if self.dynamic else "conv5")
         return {name: getattr(self, name) for name in names}
 

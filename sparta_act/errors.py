@@ -1,8 +1,8 @@
-"""Every error this package raises on purpose: one base class, so one `except` catches them all."""
+"""The errors that this package raises on purpose; one `except SpartaError` catches them all."""
 
 
 class SpartaError(ValueError):
-    """Base of all errors of `sparta_act`: says what was asked, what was found and what to do."""
+    """Base of all errors of `sparta_act`; the text says what is wrong and what to do."""
 
 
 class ShapeError(SpartaError):
@@ -10,8 +10,8 @@ class ShapeError(SpartaError):
 
 
 class SiteError(SpartaError):
-    """The surgery was refused; the model is as it was."""
+    """The surgery was refused; nothing was changed."""
 
 
 class WeightsError(SpartaError):
-    """A set of weights is missing, broken, tampered with or of another kind; nothing was loaded."""
+    """A set cannot be loaded, saved or sent: it is missing, broken, changed or no set."""

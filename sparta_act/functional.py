@@ -1,7 +1,7 @@
 """The formulas of SPARTA as plain functions from tensors to tensors, in the paper's letters.
 
 Source: "Sparta: Spatially Attentive and Adversarially Robust Activation", 2021. Each function is the
-cheapest exact form we know; `tests/reference.py` holds the literal ones they must equal.
+cheapest exact form we know; it must equal the literal one in `tests/helpers/reference.py`.
 """
 
 import functools
@@ -89,7 +89,7 @@ def normalize(t: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def relu_(h: Tensor) -> Tensor:
-    """ReLU of a tensor that nobody else reads, and that it may overwrite. Shapes: any, kept."""
+    """ReLU of a tensor that nobody else reads, and that may be overwritten. Shapes: any, kept."""
     return F.relu(h) if _left_to_compiler() else F.relu(h, inplace=True)
 
 
@@ -137,7 +137,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 def average(x: Tensor, neighborhood: int) -> Tensor:
-    """Mean of N x N neighbors, at the border of as many as there are.
+    """Mean of N x N neighbors, fewer at the border.
 
     Shapes: x (N, C, H, W), result (N, C, ceil(H / N), ceil(W / N)). Source: SPARTA, Eq. 6.
     """
@@ -163,7 +163,7 @@ def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
 
 
 def _left_to_compiler() -> bool:
-    """Whether a formula stays plain: for TorchScript's tracer, and compiled, for torch.func's transforms."""
+    """Whether to use plain operations: under TorchScript's tracer, or under torch.func when compiled."""
     if traced():
         return True
     if not torch.compiler.is_compiling():
@@ -176,7 +176,7 @@ _CAN_ASK = TorchVersion(torch.__version__) >= "2.13" and hasattr(torch._C, "_are
 
 
 def _exactly(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, autocast leaves the dtypes of x's device alone; some devices, such as meta, have none."""
+    """Inside, autocast changes no dtype on x's device; some devices, such as meta, have no autocast."""
     device = x.device.type
     # torch 2.4 cannot trace the first question, and raises at the second for a device without autocast
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
@@ -185,7 +185,7 @@ def _exactly(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def traced() -> bool:
-    """Whether TorchScript's tracer watches, to which every size and every answer is a constant."""
+    """Whether TorchScript's tracer records, which takes every size and every condition for a constant."""
     return torch._C._get_tracing_state() is not None
 
 
@@ -210,14 +210,14 @@ def _gate_as(x: Tensor, s: Tensor, c: Tensor, scale: float) -> Tensor:
 
 
 def _widen(x: Tensor) -> Tensor:
-    """Half precision becomes float32; all else stays."""
+    """Half precision becomes float32; other dtypes stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _unfold(m: Tensor) -> Tensor:
     """What each tap of a padded 3 x 3 kernel sees: (N, 1, H, W) -> (N, 9, H * W)."""
-    # torch unfolds, and folds in the backward, sample by sample, on a GPU with a launch for each of them, but
-    # all channels of a sample at once: so the samples go in as channels of one; none would be an error
+    # torch unfolds, and folds in the backward, sample by sample, on a GPU with a launch for each, but all
+    # channels of a sample at once: so samples go in as channels of one sample, unless there are none
     columns = F.unfold(m.transpose(0, 1) if len(m) else m, 3, padding=1)
     return columns.view(m.shape[0], 9, m.shape[2] * m.shape[3])
 
@@ -230,14 +230,14 @@ def _shifts(m: Tensor) -> dict[tuple[int, int], Tensor]:
 
 
 def _pool_maps(height: int, width: int, like: Tensor) -> Tensor:
-    """Weights (9, H * W) of the adaptive average pool to 3 x 3, kept from call to call where that is safe."""
+    """Weights (9, H * W) of the adaptive average pool to 3 x 3, cached where that is safe."""
     capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
     if _symbolic() or type(like) is not Tensor or capturing:
         return _make_pool_maps(height, width, like.dtype, like.device)
-    with torch.inference_mode(False):  # or training could not keep what an evaluation made
-        maps = _kept_pool_maps(height, width, like.dtype, like.device)
-    if type(maps) is not Tensor:  # made under a mode that makes others, such as FakeTensorMode
-        _kept_pool_maps.cache_clear()
+    with torch.inference_mode(False):  # or training could not save what inference made
+        maps = _cached_pool_maps(height, width, like.dtype, like.device)
+    if type(maps) is not Tensor:  # made under a mode such as FakeTensorMode
+        _cached_pool_maps.cache_clear()
     return maps
 
 
@@ -246,7 +246,7 @@ def _make_pool_maps(height: int, width: int, dtype: torch.dtype, device: torch.d
     return (rows[:, None, :, None] * columns[:, None]).flatten(2).flatten(0, 1)
 
 
-_kept_pool_maps = functools.lru_cache(64)(_make_pool_maps)
+_cached_pool_maps = functools.lru_cache(64)(_make_pool_maps)
 
 
 def _bins(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

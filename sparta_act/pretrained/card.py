@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from huggingface_hub import ModelCard, ModelCardData
+from typing import TYPE_CHECKING, Any
 
 from sparta_act.activations import Sparta
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 TEXT = """\
 # SPARTA activations: {name}
 
-Trained activations, max(X, 0) * sigmoid(s * c), doubled at sites with `identity`, to take the place of ReLUs
-in a convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
+Trained activations, max(X, 0) * sigmoid(s * c), doubled at sites with `identity`, which replace ReLUs in a
+convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
 
 ## How to use
 ```python
@@ -37,17 +38,19 @@ replace_relus(net, "{sites}", activations)  # net: your network, with as many ch
 SECTIONS = ("measured", "audit", "limits")
 LIMITS = """\
 - The weights were trained inside one network, on one data set; elsewhere their effect has to be measured.
-- An activation does not make a network robust by itself. Measure with an attack which knows the activation.
-- What was measured holds for the attack named with it, and certifies nothing."""
+- An activation does not make a network robust by itself. Measure with an attack that knows the activation.
+- The figures hold for the attacks named with them, and certify nothing."""
 
 
-def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, Any]) -> ModelCard:
+def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, Any]) -> "ModelCard":
     """README of a set, with the Hub's metadata, from what `info` holds.
 
     `info["measured"]` (a list of rows, or names and numbers), `info["audit"]` (a list of texts and tables)
     and `info["limits"]` have sections of their own, `info["dataset"]` may name a data set on the Hub; the
-    rest tells how the set was trained.
+    rest says how the set was trained.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     sites = [
         {
             "site": label,

@@ -16,7 +16,7 @@ from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-FORMAT = 2  # 1 was of a reading that is gone
+FORMAT = 2  # 1 held an activation that is gone
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
 ARGUMENTS = {"in_channels": int, "hidden": int, "identity": bool, "dynamic": bool, "neighborhood": int}
@@ -26,7 +26,7 @@ SITE_TYPES = ARGUMENTS | {"shapes": dict}
 def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torch.dtype) -> dict[str, bytes]:
     """Weights and configuration of a set, as the bytes of its files.
 
-    Raises `WeightsError` for a module, a number or a piece of `info` which the files cannot hold.
+    Raises `WeightsError` for a module, a number or a piece of `info` that the files cannot hold.
     """
     dtypes = [name for name, known in DTYPES.items() if known == dtype]
     wrong = [] if dtypes else [f"dtype {dtype}, not one of {list(DTYPES)}"]
@@ -44,16 +44,18 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
             tensors[f"{label}.{key}"] = stored.contiguous()
             if not stored.isfinite().all():
                 wrong.append(f"{label}.{key} is not finite in {dtype}")
-    if not wrong:  # what loads must be what is saved: nobody pruned it or gave it another shape
+    if not wrong:  # what loads must be what is saved: not pruned, nor of another shape
         try:
             wrong = _differences(_states(_build_sites(sites)), tensors, dtype)
         except WeightsError as error:
             wrong = [str(error)]
     if wrong:
-        large = any("is not finite" in told for told in wrong)
+        large = any("is not finite" in problem for problem in wrong)
         hint = ". Numbers too large for float16 can be saved with dtype=torch.float32" if large else ""
-        raise WeightsError(f"asked to save a set, found {'; '.join(wrong)}; nothing was written{hint}")
-    weights = safetensors.save(tensors, {"sites": json.dumps(sites)})  # of several, the order is by chance
+        raise WeightsError(f"cannot save the set: {'; '.join(wrong)}; nothing was written{hint}")
+    weights = safetensors.save(
+        tensors, {"sites": json.dumps(sites)}
+    )  # one entry: several have no fixed order
     config = {
         "format": FORMAT,
         "dtype": dtypes[0],
@@ -65,18 +67,20 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
         text = json.dumps(config, indent=2, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"asked to save a set, found in its info what JSON cannot hold ({error}); nothing was written. "
-            f"Give info texts, finite numbers, booleans, None, lists and dictionaries"
+            f"cannot save the set: JSON cannot hold its info ({error}); nothing was written. Use texts, "
+            f"finite numbers, booleans, None, lists and dictionaries"
         ) from error
     return {WEIGHTS: weights, CONFIG: text.encode()}
 
 
 def write(files: Mapping[str, bytes], folder: Path) -> None:
-    """Put all `files` into `folder`, in their order, each one whole; other files there stay."""
-    wrong = [str(p) for p in (folder / name for name in files) if p.is_dir()]
-    if wrong or (folder.exists() and not folder.is_dir()):
+    """Put all `files` into `folder`, in their order, each by an atomic write; other files there stay."""
+    wrong = [f"the folder {p}" for p in (folder / name for name in files) if p.is_dir()]
+    if folder.exists() and not folder.is_dir():
+        wrong = ["a file of that name"]
+    if wrong:
         raise WeightsError(
-            f"asked to save into {folder}, found {wrong or 'a file'} in the way; nothing was written"
+            f"cannot save into {folder}: {', '.join(wrong)} is in the way; nothing was written"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
@@ -89,7 +93,7 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
     """Activations and info from the files in `folder`, on the CPU in float32.
 
-    Raises `WeightsError`, with all that is wrong, unless every key, shape, dtype and number is right.
+    Raises `WeightsError`, which lists all problems, unless every key, shape, dtype and number is right.
     """
     try:
         config, weights = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
@@ -110,8 +114,8 @@ def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
     if wrong:
         raise WeightsError(f"{WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong)}")
     if (written := _sites_of(weights)) != config["sites"]:
-        told = _unlike(config["sites"], written)
-        raise WeightsError(f"the sites in {CONFIG} are not those that {WEIGHTS} was written with{told}")
+        changes = _changes(config["sites"], written)
+        raise WeightsError(f"the sites in {CONFIG} are not those that {WEIGHTS} was written with{changes}")
     for label, activation in activations.items():
         state = {key: _widen(found[f"{label}.{key}"]) for key in activation.state_dict()}
         activation.load_state_dict(state, assign=True)
@@ -152,22 +156,24 @@ def _build_sites(sites: Mapping[str, Any]) -> dict[str, Sparta]:
 
 
 def _sites_of(weights: bytes) -> Any:
-    """What `pack` wrote beside the tensors: `identity` and `neighborhood` change no shape. None elsewhere."""
-    length = int.from_bytes(weights[:8], "little")  # of the header, which safetensors has read before
+    """The sites as `pack` wrote them with the tensors: `identity` and `neighborhood` change no shape."""
+    length = int.from_bytes(weights[:8], "little")  # of the header, which safetensors has checked
     try:
         return json.loads(json.loads(weights[8 : 8 + length])["__metadata__"]["sites"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def _unlike(sites: Mapping[str, Mapping[str, Any]], written: Any) -> str:
-    """In what two descriptions of sites differ, as text; empty where the second is none."""
-    told = []
+def _changes(sites: Mapping[str, Mapping[str, Any]], written: Any) -> str:
+    """How the sites differ from those written, as text."""
+    changes = []
     for label, site in sites.items():
         was = written.get(label) if isinstance(written, dict) else None
         if isinstance(was, dict):
-            told += [f"{label} had {k} {was.get(k)!r}, not {v!r}" for k, v in site.items() if was.get(k) != v]
-    return f": {'; '.join(told)}" if told else ""
+            changes += [
+                f"{label} had {k} {was.get(k)!r}, not {v!r}" for k, v in site.items() if was.get(k) != v
+            ]
+    return f": {'; '.join(changes)}" if changes else ""
 
 
 def _states(activations: Mapping[str, Sparta]) -> dict[str, Tensor]:

@@ -3,15 +3,12 @@
 import copy
 import os
 import tempfile
-import textwrap
-from collections.abc import ItemsView, Iterator, KeysView, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import HfApi, ModelCard
-from torch import nn
 
 from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError
@@ -20,10 +17,11 @@ from sparta_act.pretrained.files import CARD, pack, unpack, write
 from sparta_act.pretrained.hub import locate, reason
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
     from typing_extensions import Self
 
 
-class SpartaSet(nn.ModuleDict):
+class SpartaSet(Mapping[str, Sparta]):
     """Activations by site label, `"G1.B2"` to `Sparta`; `info`, a dictionary, says where they come from.
 
     The modules are the ones given, not copies. Raises `WeightsError` for what is no `Sparta`.
@@ -33,29 +31,41 @@ class SpartaSet(nn.ModuleDict):
     """
 
     def __init__(self, mapping: Mapping[str, Sparta], info: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.info = copy.deepcopy(dict(info or {}))
-        wrong = [
-            f"{label!r}: {type(activation).__name__}"
-            for label, activation in mapping.items()
-            if not isinstance(activation, Sparta) or not label or "/" in label or hasattr(self, label)
-        ]
-        if wrong or not mapping:
+        wrong = [f"{k!r} ({type(a).__name__})" for k, a in mapping.items() if not isinstance(a, Sparta)]
+        unnamed = [repr(label) for label in mapping if not isinstance(label, str) or not label]
+        problems = [f"not a Sparta: {', '.join(wrong)}"] if wrong else []
+        problems += [f"not a label: {', '.join(unnamed)}"] if unnamed else []
+        if problems or not mapping:
             raise WeightsError(
-                f"asked for a set of {wrong or 'nothing'}; give at least one Sparta module by the label of "
-                f"its site, such as 'G1.B2', which has no '/' and is no name of a method"
+                'SpartaSet maps site labels to Sparta modules, e.g. {"G1.B2": Sparta(16)}; '
+                + ("; ".join(problems) or "it cannot be empty")
             )
-        self.update(mapping)
+        self.info = copy.deepcopy(dict(info or {}))
+        self._activations = dict(mapping)
+
+    def __getitem__(self, label: str) -> Sparta:
+        if label not in self._activations:
+            raise KeyError(f"no site {label!r} in this set, which has {list(self)}")
+        return self._activations[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._activations)
+
+    def __len__(self) -> int:
+        return len(self._activations)
+
+    def __repr__(self) -> str:
+        return "\n".join(["SpartaSet(", *(f"  ({k}): {a!r}" for k, a in self.items()), ")"])
 
     def freeze(self) -> "Self":
-        """Change every activation to stay as it is: no gradient to its parameters."""
-        for _, activation in self.items():
+        """Freeze every activation, in place; return the set."""
+        for activation in self.values():
             activation.freeze()
         return self
 
     def unfreeze(self) -> "Self":
-        """Change every activation back to one that trains."""
-        for _, activation in self.items():
+        """Let every activation train again, in place; return the set."""
+        for activation in self.values():
             activation.unfreeze()
         return self
 
@@ -64,11 +74,11 @@ class SpartaSet(nn.ModuleDict):
         folder: str | os.PathLike[str],
         *,
         dtype: torch.dtype = torch.float16,
-        card: str | ModelCard | None = None,
+        card: "str | ModelCard | None" = None,
     ) -> Path:
-        """Write the set's three files into `folder`, made where need be, and return it.
+        """Write the set's three files into `folder`, made if needed, and return it.
 
-        Other files there stay. The model card is made from `info` where none is given.
+        Other files there stay. The model card is made from `info` unless `card` is given.
         Raises `WeightsError`, and writes nothing, for weights which `dtype` (float16 or float32) cannot hold.
         """
         files = self._files(Path(folder).absolute().name, dtype, card)
@@ -84,13 +94,15 @@ class SpartaSet(nn.ModuleDict):
         revision: str | None = None,
         commit_message: str = "Add SPARTA activations",
         dtype: torch.dtype = torch.float16,
-        card: str | ModelCard | None = None,
+        card: "str | ModelCard | None" = None,
     ) -> str:
         """Send the set to the Hub and return the commit, which `from_pretrained(revision=...)` takes.
 
-        The repository and the branch `revision` are made where need be; other files there stay.
-        Raises `WeightsError` where the Hub refuses, or if the repository exists and is not as `private` says.
+        The repository and the branch `revision` are made if needed; other files there stay.
+        Raises `WeightsError` if the Hub refuses, or if the repository exists and `private` contradicts it.
         """
+        from huggingface_hub import HfApi
+
         files = self._files(repo_id, dtype, card)
         with tempfile.TemporaryDirectory() as folder:
             write(files, Path(folder))
@@ -106,8 +118,8 @@ class SpartaSet(nn.ModuleDict):
                 )
             except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface-hub
                 raise WeightsError(
-                    f"asked to send a set to {repo_id!r} on {api.endpoint}, found {reason(error)}; "
-                    f"check the name, the network, and that `token` may write there"
+                    f"cannot send the set to {repo_id!r} on {api.endpoint}: {reason(error)}. Check the name, "
+                    f"the network, and that `token` may write there"
                 ) from error
         return commit.oid
 
@@ -122,9 +134,9 @@ class SpartaSet(nn.ModuleDict):
     ) -> "SpartaSet":
         """Load a set, frozen, in float32 on the CPU: from a folder, from this package, or from the Hub.
 
-        `name_or_path` is a folder, else the short name of a set of ours, which lies in the package or on the
-        Hub as `sparta-act/<name>`, else `organisation/name` there. `revision` pins a branch, tag or commit.
-        Raises `WeightsError`, and loads nothing, where anything is not as it should be.
+        `name_or_path` is a folder, else the short name of a set of ours, in the package or on the Hub as
+        `sparta-act/<name>`, else `organization/name` there. `revision` pins a branch, tag or commit.
+        Raises `WeightsError`, and loads nothing, if anything is missing or changed.
 
         >>> activations = Sparta.from_pretrained("folder")  # doctest: +SKIP
         """
@@ -139,55 +151,22 @@ class SpartaSet(nn.ModuleDict):
             return SpartaSet(*unpack(folder)).freeze()
         except WeightsError as error:
             raise WeightsError(
-                f"asked for {os.fspath(name_or_path)!r}, found in {folder}: {error}; nothing was loaded. "
+                f"cannot load {os.fspath(name_or_path)!r} from {folder}: {error}; nothing was loaded. "
                 f"Get the set again from where it was made, or save it again with save_pretrained"
             ) from error
 
-    def _files(self, name: str, dtype: torch.dtype, card: str | ModelCard | None) -> dict[str, bytes]:
+    def _files(self, name: str, dtype: torch.dtype, card: "str | ModelCard | None") -> dict[str, bytes]:
         info = {**self.info, "version": _version()}
-        files = pack(dict(self.items()), info, dtype)
-        card = model_card(name, dict(self.items()), info) if card is None else card
+        files = pack(self, info, dtype)
+        card = model_card(name, self, info) if card is None else card
         return {CARD: str(card).encode(), **files}
-
-    def __getitem__(self, key: str) -> Sparta:
-        if key not in self:
-            raise KeyError(f"no site {key!r} in this set, which has {list(self)}")
-        return cast(Sparta, self._modules[_child(key)])
-
-    def __setitem__(self, key: str, module: nn.Module) -> None:
-        self.add_module(_child(key), module)
-
-    def __delitem__(self, key: str) -> None:
-        del self._modules[_child(key)]
-
-    def __iter__(self) -> Iterator[str]:
-        return map(_child, self._modules)
-
-    def __contains__(self, key: str) -> bool:
-        return _child(key) in self._modules
-
-    def keys(self) -> KeysView[str]:
-        """Labels of the sites."""
-        return dict(self.items()).keys()
-
-    def items(self) -> ItemsView[str, Sparta]:
-        """Labels of the sites, each with its activation."""
-        return {label: self[label] for label in self}.items()
-
-    def __repr__(self) -> str:
-        lines = [f"({label}): {activation!r}" for label, activation in self.items()]
-        return "\n".join(["SpartaSet(", *(textwrap.indent(line, "  ") for line in lines), ")"])
 
 
 Sparta.from_pretrained = staticmethod(SpartaSet.from_pretrained)
 
 
-def _child(label: str) -> str:
-    return label.translate(str.maketrans("./", "/."))  # the name of a child may hold no dot; its own inverse
-
-
 def _version() -> str:
     try:
         return metadata.version("sparta-act")
-    except metadata.PackageNotFoundError:  # imported from a copy which was never installed
+    except metadata.PackageNotFoundError:  # imported from a copy that was never installed
         return "unknown"

@@ -1,4 +1,4 @@
-"""Finds the blocks of a network, and the groups they stand in."""
+"""Finds the blocks of a network, and groups them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
     """The blocks that run, by the container that holds them, in the order in which they run.
 
     A residual block has convolutions and activations, and its class adds two maps of one shape; without a
-    container, a group is the part of the network that it stands in. In a network that adds nothing, a block
-    has several convolutions and activations, and stands among its like. No block holds another.
+    container, a group is the part of the network that holds it. In a network that adds nothing, a block has
+    several convolutions and activations, and its siblings are of its class. No block holds another.
     """
     order, convolving, active = dict[int, int](), Counter[int](), Counter[int]()
     for i, event in enumerate(seen.events):
@@ -91,7 +91,7 @@ def _holder(slot: Slot) -> int:
 
 
 def _stages(blocks: list[Slot]) -> list[list[Slot]]:
-    """Blocks that stand in no container, by the part they are in of the module around them all."""
+    """Blocks outside any container, by the part of the network that they are in."""
     paths = [s.name.split(".") for s in blocks]
     depth = next((i for i, level in enumerate(zip(*paths, strict=False)) if len({*level}) > 1), 0)
     if any(len(path) <= depth + 1 for path in paths):  # a block itself is such a part

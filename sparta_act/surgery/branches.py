@@ -1,4 +1,4 @@
-"""Finds activation calls in the source of a forward that may come last, though no pass has run them."""
+"""Finds activation calls in the source of a forward that no pass has run, and that may come last."""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.naming import kind_of, spelled, told
+from sparta_act.surgery.kinds import in_words, kind_of, spelled
 from sparta_act.surgery.rewriting import Source, forward_of, read
 
 ARMS = {  # the parts of a statement or expression that do not always run
@@ -40,8 +40,8 @@ def check_all_seen(
             _always_before(source, call, k) for k in final
         ):
             raise SiteError(
-                f"line {call.lineno} ({function.__qualname__}) calls {told(kinds)} too, which may be the "
-                "last call in a pass unlike those on the example, and would stay as it is"
+                f"line {call.lineno} ({function.__qualname__}) calls {in_words(kinds)} too, which may be the "
+                "last call in a pass unlike those on the example, and would not be replaced"
             )
 
 
@@ -78,7 +78,7 @@ def _above(source: Source, node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _arms(source: Source, node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """The conditional parts that a node stands in."""
+    """The conditional parts around a node."""
     while node in source.parents:
         parent = source.parents[node]
         for name in ARMS.get(type(parent), ()):

@@ -1,4 +1,4 @@
-"""Finds the blocks and the ReLU calls of a network, and how each call could be edited."""
+"""Finds the blocks and the ReLU calls of a network, and how to edit each call."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from torch import nn
 from sparta_act.errors import SiteError
 from sparta_act.surgery.blocks import Slot, Slots, groups_of_blocks
 from sparta_act.surgery.branches import check_all_seen
-from sparta_act.surgery.naming import KINDS, hint, told
+from sparta_act.surgery.kinds import KINDS, hint, in_words
 from sparta_act.surgery.recording import Event, Pass, record
 from sparta_act.surgery.rewriting import MARK, NAME, Span, locate, original_class
 from sparta_act.surgery.sandbox import Example
@@ -30,7 +30,7 @@ def inner(module: nn.Module) -> nn.Module:
 
 
 def replaced(model: nn.Module) -> list[nn.Module]:
-    """The modules that earlier replacements have put in."""
+    """The modules that earlier replacements put in."""
     found = []
     for module in model.modules():
         keys = [*vars(module).get(SWAPPED, ()), *([NAME] if MARK in vars(type(module)) else [])]
@@ -44,7 +44,7 @@ def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str])
     slots = {id(s.module): s for s in reversed([*_walk(model)])}  # a module has its first name
     known = {*map(id, model.modules())}
     if any(id(m) not in known for p in passes for e in p.events for m in e.modules):
-        raise SiteError("the network makes modules in its first pass; run it once on an input before.")
+        raise SiteError("the network makes modules in its first pass; run it once on an input before")
     sites = [
         _block_site(slot, slots, passes, kinds, g, b)
         for g, group in enumerate(groups_of_blocks(slots, passes[0]), 1)
@@ -56,15 +56,15 @@ def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str])
 
 
 def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
-    """What to tell a user whose network has no site."""
+    """Why the network has no site, as text."""
     if problems := sorted({f"{s.name}: {s.problem}" for s in others if s.problem}):
-        return "\n".join([f"nothing: no call of {told(kinds)} can be replaced.", *problems])
+        return "\n".join([f"nothing: no call of {in_words(kinds)} can be replaced.", *problems])
     if any(e.kind in kinds and e.on_map for e in passes[0].events):
         return (
-            f"nothing: {told(kinds)} is called in the forward of the network itself, which has no name; "
+            f"nothing: {in_words(kinds)} is called in the forward of the network itself, which has no name; "
             "make the call a module, such as nn.ReLU, of its own."
         )
-    return f"nothing: no {told(kinds)} on a feature map{_instead(passes[0].events, lambda e: True)}."
+    return f"nothing: no {in_words(kinds)} on a feature map{_instead(passes[0].events, lambda e: True)}."
 
 
 def _walk(module: nn.Module, name: str = "", parent: nn.Module | None = None) -> Iterator[Slot]:
@@ -89,16 +89,16 @@ def _block_site(
     seen = _last(passes, lambda e: (e.kind in kinds or e.kind == "replaced") and e.on_map and inside(e))
     problem = ""
     if any(e.kind == "replaced" for _, e in seen):
-        problem = "it is replaced already; to replace it anew, call restore_relus first"
+        problem = "it is replaced already; to replace it again, call restore_relus first"
     elif not seen:
-        problem = f"the block has no {told(kinds)} on a feature map{_instead(passes[0].events, inside)}"
+        problem = f"the block has no {in_words(kinds)} on a feature map{_instead(passes[0].events, inside)}"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
     return _site(seen, slots, passes, kinds, slot.module, group, block)
 
 
 def _instead(events: list[Event], accepted: Callable[[Event], bool]) -> str:
-    """What there is in place of the activation that was asked for."""
+    """Which other activations there are, for the end of a sentence."""
     calls = [e for e in events if accepted(e) and e.kind not in ("add", "conv", "replaced")]
     on_maps = {e.kind for e in calls if e.on_map}
     elsewhere = {f"{e.kind} {e.no_map}" for e in calls if e.kind in KINDS}
@@ -148,7 +148,7 @@ def _site(
     group: int = 0,
     block: int = 0,
 ) -> Site:
-    """The site of a call, with its edit; or with the problem that leaves none."""
+    """The site of a call, with its edit or with the problem that prevents one."""
     event = seen[0][1]
     owner = event.modules[-1]
     calls = max(p.counts[event.place] for p in passes)

@@ -1,15 +1,67 @@
-"""Chooses sites by what the user asked for."""
+"""The language of sites, "G4.B2, features.*": reads a text, and chooses the sites that it names."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.naming import Label, Name, Numbers, parse, told
+from sparta_act.surgery.kinds import in_words
 from sparta_act.surgery.sites import Site, SiteList, shown
+
+NUMBER = r"-?\d{1,9}"
+NUMBERS = rf"(\*|{NUMBER}|\{{\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*\}})"
+LABEL = re.compile(rf"G{NUMBERS}\.B{NUMBERS}", re.ASCII)
+COMMA = re.compile(r",(?![^{}]*\})")  # not those in braces
+
+Numbers = tuple[int, ...] | None  # None for `*`
+
+
+@dataclass(frozen=True)
+class Label:
+    """Residual blocks by group and number, such as `G{1,2}.B*`; negative numbers count from the last."""
+
+    groups: Numbers
+    blocks: Numbers
+
+    def __str__(self) -> str:
+        return f"G{_text(self.groups)}.B{_text(self.blocks)}"
+
+
+@dataclass(frozen=True)
+class Name:
+    """A dotted name, with the shell's wildcards."""
+
+    pattern: str
+
+    def __str__(self) -> str:
+        return self.pattern
+
+
+def parse(asked: str) -> list[Label | Name]:
+    """The terms of `asked`. Raises `SiteError`, which lists every term that cannot be read."""
+    if not isinstance(asked, str) or not asked.strip():
+        raise SiteError(
+            f'sites must be a text such as "G4.B2", "G*.B-1, relu" or "features.*", not {asked!r}'
+        )
+    terms, problems = list[Label | Name](), list[str]()
+    for text in map(str.strip, COMMA.split(asked)):
+        match = LABEL.fullmatch(text)
+        if match:
+            terms.append(Label(_numbers(match[1]), _numbers(match[2])))
+        elif not text:
+            problems.append("empty name: extra comma")
+        elif "{" in text or "}" in text:
+            problems.append(f"{text}: braces are for numbers, as in G{{1,2}}.B*")
+        else:
+            terms.append(Name(text))
+    if problems:
+        raise SiteError("\n".join([f"cannot read the sites {asked!r}:", *problems]))
+    return terms
 
 
 def select(sites: SiteList, asked: str, kinds: frozenset[str]) -> list[Site]:
-    """The sites that `asked` names, in the order of `sites`; every name must fit."""
+    """The sites that `asked` names, in the order of `sites`; every name must fit. Raises `SiteError`."""
     chosen, problems = set[int](), list[str]()
     for term in parse(asked):
         for found in _labelled(sites, term) if isinstance(term, Label) else _named(sites, term, kinds):
@@ -20,9 +72,19 @@ def select(sites: SiteList, asked: str, kinds: frozenset[str]) -> list[Site]:
             else:
                 chosen.add(id(found))
     if problems:
-        asked_for = f"cannot replace {told(kinds)} at {asked!r}; nothing was changed."
-        raise SiteError("\n".join([asked_for, *problems, f"This network has:\n{shown(sites)}"]))
+        heading = f"cannot replace {in_words(kinds)} at {asked!r}:"
+        raise SiteError("\n".join([heading, *problems, f"This network has:\n{shown(sites)}"]))
     return [s for s in sites if id(s) in chosen]
+
+
+def _numbers(text: str) -> Numbers:
+    return None if text == "*" else tuple(map(int, text.strip("{}").split(",")))
+
+
+def _text(numbers: Numbers) -> str:
+    if numbers is None:
+        return "*"
+    return str(numbers[0]) if len(numbers) == 1 else f"{{{','.join(map(str, numbers))}}}"
 
 
 def _labelled(sites: list[Site], term: Label) -> Iterator[Site | str]:
@@ -55,5 +117,5 @@ def _named(sites: list[Site], term: Name, kinds: frozenset[str]) -> Iterator[Sit
     if not found:
         hint = "; labels look like G4.B2, G*.B-1 or G{1,2}.B*" if term.pattern[:1] in "Gg" else ""
         if any(s.name.startswith(f"{term}.") for s in sites):
-            hint = f"; to take all within it, write {term}.*"
-        yield f"no {told(kinds)} that runs on feature maps has this name{hint}"
+            hint = f"; to replace all within it, write {term}.*"
+        yield f"no {in_words(kinds)} that runs on feature maps has this name{hint}"

@@ -1,4 +1,4 @@
-"""Notes the activations, and a few other calls, that a network makes on a small example."""
+"""Records the activations, and a few other calls, that a network makes on a small example."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.naming import kind_of, spelled
+from sparta_act.surgery.kinds import kind_of, spelled
 from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sandbox import TRIES, Example, random_numbers, run, tensors_in, untouched
 
@@ -25,7 +25,7 @@ SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 CONVOLUTIONS = {f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)}
 POOLS = re.compile(r"_?(max|avg|lp)_pool[123]d(_with_indices)?")
-# What stands on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
+# What is on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
 ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
 PLUMBING = {ACTIVATIONS} | {
     m.__code__.co_filename for m in (nn.Module.register_buffer, F.relu, torch.overrides.handle_torch_function)
@@ -43,8 +43,10 @@ class Event:
     like: Tensor | None = None  # empty, with the device and dtype of the input
     original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
     act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
-    offset: int = -1  # of the call in the bytecode of the forward of `modules[-1]`; -1: it is not there
-    via: str = ""  # where it is instead
+    offset: int = (
+        -1
+    )  # of the call in the bytecode of the forward of `modules[-1]`; -1: another function calls
+    via: str = ""  # that function, and where it is
 
     @property
     def on_map(self) -> bool:
@@ -53,7 +55,7 @@ class Event:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What tells this call from others of the same pass."""
+        """What distinguishes this call from others of the same pass."""
         return self.kind, id(self.act), id(self.modules[-1]), self.offset
 
     @property
@@ -70,7 +72,7 @@ class Pass:
     # For each ndim of the convolutions: was the last layer of that ndim one? nn.Linear has channels last.
     channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
-    pinched: bool = False  # a map became, or was added as, one pixel: a larger example is safer
+    pinched: bool = False  # a map shrank to one pixel, or was added as one: a larger example is safer
 
     @cached_property
     def counts(self) -> Counter[object]:
@@ -175,7 +177,7 @@ def record(
             passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
         before = random_numbers(model)
         passes.append(_one_pass(model, replaced, example, True))
-        if random_numbers(model) != before:  # the way may be drawn: learn as many as there are
+        if random_numbers(model) != before:  # the path may be drawn at random: see more of them
             passes += [_one_pass(model, replaced, example, True) for _ in range(TRIES)]
     return passes, example
 
@@ -204,10 +206,10 @@ def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, tra
 
 
 def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[Pass]]:
-    """The first size on which no map is reduced to one pixel too early; otherwise the largest that runs."""
+    """An example of the first size that shrinks no map to one pixel too early; else the largest that runs."""
     conv = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
     if conv is None:
-        raise SiteError("this network has no convolution to deduce an input from. Pass example=.")
+        raise SiteError("this network has no convolution to deduce an input from: pass example=")
     dimensions, like = len(conv.kernel_size), next(model.parameters(), torch.empty(0))
     found, problems = None, []
     for size in SIZES[dimensions + 2]:

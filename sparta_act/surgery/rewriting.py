@@ -95,7 +95,7 @@ def digest_of(cls: type[nn.Module]) -> str:
 
 
 def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> type[nn.Module]:
-    """The subclass of `cls` whose forward has `self.sparta(x)` in place of the ReLU calls at `spans`."""
+    """The subclass of `cls` whose forward calls `self.sparta(x)` instead of the ReLUs at `spans`."""
     for known in type.__subclasses__(cls):
         if vars(known).get(MARK) == (digest, spans) and vars(known)[ORIGIN] is forward_of(cls):
             return known
@@ -103,8 +103,8 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
     source = read(function)
     if source.digest != digest:
         raise SiteError(
-            f"the source of {cls.__module__}.{cls.__qualname__}.forward is not the one that was changed. "
-            "Use that version again, or apply replace_relus to a new model and load the state_dict."
+            f"the source of {cls.__module__}.{cls.__qualname__}.forward is not the one that was changed; "
+            "use that version again, or apply replace_relus to a new model and load the state_dict"
         )
     text = _edit(source, function.__code__, spans)
     filename = f"<sparta {cls.__module__}.{cls.__qualname__} {hashlib.sha256(text).hexdigest()[:12]}>"
@@ -132,7 +132,7 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
 
 
 def _derived(cls: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
-    """A subclass that the class is not told of: it may keep a register of its subclasses."""
+    """A subclass made without `__init_subclass__`, where a class may register its subclasses."""
     try:
         if type(cls) is type:
             subclass: type[nn.Module] = type(cls.__name__, (nn.Module,), body)
@@ -158,7 +158,7 @@ def _rebuild(
 
 @functools.lru_cache(maxsize=64)
 def read(function: Any) -> Source:
-    """The source of a function. Raises `SiteError` where there is none, or another than what runs."""
+    """The source of a function. Raises `SiteError` where there is none, or where it is not what runs."""
     where, code = getattr(function, "__qualname__", function), getattr(function, "__code__", None)
     text = "".join(linecache.getlines(code.co_filename, function.__globals__)).encode() if code else b""
     if code is None or not text:
@@ -172,7 +172,7 @@ def read(function: Any) -> Source:
     if current is None or _essence(current) != _essence(code):
         raise SiteError(f"the source of {where} has changed since it was imported")
     calls = dict(enumerate(_calls(node), 1 + len(lines)))
-    for line, call in enumerate(_calls(twin_node), 1 + len(lines)):  # each call to a line of its own: so
+    for line, call in enumerate(_calls(twin_node), 1 + len(lines)):  # each call gets a line of its own: so
         for part in (call, call.func) if isinstance(call.func, ast.Attribute) else (call,):
             part.lineno = part.end_lineno = line  # calls are told apart on every Python, without columns
             part.col_offset = part.end_col_offset = 0

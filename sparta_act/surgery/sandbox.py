@@ -1,4 +1,4 @@
-"""Runs a network for a look, and leaves it as it was."""
+"""Runs a network, and leaves it as it was."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ TRIES = 10  # passes in training mode, for blocks that are skipped at random
 
 
 class Snapshot:
-    """All that a forward pass, or our own edit, can change in a model."""
+    """Everything that a forward pass, or our own edit, can change in a model."""
 
     def __init__(self, model: nn.Module) -> None:
         modules, parameters = [*model.modules()], [*model.parameters()]
@@ -30,7 +30,7 @@ class Snapshot:
         self._grads = [(p, p.grad, p.requires_grad) for p in parameters]
 
     def restore(self) -> None:
-        """Put everything back, in place; somebody who presses Ctrl-C meanwhile must wait."""
+        """Put everything back, in place; Ctrl-C waits until it is done."""
         try:
             self._restore()
         except BaseException:
@@ -99,7 +99,7 @@ def _gpus(model: nn.Module) -> set[int]:
 
 
 def random_numbers(model: nn.Module) -> list[Any]:
-    """The state of all sources of random numbers that a pass may draw from."""
+    """The states of all random number generators that a pass may use."""
     numpy = np.random.get_state()  # noqa: NPY002
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in sorted(_gpus(model)))]
     return [random.getstate(), str(numpy), *(state.tolist() for state in states)]

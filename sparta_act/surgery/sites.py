@@ -31,7 +31,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Site:
-    """One call of a ReLU (or of another kind, if asked for): where it is, and how it would be edited."""
+    """One call of a ReLU, or of another of the `kinds`: where it is, and how it would be edited."""
 
     name: str  # dotted, of the module that would be changed
     channels: int = 0
@@ -58,7 +58,7 @@ class Site:
 
 
 class SiteList(list[Site]):
-    """The sites of a network; prints as a table that shows many alike as a few rows."""
+    """The sites of a network; prints as a table, in which many similar sites take a few rows."""
 
     def __init__(self, sites: Iterable[Site], otherwise: str) -> None:
         super().__init__(sites)
@@ -83,7 +83,7 @@ class SiteList(list[Site]):
 
 
 def _kind(site: Site) -> tuple[object, ...]:
-    """What the blocks of one group have in common when the table shows the first and the last of them."""
+    """What blocks of one group must share for the table to show only the first and the last of them."""
     return _skeleton(site), site.group, site.channels, site.calls, site.edit, site.problem
 
 
@@ -110,12 +110,12 @@ def _shortened(sites: list[Site]) -> list[tuple[str, ...]]:
 
 
 def _summary(sites: list[Site]) -> tuple[str, ...]:
-    """Sites of any channels as one row, by the pattern that names them."""
+    """Sites, whatever their channels, as one row with the pattern that names them."""
     channels = sorted({s.channels for s in sites})
     span = "-".join(map(str, sorted({channels[0], channels[-1]})))
     return f"{len(sites)} sites", _pattern(sites), span, *_row(sites[0])[3:]
 
 
 def shown(sites: SiteList) -> SiteList:
-    """The sites worth a look: every labelled block, and whatever else can be replaced."""
+    """The sites to list: every labelled block, and whatever else can be replaced."""
     return SiteList((s for s in sites if s.label or not s.problem), sites.otherwise)

@@ -27,8 +27,7 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
                     raise
                 except Exception as error:
                     raise SiteError(
-                        f"with the new activations the network fails: {type(error).__name__}: {error}. "
-                        "Nothing was changed."
+                        f"with the new activations the network fails: {type(error).__name__}: {error}"
                     ) from error
                 wrong = [f"{p.site}: {p.calls} times" for p in probes if p.calls > 1]
                 waiting = [p for p in waiting if p.calls == 0]
@@ -37,14 +36,11 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
             wrong += [f"{p.site}: never" for p in waiting]
             if wrong:
                 mode = "training" if training else "evaluation"
-                raise SiteError(
-                    f"new activations must run once in {mode} mode, but ran: {', '.join(wrong)}. "
-                    "Nothing was changed."
-                )
+                raise SiteError(f"new activations must run once in {mode} mode, but ran: {', '.join(wrong)}")
 
 
 def answers(model: nn.Module, example: Example) -> dict[bool, list[Tensor]]:
-    """What the network returns, by training mode; without a mode in which no pass is like another."""
+    """What the network returns, by training mode; modes whose passes differ are left out."""
     twice = {t: [_answer(model, example, t) for _ in range(2)] for t in (False, True)}
     return {training: first for training, (first, second) in twice.items() if _alike(first, second)}
 
@@ -56,9 +52,9 @@ def compare(
     example: Example,
     expected: dict[bool, list[Tensor]],
 ) -> None:
-    """With the original functions in the new places, the network must return what the original one did.
+    """With the original functions at the new modules, the network must return what it returned before.
 
-    And what goes into them must not be used again: an in-place ReLU would have changed it.
+    And nothing may use their input afterwards: an in-place ReLU would have changed it.
     """
     same = True
     for training in (False, True):
@@ -72,13 +68,13 @@ def compare(
     if not same:
         raise SiteError(
             "with the original activations at the sites, the changed network would not return what it did: a "
-            "forward uses what an in-place activation has changed, or asks for its own class. Nothing was "
-            "changed; rewrite that forward or choose other sites."
+            "forward uses what an in-place activation has changed, or asks for its own class; rewrite that "
+            "forward or choose other sites"
         )
 
 
 class _Watch(TorchFunctionMode):
-    """Sees whether what went into an in-place function is used after it."""
+    """Sees whether the input of an in-place function is used after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,19 +98,19 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._changed and any(True for _ in tensors_in(result)):  # more than its shape is asked for
+        if self._changed and any(True for _ in tensors_in(result)):  # more than its shape was read
             given = {_place(t) for t in tensors_in([args, kwargs or {}])}
             self.used |= any(_place(t) in given for t in self._changed)
         return result
 
 
 def _place(tensor: Tensor) -> int:
-    """Where its numbers begin; so that views of it count."""
+    """Where its numbers begin, so that its views count too."""
     return tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)
 
 
 def _answer(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
-    with untouched(model), torch.no_grad():  # from the same random numbers each time
+    with untouched(model), torch.no_grad():  # with the same random numbers each time
         return run(model, example, training)
 
 
@@ -125,7 +121,7 @@ def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    if a.layout is not torch.strided or a.is_quantized or a.is_meta or not a.numel():  # no numbers to compare
+    if a.layout is not torch.strided or a.is_quantized or a.is_meta or not a.numel():  # nothing to compare
         return True
     a, b = a.detach().double() if not a.is_complex() else a, b.detach().double() if not b.is_complex() else b
     return torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().nan_to_num().max().item(), equal_nan=True)
@@ -145,10 +141,8 @@ class _Probe:
         self.calls += 1
         wanted, shape = tuple(inputs[0].shape), tuple(getattr(output, "shape", ()))
         if shape != wanted:
-            raise SiteError(
-                f"{self.site}: an activation must keep the shape {wanted}, got {shape}. Nothing was changed."
-            )
-        if not torch.is_grad_enabled():  # the network forbids it: whether the output counts stays open
+            raise SiteError(f"{self.site}: an activation must keep the shape {wanted}, not return {shape}")
+        if not torch.is_grad_enabled():  # the network forbids it: whether the output is used stays open
             return None
         self.marker = output.new_zeros(()).requires_grad_()
         traced: Tensor = output + self.marker  # the same numbers
@@ -158,9 +152,7 @@ class _Probe:
         tensors = [*tensors_in(output)]
         marker, self.marker = self.marker, None
         if marker is not None and tensors and not _depends(tensors, marker):
-            raise SiteError(
-                f"{self.site}: the block does not use what its ReLU returns. Nothing was changed."
-            )
+            raise SiteError(f"{self.site}: the block does not use what its ReLU returns")
 
 
 def _depends(outputs: list[Tensor], marker: Tensor) -> bool:

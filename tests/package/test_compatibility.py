@@ -19,8 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
-from sparta_act import Sparta, SpartaError, relu_sites, replace_relus, restore_relus
-from sparta_act.errors import SiteError
+from sparta_act import Sparta, replace_relus, restore_relus
 from tests.helpers import nets, reference
 from tests.helpers.changed_in_processes import EDITS, IMAGES, changed, state, train
 from tests.package.test_surgery import Probe, assert_same
@@ -428,43 +427,3 @@ def test_derivatives_along_a_direction(block, activation):
     else:
         with pytest.raises(NotImplementedError, match="jvp"):
             jvp(net, (x,), (v,))
-
-
-# ---- quantization
-
-
-@each_edit
-@pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("aware", [False, True])
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_quantization(block, aware, inplace):
-    quantization = pytest.importorskip("torch.ao.quantization")
-    prepare = quantization.prepare_qat if aware else quantization.prepare
-    qconfig = (quantization.get_default_qat_qconfig if aware else quantization.get_default_qconfig)()
-    net = changed(block).float().train(aware)
-    h, before, x = torch.rand(2, 4, 8, 8), state(net), IMAGES.float()
-    y = copy.deepcopy(net)(x)
-    net.qconfig = qconfig
-    with pytest.raises(
-        SpartaError,
-        match="Sparta has no quantized form: on a fresh copy of the network, set qconfig",
-    ):
-        prepare(net, inplace=inplace)
-    assert_same(copy.deepcopy(net)(x), y)
-    assert_same(state(net), before)
-
-    net = changed(block).float().train(aware)
-    twin = copy.deepcopy(net)
-    net.qconfig = qconfig
-    net.layer1[1].qconfig = net.layer2[1].qconfig = None
-    prepared = prepare(net, inplace=inplace)
-    assert (prepared is net) == inplace
-    assert_same(prepared.layer1[1](h), twin.layer1[1](h))
-    if not aware:
-        assert_same(prepared(x), twin(x))  # it only looks
-    quantized, before = quantization.convert(prepared.eval()), state(prepared)
-    for model, problem in ((prepared, "module prepared for quantization"), (quantized, "quantized module")):
-        for operate in (relu_sites, restore_relus, lambda m: replace_relus(m, "G*.B1")):
-            with pytest.raises(SiteError, match=f"is a {problem}: replace the ReLUs first"):
-                operate(model)
-    assert_same(state(prepared), before)

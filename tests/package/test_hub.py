@@ -16,15 +16,15 @@ import torch
 
 import sparta_act
 from sparta_act.activations import Sparta
-from sparta_act.pretrained.sets import SpartaSet
+from sparta_act.pretrained import SpartaSet
 from tests.helpers.hub_server import GATED, OWNER, TOKEN, Hub
 
 pytestmark = pytest.mark.slow
 
 CLIENT = """
 import json, sys, time
-from sparta_act.pretrained import Sparta, SpartaSet
-from sparta_act.shipped import SHIPPED
+from sparta_act import Sparta, SpartaSet
+from sparta_act.pretrained import SHIPPED
 for line in sys.stdin:
     ask = json.loads(line)
     SHIPPED.update(ask.pop("ours", {}))
@@ -33,7 +33,7 @@ for line in sys.stdin:
         loaded = SpartaSet.from_pretrained(ask.pop("folder")) if "folder" in ask else None
         answer = loaded.push_to_hub(**ask) if loaded else Sparta.from_pretrained(**ask)
         if isinstance(answer, SpartaSet):
-            assert not any(p.requires_grad for p in answer.parameters())
+            assert not any(p.requires_grad for a in answer.values() for p in a.parameters())
             answer = {f"{s}.{k}": v.tolist() for s, a in answer.items() for k, v in a.state_dict().items()}
     except Exception as error:
         answer = f"{type(error).__name__}: {error}"
@@ -168,7 +168,7 @@ def test_download_gives_the_weights(hub, client, tmp_path):
     assert resolved == {"config.json", "model.safetensors"}
 
 
-def test_short_name_is_one_of_our_organisation(hub, client, tmp_path):
+def test_short_name_is_one_of_our_organization(hub, client, tmp_path):
     hub.create("sparta-act/small")
     hub.commit("sparta-act/small", files_of(make(4), tmp_path / "set"))
     assert client.load("small", cache_dir=str(tmp_path / "cache")) == weights_of(make(4))
@@ -189,15 +189,15 @@ def test_a_set_of_ours_that_is_not_in_the_package_comes_from_the_hub_as_it_was_m
     for changed in ({"model.safetensors": other["model.safetensors"]}, other):  # a file, and a whole set
         hub.commit("sparta-act/of-ours", files | changed)
         answer = client.load("of-ours", **cache)
-        assert answer.startswith("WeightsError: asked for 'of-ours', a set of sparta-act, found in")
-        assert "model.safetensors missing or not as made (sha256); nothing was loaded" in answer
+        assert "does not hold 'of-ours' as sparta-act made it: " in answer
+        assert "model.safetensors missing or changed (sha256); nothing was loaded" in answer
         with troubled(hub, "down"):  # nor from the cache
-            assert "not as made" in client.load("of-ours", **cache)
+            assert "as sparta-act made it" in client.load("of-ours", **cache)
     hub.commit("sparta-act/of-ours", files)
     assert client.load("of-ours", **cache) == weights_of(make(8))
     assert client.load("sparta-act/of-ours", **cache) == weights_of(make(8))
     hub.commit("sparta-act/of-ours", other)
-    assert "not as made" in client.load("sparta-act/of-ours", **cache)
+    assert "as sparta-act made it" in client.load("sparta-act/of-ours", **cache)
     hub.commit("sparta-act/of-ours", files)
     cached = (tmp_path / "cache").rglob("blobs/*")
     (copy,) = (p for p in cached if p.read_bytes() == files["model.safetensors"])
@@ -239,8 +239,9 @@ def test_cache_answers_when_the_hub_does_not(hub, client, impatient, two_commits
         for arguments in ({}, {"revision": commits[0]}):
             unknown = "org/other" if not arguments else name
             answer = impatient.load(unknown, **arguments, **cache)
-            assert answer.startswith(f"WeightsError: asked for '{unknown}', which is no folder and not")
-            assert impatient.seconds < 8  # the client's own retries take 23 s
+            assert answer.startswith(
+                f"WeightsError: cannot load '{unknown}': there is no such folder, our sets are ["
+            )
 
 
 def test_local_files_only_asks_nothing(hub, client, two_commits, tmp_path):
@@ -261,7 +262,7 @@ def test_cache_with_a_file_missing_is_filled_again(hub, client, two_commits, tmp
     assert client.load(name, **pinned) == weights[0]
     (lost,) = (tmp_path / "cache").rglob("model.safetensors")
     lost.unlink()
-    assert "nothing in the cache" in client.load(name, local_files_only=True, **pinned)
+    assert "it is not in the cache" in client.load(name, local_files_only=True, **pinned)
     assert client.load(name, **pinned) == weights[0]
 
 
@@ -275,9 +276,7 @@ def test_offline_variable_is_honoured(hub, client, two_commits, home):
     answer = offline.load("nowhere")
     assert offline.seconds < 2
     offline.close()
-    assert answer.startswith(
-        "WeightsError: asked for 'nowhere', which is no folder and not in this package; our sets are ["
-    )
+    assert answer.startswith("WeightsError: cannot load 'nowhere': there is no such folder, our sets are [")
     assert "sparta-act/nowhere" in answer
     assert "OfflineModeIsEnabled" in answer
     assert hub.requests == []
@@ -289,7 +288,7 @@ def test_token_opens_a_private_set_and_stays_at_home(hub, client, home, tmp_path
     cache = {"cache_dir": str(tmp_path / "cache")}
     for arguments, error in (({}, "401"), ({"token": "hf_other"}, "401")):
         answer = client.load("org/private", **arguments, **cache)
-        assert answer.startswith("WeightsError: asked for 'org/private'")
+        assert answer.startswith("WeightsError: cannot load 'org/private'")
         assert error in answer
         assert "hf_other" not in answer
     assert client.load("org/private", token=TOKEN, **cache) == weights_of(make(5))
@@ -309,19 +308,20 @@ def test_refusals_say_what_is_wrong(hub, client, two_commits, tmp_path):
         ("org/gated", {}, ("GatedRepoError", "403", "token")),
         ("org/nothing", {"token": TOKEN}, ("RepositoryNotFoundError", "404", "org/nothing")),
         ("org/set", {"revision": "v9"}, ("RevisionNotFoundError", "404", "v9")),
-        ("org/empty", {}, ("config.json", "cannot be read", "nothing was loaded")),
+        ("org/empty", {}, ("EntryNotFoundError", "404", "config.json")),
     ):
         answer = client.load(name, **arguments, **cache)
-        assert answer.startswith(f"WeightsError: asked for '{name}'"), answer
+        assert answer.startswith(f"WeightsError: cannot load '{name}'"), answer
         assert all(word in answer for word in words), answer
 
 
-def test_refusal_is_not_hidden_by_the_cache(hub, client, two_commits, tmp_path):
+def test_the_cache_answers_though_the_hub_refuses(hub, client, two_commits, tmp_path):
     name, _, weights = two_commits
     cache = {"cache_dir": str(tmp_path / "cache")}
     assert client.load(name, **cache) == weights[1]
     hub.repos[name]["readers"] = GATED
-    assert "GatedRepoError" in client.load(name, **cache)
+    assert client.load(name, **cache) == weights[1]
+    assert "GatedRepoError" in client.load(name, cache_dir=str(tmp_path / "other"))
 
 
 def test_push_and_load_again(hub, client, tmp_path):
@@ -359,7 +359,7 @@ def test_push_is_refused_clearly(hub, client, tmp_path):
         ({"token": TOKEN, "private": True}, ("exists already with private=False",)),
     ):
         answer = client(**ask, **arguments)
-        assert answer.startswith("WeightsError: asked to send a set to 'org/public'"), answer
+        assert answer.startswith("WeightsError: cannot send the set to 'org/public'"), answer
         assert all(word in answer for word in words), answer
     assert hub.repos["org/public"]["branches"]["main"] == before
     with troubled(hub, "down"):

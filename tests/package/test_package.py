@@ -1,6 +1,7 @@
 """What is public, what a wheel holds, and that the README's first snippet runs from it."""
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -14,32 +15,32 @@ import pytest
 import sparta_act
 
 ROOT = Path(__file__).parents[2]
-ORDER = ["errors", "functional", "activations", "surgery", "pretrained", "__init__"]
-PARTS = {
-    "surgery": {
-        "checking",
-        "grouping",
-        "naming",
-        "selection",
-        "sites",
-        "trial",
-        "recording",
-        "rewriting",
-        "discovery",
-        "unseen",
-        "verifying",
-    }
-}
-PARTS |= {"pretrained": {"shipped", "card", "files", "sources"}}
+PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__"]
+LABORATORY = ["common", "attacks", "training", "evaluation", "audit", "results", "benchmarks"]
 
 
-def imported(name):
-    tree = ast.parse((ROOT / "sparta_act" / f"{name}.py").read_text())
+def imported(path):
+    """The modules that a file imports, and `module.name` of each name; not those for type checkers."""
+    tree = ast.parse(path.read_text())
     typing = {n for i in tree.body if isinstance(i, ast.If) for n in ast.walk(i)}  # if TYPE_CHECKING
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n not in typing]
-    modules = {n.module for n in nodes if n.module and n.module.startswith("sparta_act")}
-    modules |= {f"sparta_act.{a.name}" for n in nodes if n.module == "sparta_act" for a in n.names}
-    return {m.removeprefix("sparta_act").removeprefix(".") for m in modules} - {""}
+    nodes = [n for n in ast.walk(tree) if n not in typing]
+    assert not any(isinstance(n, ast.ImportFrom) and n.level for n in nodes), f"{path}: a relative import"
+    found = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    for node in (n for n in nodes if isinstance(n, ast.ImportFrom)):
+        found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+    return found
+
+
+def parts_of(modules, package):
+    """What of a package is named: "surgery" for `package.surgery.sites`."""
+    return {m.removeprefix(f"{package}.").split(".")[0] for m in modules if m.startswith(f"{package}.")}
+
+
+def files_of(folder):
+    """Python files by the part of the folder that they are in: a room, or themselves."""
+    parts = {p.stem if p.is_file() else p.name: p for p in folder.iterdir()}
+    files = {name: [p] if p.suffix == ".py" else [*p.rglob("*.py")] for name, p in parts.items()}
+    return {name: paths for name, paths in files.items() if paths}
 
 
 def test_the_public_names():
@@ -54,17 +55,47 @@ def test_the_public_names():
     ]
 
 
-def test_imports_run_one_way():
-    found = {p.stem for p in (ROOT / "sparta_act").glob("*.py")}
-    assert found == {*ORDER, *PARTS["surgery"], *PARTS["pretrained"]}
-    below = set()
-    for name in ORDER:
-        parts = PARTS.get(name, set())
-        for part in (*parts, name):
-            assert imported(part) <= below | parts, part
-        below |= {name} if name != "surgery" else set()  # `pretrained` does not know `surgery`
-        if name == "pretrained":
-            below |= {"surgery"}
+def test_imports_of_the_package_run_one_way():
+    files, below = files_of(ROOT / "sparta_act"), set()
+    assert files.keys() == set().union(*(p if isinstance(p, set) else {p} for p in PACKAGE))
+    for level in PACKAGE:
+        here = level if isinstance(level, set) else {level}
+        for part in here:
+            for path in files[part]:
+                above = (parts_of(imported(path), "sparta_act") & files.keys()) - below - {part}
+                assert not above, f"{path} imports {above}"
+        below |= here
+
+
+def test_outside_a_room_only_what_it_offers_is_imported():
+    rooms = [p.parent for p in (ROOT / "sparta_act").glob("*/__init__.py")]
+    assert {room.name for room in rooms} == {"surgery", "pretrained"}
+    for room in rooms:
+        offered = importlib.import_module(f"sparta_act.{room.name}").__all__
+        allowed = {f"sparta_act.{room.name}", *(f"sparta_act.{room.name}.{name}" for name in offered)}
+        for path in (p for p in (ROOT / "sparta_act").rglob("*.py") if room not in p.parents):
+            inside = {m for m in imported(path) if m.startswith(f"sparta_act.{room.name}")}
+            assert inside <= allowed, path
+
+
+def test_imports_of_the_laboratory_run_one_way():
+    files = files_of(ROOT / "examples/paper")
+    assert files.keys() == {*LABORATORY, "__init__", "__main__"}
+    for i, room in enumerate(LABORATORY):
+        for path in files[room]:
+            above = parts_of(imported(path), "examples.paper") - {*LABORATORY[: i + 1]}
+            assert not above, f"{path} imports {above}"
+
+
+def test_the_examples_need_no_laboratory():
+    for path in (ROOT / "examples").glob("*.py"):
+        assert not {m for m in imported(path) if m.startswith("examples.paper")}, path
+
+
+def test_importing_the_package_does_not_import_the_client_of_the_hub():
+    program = "import sys, sparta_act; print([m for m in sys.modules if m.startswith('huggingface_hub')])"
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert run.stdout == "[]\n"
 
 
 @pytest.mark.slow
@@ -87,7 +118,7 @@ def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
     files = ("model.safetensors", "config.json", "README.md")
     assert sets == {f"{s}/{f}" for s in ("cifar10-resnet18-w16", "cifar10-resnet18") for f in files}
     assert sum(i.compress_size for i in zipfile.ZipFile(wheel).infolist()) < 60e6
-    assert "sparta_act/py.typed" in names
+    assert {"sparta_act/py.typed", "sparta_act/pretrained/shipped.json"} <= names
     assert not [n for n in names if n.startswith(("examples", "tests"))]
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, capture_output=True)

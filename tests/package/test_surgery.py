@@ -178,7 +178,10 @@ def test_a_second_replacement_and_a_replaced_site():
         with pytest.raises(SiteError, match="replaced already"):
             replace_relus(net, sites, Probe)
     restore_relus(net)
-    with pytest.raises(SiteError, match="none of this model is replaced"):
+    with pytest.raises(
+        SiteError,
+        match=r"^no ReLU of this model has been replaced, so none can be restored\. Nothing was changed\.$",
+    ):
         restore_relus(net)
 
 
@@ -243,35 +246,32 @@ def test_wildcards_take_what_can_be_replaced():
     assert len([m for m in net.modules() if isinstance(m, Probe)]) == 5
 
 
-class Labelled(nn.ModuleDict):
-    """Stands for a `SpartaSet`, without its weights."""
-
-    def items(self):
-        return [(k.replace("_", "."), m) for k, m in super().items()]
+LABELED = {"G1.B1": 4, "G1.B2": 4, "G3.B1": 8}
 
 
 def test_a_set_goes_where_its_channels_and_labels_fit():
-    activations = Labelled({"G1_B1": Probe(4), "G1_B2": Probe(4), "G3_B1": Probe(8)}).requires_grad_(False)
-    activations["G1_B2"].slope += 1
+    activations = {label: Probe(c).requires_grad_(False) for label, c in LABELED.items()}
+    activations["G1.B2"].slope += 1
     net = replace_relus(nets.Net(nets.OneModule).double(), "G*.B*", activations)
     new = [block.sparta for block in (*net.layer1, *net.layer2)]
     assert [m.slope[0].item() for m in new] == [0.5, 1.5, 0.5, 0.5]
     assert not any(m.slope.requires_grad for m in new)
     assert {m.slope.dtype for m in new} == {torch.float64}
     assert len({id(m) for m in (*new, *activations.values())}) == 7
-    assert activations["G1_B1"].slope.dtype is torch.float32
+    assert activations["G1.B1"].slope.dtype is torch.float32
 
 
 def test_a_set_that_does_not_fit():
     net = nets.Net(nets.OneModule)
     before = state(net)
     with pytest.raises(SiteError) as error:
-        replace_relus(net, "G*.B2,stem.2", Labelled({"G1_B1": Probe(4), "G1_B3": Probe(4)}))
+        replace_relus(net, "G*.B2,stem.2", {"G1.B1": Probe(4), "G1.B3": Probe(4)})
     assert str(error.value).splitlines() == [
         "the activations do not fit the sites:",
         "G1.B2 has 4 channels: G1.B1 and G1.B3 fit",
         "G2.B2 has 8 channels: none fits",
         "stem.2 has 4 channels: G1.B1 and G1.B3 fit",
         "The set has G1.B1 with 4, G1.B3 with 4.",
+        "Nothing was changed.",
     ]
     assert_untouched(net, before)

@@ -102,7 +102,7 @@ def test_kinds_choose_which_call_is_the_last():
         ("sigmoid", "kinds: cannot replace 'sigmoid', only relu, relu6, leaky_relu, "),
         ("relu, softmax, ", "kinds: cannot replace 'softmax', '', only relu"),
         ("", "kinds: cannot replace ''"),
-        (("relu",), r"kinds must be a text such as \"relu\" or \"relu, relu6\", got \('relu',\)"),
+        (("relu",), r"kinds must be a text such as \"relu\" or \"relu, relu6\", not \('relu',\)"),
         (nn.ReLU6, "got <class 'torch.nn.modules.activation.ReLU6'>"),
     ],
 )
@@ -345,7 +345,7 @@ def test_classes_that_take_something_else_than_channels_are_refused(activation):
     net = network(nn.ReLU)
     before = state(net)
     name = activation.__name__
-    with pytest.raises(SiteError, match=rf"no argument of nn.{name}; give lambda channels: nn.{name}\(\)"):
+    with pytest.raises(SiteError, match=rf"no argument of nn.{name}; write lambda channels: nn.{name}\(\)"):
         replace_relus(net, "G1.B1", activation)
     assert_untouched(net, before)
     replace_relus(net, "G1.B1", nn.PReLU)
@@ -511,7 +511,7 @@ def test_restoring_after_the_network_was_moved_or_changed():
     replace_relus(net, "1", Probe)
     net.insert(0, nn.Identity())
     before = state(net)
-    with pytest.raises(SiteError, match="what was put at '1' of a Sequential is there no more"):
+    with pytest.raises(SiteError, match="the activation that was put at '1' of a Sequential is gone"):
         restore_relus(net)
     assert_untouched(net, before)
 

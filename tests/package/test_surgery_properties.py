@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.grammar import select
-from sparta_act.surgery.naming import KINDS, Label, Name, parse, parse_kinds
+from sparta_act.surgery.grammar import Label, Name, parse, select
+from sparta_act.surgery.kinds import KINDS, parse_kinds
 from sparta_act.surgery.replacing import replace_relus, restore_relus
 from sparta_act.surgery.sites import Site, SiteList
 from tests.helpers import nets

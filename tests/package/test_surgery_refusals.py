@@ -171,21 +171,24 @@ SHARED = nn.GELU()
     [
         (
             lambda c: BadShape(),
-            r"G1.B1: an activation must keep the shape \(2, 4, 32, 32\), got \(2, 4, 32, 1\)",
+            r"G1.B1: an activation must keep the shape \(2, 4, 32, 32\), not return \(2, 4, 32, 1\)",
         ),
         (lambda c: Fails(), "the network fails: RuntimeError: five channels, please"),
-        (lambda c: torch.relu, r"activation\(4\) for G1.B1 must be an nn.Module, got <built-in"),
-        (lambda c: SHARED, "the same one for several sites"),
+        (lambda c: torch.relu, r"activation\(4\) for G1.B1 must be an nn.Module, not <built-in"),
+        (lambda c: SHARED, "several sites got the same one"),
         (lambda c: nn.LazyConv2d(c, 1), "weight has no values yet"),
-        (nn.GELU(), r"activation must be a function from channel count to module, .* returns; got GELU\("),
-        (4, "or a set, such as .* got 4"),
+        (nn.GELU(), r"activation must be a function from channel count to module, .* returns; not GELU\("),
+        (4, "or a mapping from labels to modules, such as .* not 4"),
+        ({"G1.B1": Probe(4), "G2.B1": 8}, r"each label a module, .*; no module: 'G2.B1' \(int\)"),
+        ({}, "each label a module, .*; this one is empty"),
+        (nn.ModuleDict({"G1": Probe(4)}), "or a mapping from labels to modules"),
     ],
 )
 @pytest.mark.parametrize("block", [nets.Functional, nets.TwoModules])
 def test_activations_that_are_refused(activation, problem, block):
     net = nets.Net(block)
     before = state(net)
-    with pytest.raises(SiteError, match=problem):
+    with pytest.raises(SiteError, match=rf"{problem}[\s\S]*[.\n ]Nothing was changed\.$"):
         replace_relus(net, "G*.B1", activation)
     assert_untouched(net, before)
 
@@ -209,16 +212,16 @@ def test_an_error_of_the_activation_is_passed_on():
         ("layer1.9", "layer1.9: no ReLU that runs on feature maps has this name"),
         ("layer3.*", r"layer3.\*: no ReLU"),
         ("head", "head: no ReLU"),
-        ("G1.B1,,G1.B2", "empty name: there is a comma too many"),
+        ("G1.B1,,G1.B2", "empty name: extra comma"),
         ("unused", "unused: no ReLU"),
         ("", "sites must be a text such as"),
-        (["G1.B1"], r"got \['G1.B1'\]"),
+        (["G1.B1"], r"not \['G1.B1'\]"),
     ],
 )
 def test_names_that_do_not_fit(sites, problem):
     net = nets.Net(nets.Functional)
     before = state(net)
-    with pytest.raises(SiteError, match=problem):
+    with pytest.raises(SiteError, match=rf"{problem}[\s\S]*[.\n ]Nothing was changed\.$"):
         replace_relus(net, sites, Probe)
     assert_untouched(net, before)
 
@@ -227,11 +230,12 @@ def test_all_bad_names_are_listed_at_once_beside_what_there_is():
     with pytest.raises(SiteError) as error:
         replace_relus(nets.Net(nets.Functional), "G1.B1, G7.B1, nothing.*", Probe)
     assert str(error.value).splitlines() == [
-        "cannot replace ReLU at 'G1.B1, G7.B1, nothing.*'; nothing was changed.",
+        "cannot replace ReLU at 'G1.B1, G7.B1, nothing.*':",
         "G7.B1: there is no group 7, the network has 2 groups of blocks",
         "nothing.*: no ReLU that runs on feature maps has this name",
         "This network has:",
         *str(relu_sites(nets.Net(nets.Functional))).splitlines(),
+        "Nothing was changed.",
     ]
     with pytest.raises(SiteError, match=r"the network has no groups of blocks, only dotted names"):
         replace_relus(nets.Plain(), "G*.B1", Probe, example=IMAGES)
@@ -270,10 +274,10 @@ def test_the_language_of_sites(sites, labels):
             r"0.weight has no values yet \(a lazy or meta tensor\)",
         ),
         (lambda: nets.Net(nets.Functional).to("meta"), "conv1.weight has no values yet"),
-        (lambda: nets.Net, "the model must be an nn.Module, got type"),
+        (lambda: nets.Net, "the model must be an nn.Module, not a type"),
         (
             lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()),
-            "no convolution to deduce an input from. Pass example=",
+            "no convolution to deduce an input from: pass example=",
         ),
         (
             lambda: nets.Plain(),
@@ -387,7 +391,9 @@ def test_parametrized_blocks_are_refused_before_and_after():
     net = net_of(Block)
     replace_relus(net, "G1.B*", lambda channels: nn.Hardtanh(0, 0.5))
     parametrize.register_parametrization(net[1][0], "gamma", Twice())
-    with pytest.raises(SiteError, match=r"were given other classes since, as torch\.nn\.utils\.parametrize"):
+    with pytest.raises(
+        SiteError, match=r"Block got another class since they were replaced, as torch\.nn\.utils\.parametrize"
+    ):
         restore_relus(net)
     parametrize.remove_parametrizations(net[1][0], "gamma")
     restore_relus(net)
@@ -398,7 +404,7 @@ def test_parametrized_blocks_are_refused_before_and_after():
 
 
 def test_an_activation_that_takes_no_count_and_a_label_misspelt_are_explained():
-    with pytest.raises(SiteError, match=r"give a function: lambda channels: SwishReLU\(\)"):
+    with pytest.raises(SiteError, match=r"write a function: lambda channels: SwishReLU\(\)"):
         replace_relus(net_of(Block), "G1.B1", SwishReLU)
     with pytest.raises(SiteError, match=r"g1\.b1: no ReLU .* has this name; labels look like G4\.B2"):
         replace_relus(net_of(Block), "g1.b1")

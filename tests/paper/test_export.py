@@ -15,7 +15,7 @@ from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 from sparta_act import Sparta
-from sparta_act.pretrained.shipped import SHIPPED
+from sparta_act.pretrained import SHIPPED
 
 SETS = export.PACKAGE / "sets/cifar10-resnet18-w16"
 
@@ -159,19 +159,17 @@ def test_a_set_of_the_package_has_a_plain_name(runs, tmp_path, name, monkeypatch
 
 def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_path, monkeypatch):
     (tmp_path / "sets").mkdir()
-    head = '"""Sets."""\n\nSHIPPED: dict[str, dict[str, str]] = {'
-    (tmp_path / "shipped.py").write_text(head + "  # name of the set -> file -> its sha256\n}\n")
+    (tmp_path / "pretrained").mkdir()
+    shipped = tmp_path / "pretrained/shipped.json"
+    shutil.copy(export.PACKAGE / "pretrained/shipped.json", shipped)
     monkeypatch.setattr(export, "PACKAGE", tmp_path)
     (tmp_path / "sets/a-new-set/.saving-killed").mkdir(parents=True)
     shutil.copy(SETS / "config.json", tmp_path / "sets/a-new-set")  # as a killed call would leave it
     _export(runs / "sparta", "--ship", "a-new-set")
-    scope = {}
-    exec((tmp_path / "shipped.py").read_text(), scope)
     files = {
         f.name: records.sha256(f.read_bytes())
         for f in (tmp_path / "sets/a-new-set").glob("*.*[a-z]")
         if f.is_file()
     }
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
-    assert scope["SHIPPED"] == SHIPPED | {"a-new-set": files}
-    assert (tmp_path / "shipped.py").read_text().startswith(head)
+    assert json.loads(shipped.read_text()) == SHIPPED | {"a-new-set": files}

@@ -25,7 +25,7 @@ from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from examples.paper.training.command import parser
 from sparta_act import Sparta, SpartaSet
-from sparta_act.pretrained import hub, shipped
+from sparta_act.pretrained import hub
 from tests.helpers.fixtures import write_parquet
 from tests.helpers.queues import QUICK, SMALL, call, page, run
 
@@ -93,8 +93,8 @@ def ours(place, monkeypatch):
     folder = place / "sets/ours"
     SpartaSet(activations, info).save_pretrained(folder)
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-    monkeypatch.setitem(shipped.SHIPPED, "ours", files)
-    monkeypatch.delitem(shipped.SHIPPED, "cifar10-resnet18-w16", raising=False)
+    monkeypatch.setitem(hub.SHIPPED, "ours", files)
+    monkeypatch.delitem(hub.SHIPPED, "cifar10-resnet18-w16", raising=False)
     for module in (sets, hub):
         monkeypatch.setattr(module, "SETS", place / "sets")
     sets._recipe.cache_clear()

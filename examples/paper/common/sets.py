@@ -8,15 +8,14 @@ from typing import Any
 import torch
 
 from sparta_act import Sparta, SpartaSet
-from sparta_act.pretrained.hub import SETS
-from sparta_act.pretrained.shipped import SHIPPED
+from sparta_act.pretrained import SETS, SHIPPED
 
 
 def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
     """A copy of a set, the numbers within each parameter in random order: same values, nothing learned."""
     taken, generator = copy.deepcopy(taken), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in taken.parameters():
+        for p in (p for activation in taken.values() for p in activation.parameters()):
             p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p))
     return taken
 

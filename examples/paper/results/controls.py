@@ -156,7 +156,8 @@ def transfers(args: argparse.Namespace) -> Results:
         raise ValueError(f"--limit {args.limit}: no test image of {len(x)} would be left to test on")
     here = {"experiment": args.experiment, "limit": args.limit, "epochs": args.epochs, "batch_size": 64}
     here |= {"lr": 0.1, "set": args.set}
-    here["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in taken.parameters()))
+    weights = (p for activation in taken.values() for p in activation.parameters())
+    here["sha256"] = sha256(*(p.detach().numpy().tobytes() for p in weights))
     train, test = (x[-args.limit :], y[-args.limit :]), (x[: -args.limit][:TEST], y[: -args.limit][:TEST])
     for make in transfer(taken, args.seeds[0]).values():
         make()  # before any is trained: a set may not fit

@@ -24,8 +24,7 @@ from examples.paper.common.statistics import format_difference, format_error, mi
 from examples.paper.evaluation import networks
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from sparta_act import Sparta, SpartaSet
-from sparta_act.pretrained.files import CARD, CONFIG, WEIGHTS
-from sparta_act.pretrained.shipped import SHIPPED
+from sparta_act.pretrained import CARD, CONFIG, WEIGHTS
 
 PACKAGE = Path(__file__).parents[3] / "sparta_act"
 NOT_AUDITED = "Not audited yet: no figure here was held against gradient masking (examples/audit.py does it)."
@@ -158,19 +157,11 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
 
 
 def ship(name: str) -> None:
-    """Write the sha256 of a set's files into `sparta_act/shipped.py`, beside those of the other sets."""
-    folder = PACKAGE / "sets" / name
-    shipped = SHIPPED | {
-        name: {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)}
-    }
-    path = PACKAGE / "shipped.py"
-    head, _, _ = path.read_text().partition("{  # name")
-    lines = [
-        f'    "{s}": {{\n' + "".join(f'        "{f}": "{h}",\n' for f, h in shipped[s].items())
-        for s in sorted(shipped)
-    ]
-    body = "    },\n".join(lines)
-    write_text(path, head + "{  # name of the set -> file -> its sha256\n" + body + "    },\n}\n")
+    """Write the sha256 of a set's files into `sparta_act/pretrained/shipped.json`, next to the others."""
+    folder, path = PACKAGE / "sets" / name, PACKAGE / "pretrained" / "shipped.json"
+    shipped = json.loads(path.read_text())
+    shipped[name] = {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)}
+    write_text(path, json.dumps(dict(sorted(shipped.items())), indent=2) + "\n")
 
 
 def set_name(text: str) -> str:

@@ -13,7 +13,7 @@ from examples.paper.common.sets import trained_alike
 from examples.paper.evaluation.protocols import OLD_NAMES
 from examples.paper.results.queue import Queue, Run
 from examples.paper.training.loop import PROGRESS, read_log
-from sparta_act.pretrained.files import CONFIG, WEIGHTS
+from sparta_act.pretrained import CONFIG, WEIGHTS
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 

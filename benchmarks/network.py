@@ -1,11 +1,11 @@
 """Cost of a whole network with SPARTA, relative to the same network with ReLU.
 
-`python benchmarks/network.py` times one training step and one input-gradient step (what an attack repeats;
-the parameters are frozen) of the CIFAR ResNet-18 with the activation at the end of each group: ReLU, SPARTA
-written down plainly, `Sparta`; then the training step of the compiled networks, the memory kept for backward
-and the parameters. Before, it checks that plain and fast SPARTA are the same function. On a CPU it takes CPU
-time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 224 x 224. On a GPU:
-`python benchmarks/network.py --amp bf16 --batch-size 512 --compile default`.
+`python -m benchmarks.network` times one training step and one input gradient (the step that an attack
+repeats, with frozen parameters) of the CIFAR ResNet-18 with an activation at the end of each group: ReLU,
+SPARTA written plainly, `Sparta`. Then it times the compiled training step, and counts the bytes saved for
+backward and the parameters. First it checks that plain and fast SPARTA are the same function. On a CPU it
+measures CPU time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 224 x 224.
+On a GPU: `python -m benchmarks.network --amp bf16 --batch-size 512 --compile default`.
 """
 
 import argparse
@@ -17,12 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
-from benchmarks.measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
+from benchmarks.measuring import (
+    COMPILERS,
+    Lap,
+    add_options,
+    begin,
+    format_setup,
+    hold_memory,
+    multiply_adds,
+    race,
+    saved_bytes,
+)
 from benchmarks.plain import PlainSparta, check_same
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table
 from examples.paper.common.models import BLOCKS, build
-from examples.paper.training.trainer import COMPILERS
 from sparta_act import Sparta, replace_relus
 
 SITES = "G*.B-1"
@@ -111,8 +120,9 @@ def main(argv: list[str] | None = None) -> None:
         for name, column in columns.items():
             lap = laps.get(name)
             column[f"{row}, ms"] = f"{1e3 * lap.seconds:.0f}" if lap else ""
-            column[f"{row} / relu"] = lap.told() if lap else ""
-        print(f"{row}: " + ", ".join(f"{name} {lap.told()}" for name, lap in laps.items()), flush=True)
+            column[f"{row} / relu"] = lap.format_ratio() if lap else ""
+        ratios = ", ".join(f"{name} {lap.format_ratio()}" for name, lap in laps.items())
+        print(f"{row}: {ratios}", flush=True)
 
     kinds = {"training": training_step, "input grad": input_step}
     for kind, step_of in kinds.items():
@@ -120,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         add(kind, race(steps, args.rounds, kind, clock=clock))
     if args.compile != "none":
         steps = {}
-        for name in ("relu", "sparta"):  # compiling takes long: plain is left out
+        for name in ("relu", "sparta"):  # compiling takes long: without plain
             eager = training_step(models[name], x, y, amp)
             expected = eager().item()
             steps[name] = training_step(torch.compile(models[name], **COMPILERS[args.compile]), x, y, amp)
@@ -128,26 +138,30 @@ def main(argv: list[str] | None = None) -> None:
             found = steps[name]().item()
             print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
             if not abs(found - expected) < (0.05 if amp else 1e-3):
-                raise ValueError(f"{name}: the compiled network has loss {found:.4f}, not {expected:.4f}")
+                raise ValueError(
+                    f"{name}: the compiled network has loss {found:.4f}, the eager one {expected:.4f}"
+                )
         add("compiled", race(steps, args.rounds, "compiled training", clock=clock))
     for name, model in models.items():
         step = training_step(model, x, y, amp)
-        kept = kept_bytes(model, lambda model=model: loss_of(model, x, y, amp))
+        saved = saved_bytes(model, lambda model=model: loss_of(model, x, y, amp))
         count = multiply_adds(step)
         columns[name]["multiply-adds, 1e9"] = f"{count / len(x) / 1e9:.2f}"
-        columns[name]["kept, MB"] = f"{kept / len(x) / 1e6:.2f}"
+        columns[name]["saved, MB"] = f"{saved / len(x) / 1e6:.2f}"
         if name == "relu":
-            first = count, kept, model
+            first = count, saved, model
         columns[name]["multiply-adds / relu"] = f"{count / first[0]:.2f}"
-        columns[name]["kept / relu"] = f"{kept / first[1]:.2f}"
-        numbers = sum(p.numel() for p in model.parameters())
-        columns[name]["parameters, 1e6"] = f"{numbers / 1e6:.2f}"
-        columns[name]["parameters / relu"] = f"{numbers / sum(p.numel() for p in first[2].parameters()):.3f}"
+        columns[name]["saved / relu"] = f"{saved / first[1]:.2f}"
+        parameters = sum(p.numel() for p in model.parameters())
+        columns[name]["parameters, 1e6"] = f"{parameters / 1e6:.2f}"
+        columns[name]["parameters / relu"] = (
+            f"{parameters / sum(p.numel() for p in first[2].parameters()):.3f}"
+        )
     which = args.arch if args.arch == LARGE else f"{args.arch} width {args.width}"
     title = f"{which}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
     print_table(title, columns)
-    print("compiled: the training step, relative to compiled relu; of one image: multiply-adds, kept")
-    print(told(args))
+    print("compiled: the training step, relative to compiled relu; multiply-adds and saved: per image")
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import epoch, precision
 from examples import quickstart
 from examples.paper.attacks import autoattack
 from examples.paper.attacks.folding import folded
@@ -334,14 +333,3 @@ def test_a_campaign(device, tmp_path):
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
     campaign.main([str(a) for a in ("run", "short-sparta", *places, "--device", device, "--amp", "bf16")])
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["short-sparta.json"]
-
-
-@pytest.mark.slow
-def test_the_benchmarks_of_training_and_of_precision(run, device, tiny_data, capsys):
-    small = "--width 8 --batch-size 4 --batches 1 --steps 1 --amp bf16 --activation relu sparta --device"
-    epoch.main(arguments(small, device))
-    options = arguments("--limit 6 --steps 1", "--device", device, "--data-dir", tiny_data)
-    precision.main([str(run / "checkpoint.pt"), *options])
-    printed = capsys.readouterr().out
-    assert "times relu" in printed
-    assert "wrong, bfloat16" in printed

@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # the lower bounds of pyproject.toml; torch 2.4 has no build for Python 3.13
 OLDEST_PYTHON ?= python3.10
-OLDEST := torch==2.4.1 numpy==1.26.4 huggingface-hub==0.26.0 safetensors==0.4.0
+OLDEST := torch==2.4.1 numpy==1.26.4 huggingface-hub==0.26.0 safetensors==0.4.3
 OLDEST_TORCHVISION := torchvision==0.19.1
 # Python compiles on import: a minute or two less than compiling everything that is installed
 export PYTHONDONTWRITEBYTECODE :=
@@ -11,6 +11,8 @@ PIP := .venv/bin/python -m pip install --quiet --no-compile
 OLDEST_PIP := .venv-oldest/bin/python -m pip install --quiet --no-compile
 # third-party networks and attacks of the tests, without their dependencies, which could pull another torch
 NETWORKS := timm==1.0.31 torchattacks==3.5.1
+# a quick test of every room
+FAST := tests/package/test_package.py tests/package/test_surgery.py tests/package/test_surgery_refusals.py
 
 .PHONY: demo check test oldest benchmarks zoo docs clean
 

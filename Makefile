@@ -1,14 +1,29 @@
-# Two commands do everything: `make demo` and `make test`. PYTHON= and TORCH= choose others than these.
+# `make demo` runs the example, `make check` the fast checks, `make test` all of them. PYTHON= and TORCH= choose others.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# what is imported is compiled then, and kept: a minute or two less than to compile all
+# the lower bounds of pyproject.toml; torch 2.4 has no build for Python 3.13
+OLDEST_PYTHON ?= python3.10
+OLDEST := torch==2.4.1 numpy==1.26.4 huggingface-hub==0.26.0 safetensors==0.4.3
+OLDEST_TORCHVISION := torchvision==0.19.1
+# Python compiles on import: a minute or two less than compiling everything that is installed
 export PYTHONDONTWRITEBYTECODE :=
 PIP := .venv/bin/python -m pip install --quiet --no-compile
+OLDEST_PIP := .venv-oldest/bin/python -m pip install --quiet --no-compile
+# third-party networks and attacks of the tests, without their dependencies, which could pull another torch
+NETWORKS := timm==1.0.31 torchattacks==3.5.1
+# a quick test of every room
+FAST := tests/package/test_package.py tests/package/test_surgery.py tests/package/test_surgery_refusals.py
 
-.PHONY: demo test benchmarks zoo clean
+.PHONY: demo check test oldest benchmarks zoo docs clean
 
 demo: .venv/examples
 	.venv/bin/python examples/quickstart.py
+
+check: .venv/test
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 -m "not slow" $(FAST)
 
 test: .venv/test
 	.venv/bin/ruff format --check .
@@ -16,19 +31,27 @@ test: .venv/test
 	.venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
+# the package's tests on the oldest versions
+oldest: .venv-oldest/test
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist worksteal tests/package
+
 # the tables of docs/speed.md, with the libraries they compare with
 benchmarks: .venv/benchmarks
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/network.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sites.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/identities.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/editing.py
-	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/attack.py --threads 2
-	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/errors.py --threads 2
-	OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/training.py --threads 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.network
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.sites
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.identities
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.editing
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m examples.paper.benchmarks.attack --threads 2
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m examples.paper.benchmarks.errors --threads 2
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m examples.paper.benchmarks.training --threads 2
 
 # the table of docs/zoo.md: the surgery on the networks of public libraries
 zoo: .venv/zoo
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/zoo.py
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.zoo
+
+# the site, in site/
+docs: .venv/docs
+	.venv/bin/mkdocs build --strict
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -45,15 +68,20 @@ zoo: .venv/zoo
 	$(PIP) --editable ".[examples]"
 	@touch $@
 
-# networks and attacks of other people to test against; without their dependencies, for the same reason
 .venv/test: .venv/torch pyproject.toml
 	$(PIP) --editable ".[test]"
-	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 torchattacks==3.5.1
+	$(PIP) --no-deps torchvision==0.28.0 $(NETWORKS)
+	@touch $@
+
+.venv-oldest/test: pyproject.toml
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	$(OLDEST_PIP) $(OLDEST) --editable ".[test]"
+	$(OLDEST_PIP) --no-deps $(OLDEST_TORCHVISION) $(NETWORKS)
 	@touch $@
 
 .venv/benchmarks: .venv/test
 	$(PIP) scikit-learn six
-	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1
+	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1 foolbox==3.3.4 eagerpy==0.30.0
 	@touch $@
 
 .venv/zoo: .venv/test
@@ -61,5 +89,9 @@ zoo: .venv/zoo
 	$(PIP) --no-deps monai==1.6.1 segmentation-models-pytorch==0.6.0
 	@touch $@
 
+.venv/docs: .venv/bin/python
+	$(PIP) mkdocs-material==9.8.2
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest

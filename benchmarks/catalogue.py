@@ -54,14 +54,14 @@ MONAI: dict[str, tuple[str, int, dict[str, Any], int]] = {
 
 
 class Network(NamedTuple):
-    """A network to be built: picklable, for worker processes."""
+    """Library and name of a network; picklable, for worker processes."""
 
     package: str
     name: str
 
 
 def build(network: Network) -> tuple[nn.Module, Example]:
-    """The network, with random weights of seed 0, and arguments it takes."""
+    """The network, with random weights of seed 0, and arguments for a call."""
     torch.manual_seed(0)
     return BUILDERS[network.package](network.name)
 
@@ -72,7 +72,7 @@ def _torchvision(name: str) -> tuple[nn.Module, Example]:
     kind = torchvision.models.get_model_builder(name).__module__
     more: dict[str, Any] = {"weights_backbone": None} if re.search("detection|segmentation", kind) else {}
     model = torchvision.models.get_model(name, weights=None, **more)
-    if "detection" in kind:  # the whole needs boxes, and torchvision's own operators
+    if "detection" in kind:  # the whole detector needs boxes and torchvision's own operators
         return model.backbone, (torch.rand(2, 3, 320, 320),)
     if "video" in kind:
         return model, (torch.rand(2, 3, 16, 224, 224) if name == "s3d" else torch.rand(2, 3, 8, 64, 64),)
@@ -98,7 +98,7 @@ def _runs(model: nn.Module, x: Tensor) -> bool:
     try:
         with torch.no_grad():
             model.eval()(x)
-    except Exception:  # whatever the library raises for a size it does not take
+    except Exception:  # libraries raise anything for a size they do not support
         return False
     return True
 
@@ -137,7 +137,7 @@ BUILDERS: dict[str, Callable[[str], tuple[nn.Module, Example]]] = {
 
 
 def names(library: str) -> list[str]:
-    """What a library offers; of timm everything, of which `smallest` chooses. Raises `ImportError`."""
+    """The networks of a library; of timm all, from which `smallest` chooses. Raises `ImportError`."""
     if library == "torchvision":
         import torchvision
 
@@ -171,8 +171,8 @@ class _Layers(TorchFunctionMode):
         return result
 
 
-def weight_of(name: str) -> int:
-    """Parameters of a network of timm, if it is convolutional and has ReLU on feature maps; otherwise 0."""
+def size_of(name: str) -> int:
+    """Parameters of a network of timm, if it is convolutional and has ReLU on feature maps; else 0."""
     import timm
 
     layers = _Layers()
@@ -185,9 +185,9 @@ def weight_of(name: str) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def smallest(weights: dict[str, int]) -> list[str]:
-    """Of the names that differ in their numbers alone, the network with the fewest parameters."""
+def smallest(sizes: dict[str, int]) -> list[str]:
+    """The network with the fewest parameters among the names that differ in numbers alone."""
     families: dict[str, str] = {}
-    for name in sorted((n for n, w in weights.items() if w), key=lambda n: (weights[n], n)):
+    for name in sorted((n for n, size in sizes.items() if size), key=lambda n: (sizes[n], n)):
         families.setdefault(re.sub(r"\d+", "#", name), name)
     return sorted(families.values())

@@ -1,8 +1,8 @@
-"""What each identity in SPARTA's own form is worth, and what was tried and left.
+"""What each identity of the fast form of SPARTA saves, and the identities that were tried and rejected.
 
-`python benchmarks/identities.py` times forward and backward of each piece of SPARTA, written plainly and as
-`sparta_act` has it, at the first and the last site of a ResNet-18, and says what both keep for backward.
-Before each, it checks that both give the same values and gradients. docs/speed.md has the algebra.
+`python -m benchmarks.identities` times forward and backward of each piece of SPARTA, written plainly and as
+in `sparta_act`, at the first and last site of a ResNet-18, and counts the bytes that both save for backward.
+First it checks that both give the same values and gradients. docs/speed.md has the algebra.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import add_options, begin, check_equal, hold_memory, kept_bytes, race, told
+from benchmarks.measuring import add_options, begin, check_equal, format_setup, hold_memory, race, saved_bytes
 from benchmarks.sites import SITES
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table
@@ -23,15 +23,15 @@ from sparta_act import functional as SF
 
 
 class Piece(NamedTuple):
-    """One piece of SPARTA in two forms, and what both take."""
+    """One piece of SPARTA in two forms, and the inputs of both."""
 
     plain: Callable[..., Tensor]
     other: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
 
 
-def taken(n: int, channels: int, size: int) -> dict[str, Piece]:
-    """The identities in use."""
+def in_use(n: int, channels: int, size: int) -> dict[str, Piece]:
+    """The identities in use: the plain form, ours."""
     hidden = Sparta(channels).hidden
     x = maps(n, channels, size)
     s, c = torch.randn(n, 1, size, size), torch.randn(n, channels, 1, 1)
@@ -50,8 +50,8 @@ def taken(n: int, channels: int, size: int) -> dict[str, Piece]:
     }
 
 
-def left(n: int, channels: int, size: int) -> dict[str, Piece]:
-    """What was tried in place of the form in use, which is the plain one here."""
+def rejected(n: int, channels: int, size: int) -> dict[str, Piece]:
+    """The rejected identities: the plain form, which is in use, the other."""
     hidden = Sparta(channels).hidden
     h, small = maps(n, hidden, size), maps(n, channels, 3)
     return {
@@ -74,10 +74,10 @@ def product_and_fold(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def same_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution of 3 x 3 maps, padding 1: one product over what each of the nine pixels sees."""
+    """Convolution of 3 x 3 maps, padding 1: one product over the window of each of the nine pixels."""
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    seen = torch.stack([x[:, i : i + 3, j : j + 3] for i, j in product(range(3), repeat=2)], 3)
-    return F.linear(seen.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
+    windows = torch.stack([x[:, i : i + 3, j : j + 3] for i, j in product(range(3), repeat=2)], 3)
+    return F.linear(windows.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
 
 
 def maps(n: int, channels: int, size: int) -> Tensor:
@@ -109,16 +109,16 @@ def check_same(name: str, piece: Piece) -> None:
     wide = tuple(t.double() for t in piece.inputs)
     found = []
     for form in piece[:2]:
-        torch.manual_seed(1)  # the same gradient from above
+        torch.manual_seed(1)  # the same gradient of the output
         found.append(backward(form, wide)())
     check_equal(*found, f"{name}: the two forms")
 
 
-def kept(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
-    """Bytes kept for backward, the weights aside."""
+def saved(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
+    """Bytes saved for backward, weights aside."""
     inputs = tuple(t if isinstance(t, nn.Parameter) else t.detach().requires_grad_() for t in inputs)
     weights = nn.ParameterList(t for t in inputs if isinstance(t, nn.Parameter))
-    return kept_bytes(weights, lambda: form(*inputs))
+    return saved_bytes(weights, lambda: form(*inputs))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,10 +129,10 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     begin(args)
     hold_memory()
-    for title, pieces_of in {"in use": taken, "tried and left": left}.items():
+    for title, pieces_of in {"in use": in_use, "rejected": rejected}.items():
         for channels, size in (SITES[0], SITES[-1]):
-            names = ("plain", "ours") if pieces_of is taken else ("in use", "other")
-            rows = [f"{what}, {name}" for what in ("ms", "kB kept") for name in names]
+            names = ("plain", "ours") if pieces_of is in_use else ("in use", "other")
+            rows = [f"{what}, {name}" for what in ("ms", "kB saved") for name in names]
             columns: dict[str, dict[str, str]] = {row: {} for row in (*rows, "speed, times")}
             with torch.device(args.device):
                 pieces = pieces_of(args.batch_size, channels, size)
@@ -142,11 +142,12 @@ def main(argv: list[str] | None = None) -> None:
                 laps = race({n: backward(f, piece.inputs) for n, f in forms.items()}, args.rounds, name)
                 for n, form in forms.items():
                     columns[f"ms, {n}"][name] = f"{1e3 * laps[n].seconds:.1f}"
-                    columns[f"kB kept, {n}"][name] = f"{kept(form, piece.inputs) / args.batch_size / 1e3:.0f}"
+                    size_kb = saved(form, piece.inputs) / args.batch_size / 1e3
+                    columns[f"kB saved, {n}"][name] = f"{size_kb:.0f}"
                 columns["speed, times"][name] = f"{1 / laps[names[1]].ratio:.2f}"
             print_table(f"{title}: {channels} channels, {size} x {size}, batch {args.batch_size}", columns)
-    print("forward and backward; kB kept for backward, of one image")
-    print(told(args))
+    print("ms: forward and backward; kB: saved for backward, per image")
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders timed in turn in one process, and what a backward pass keeps."""
+"""What the benchmarks share: contenders timed in turn, multiply-adds, bytes saved for backward."""
 
 import argparse
 import ctypes
@@ -19,6 +19,13 @@ from tqdm import tqdm
 from examples.paper.common.cli import at_least
 from examples.paper.common.console import stamp
 
+# the choices of `--compile`, as arguments of `torch.compile`
+COMPILERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reduce-overhead": {"mode": "reduce-overhead"},
+    "cudagraphs": {"backend": "cudagraphs"},
+}
+
 
 class Lap(NamedTuple):
     """Median time of a contender, and of its times divided by the first one's in the same round."""
@@ -27,12 +34,12 @@ class Lap(NamedTuple):
     ratio: float
     spread: tuple[float, float]  # lowest and highest ratio
 
-    def told(self) -> str:
-        """Ratio and its range as text."""
+    def format_ratio(self) -> str:
+        """Ratio and its range."""
         return f"{self.ratio:.2f} ({self.spread[0]:.2f}-{self.spread[1]:.2f})"
 
-    def speed(self) -> str:
-        """How many times as fast as the first, and the range, as text."""
+    def format_speed(self) -> str:
+        """How many times as fast as the first, and the range."""
         low, high = (1 / r for r in reversed(self.spread))
         return f"{1 / self.ratio:.2f} ({low:.2f}-{high:.2f})"
 
@@ -45,16 +52,16 @@ def race(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Lap]:
-    """Time each contender once a round, in turn, after `warm_up` rounds that do not count.
+    """Time each contender once per round, in turn, after `warm_up` untimed rounds.
 
-    A ratio is taken within a round, where the machine was the same for all. `clock`: with
-    `time.process_time` other programs count less, but it is of this process's CPU alone.
+    Ratios are taken within a round, under the same load. `clock`: `time.process_time` counts the CPU time of
+    this process alone, so that other programs disturb less.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     with tqdm(total=(rounds + warm_up) * len(names), desc=title, unit="lap", leave=False) as bar:
         for i in range(rounds + warm_up):
-            for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody is always first
+            for name in names[i % len(names) :] + names[: i % len(names)]:  # another first each time
                 _wait()
                 began = clock()
                 contenders[name]()
@@ -74,33 +81,33 @@ def race(
 def check_equal(found: Iterable[Tensor], expected: Iterable[Tensor], what: str) -> float:
     """Largest relative difference of two lists of float64 tensors. Raises `ValueError` above 1e-9.
 
-    Then a benchmark would compare the times of two functions.
+    A benchmark is to compare two forms of one function, not two functions.
     """
     worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
     if not worst < 1e-9:
-        raise ValueError(f"{what} differ by {worst:.1e}: the times would be of two functions")
+        raise ValueError(f"{what} differ by {worst:.1e}, more than 1e-9: two functions are not compared")
     return worst
 
 
-def kept_bytes(model: nn.Module, call: Callable[[], object]) -> int:
-    """Bytes that autograd keeps from `call` until its backward; the model's own tensors do not count."""
+def saved_bytes(model: nn.Module, call: Callable[[], object]) -> int:
+    """Bytes that autograd saves in `call` for backward, parameters and buffers of `model` aside."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    kept = {}
+    saved = {}
 
-    def keep(t: Tensor) -> Tensor:
+    def save(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # alive, so that its address stays its own
+            saved[storage.data_ptr()] = storage  # held, so that no other gets its address
         return t
 
-    with saved_tensors_hooks(keep, lambda t: t):
+    with saved_tensors_hooks(save, lambda t: t):
         result = call()
     del result
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 class _Count(TorchDispatchMode):
-    """Counts as torch's `FlopCounterMode`, which refuses gradients of leaves by `torch.autograd.grad`."""
+    """`FlopCounterMode` for gradients of leaves by `torch.autograd.grad`, which torch's own refuses."""
 
     total = 0
 
@@ -113,14 +120,14 @@ class _Count(TorchDispatchMode):
 
 def multiply_adds(call: Callable[[], object]) -> int:
     """Multiply-adds of the convolutions and matrix products in `call`."""
-    with _Count() as counter, sdpa_kernel(SDPBackend.MATH):  # torch knows no count of CPUs' fused attention
+    with _Count() as counter, sdpa_kernel(SDPBackend.MATH):  # torch cannot count fused attention on CPUs
         call()
     return counter.total // 2
 
 
 def add_options(p: argparse.ArgumentParser, rounds: int) -> None:
-    """Options of a benchmark that races: --rounds, --threads, --device."""
-    p.add_argument("--rounds", type=at_least(1), default=rounds, help="to time (default %(default)s)")
+    """Options of a benchmark with a race: --rounds, --threads, --device."""
+    p.add_argument("--rounds", type=at_least(1), default=rounds, help="timed rounds (default %(default)s)")
     add_machine(p)
 
 
@@ -130,7 +137,7 @@ def add_machine(p: argparse.ArgumentParser) -> None:
         "--threads",
         type=at_least(1),
         default=1,
-        help="of the CPU; several that wait for each other spoil ratios (default %(default)s)",
+        help="CPU threads; with several, waiting distorts the ratios (default %(default)s)",
     )
     p.add_argument(
         "--device",
@@ -141,7 +148,7 @@ def add_machine(p: argparse.ArgumentParser) -> None:
 
 
 def device(text: str) -> str:
-    """Type of an option: a device that this machine has."""
+    """Type of an option: a device of this machine."""
     try:
         torch.empty(1, device=text)
     except (RuntimeError, AssertionError) as error:
@@ -157,29 +164,22 @@ def begin(args: argparse.Namespace) -> None:
 
 
 def hold_memory() -> None:
-    """Let freed memory stay with this process, where that can be asked for.
+    """Let this process keep the memory it frees, where the C library is glibc.
 
-    glibc returns large blocks to the system and asks for them again, which costs one contender more than
-    another by pure chance of order.
+    Otherwise glibc returns large blocks to the system and requests them again. Which contender pays for that
+    depends on their order alone.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, -1)
-        mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
+        mallopt(mmap_threshold, 32 * 2**20)  # the largest allowed
 
 
-def changed(found: Tensor, base: Tensor) -> str:
-    """How many images are wrong in one outcome alone, and how many in the other, (N,) of bool, as text."""
-    more, fewer = (int(t.sum()) for t in (found & ~base, base & ~found))
-    return f"{more}, {fewer}"
-
-
-def told(args: argparse.Namespace) -> str:
-    """Where and when these figures were measured, as one line."""
-    asked = {name: str(value) for name, value in vars(args).items() if name in ("threads", "rounds")}
-    how = {**asked, "seed": "0", **stamp()}
-    return "; ".join(f"{what} {value}" for what, value in how.items())
+def format_setup(args: argparse.Namespace) -> str:
+    """Threads, rounds, seed, machine, torch and date of a measurement, in one line."""
+    options = {name: str(value) for name, value in vars(args).items() if name in ("threads", "rounds")}
+    return "; ".join(f"{name} {value}" for name, value in {**options, "seed": "0", **stamp()}.items())
 
 
 def _wait() -> None:

@@ -1,11 +1,11 @@
 """Cost of a whole network with SPARTA, relative to the same network with ReLU.
 
-`python benchmarks/network.py` times one training step and one input-gradient step (what an attack repeats;
-the parameters are frozen) of the CIFAR ResNet-18 with the activation at the end of each group: ReLU, SPARTA
-written down plainly, `Sparta`; then the training step of the compiled networks, the memory kept for backward
-and the parameters. Before, it checks that plain and fast SPARTA are the same function. On a CPU it takes CPU
-time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 224 x 224. On a GPU:
-`python benchmarks/network.py --amp bf16 --batch-size 512 --compile default`.
+`python -m benchmarks.network` times one training step and one input gradient (the step that an attack
+repeats, with frozen parameters) of the CIFAR ResNet-18 with an activation at the end of each group: ReLU,
+SPARTA written plainly, `Sparta`. Then it times the compiled training step, and counts the bytes saved for
+backward and the parameters. First it checks that plain and fast SPARTA are the same function. On a CPU it
+measures CPU time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 224 x 224.
+On a GPU: `python -m benchmarks.network --amp bf16 --batch-size 512 --compile default`.
 """
 
 import argparse
@@ -17,12 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
-from benchmarks.measuring import Lap, add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
+from benchmarks.measuring import (
+    COMPILERS,
+    Lap,
+    add_options,
+    begin,
+    format_setup,
+    hold_memory,
+    multiply_adds,
+    race,
+    saved_bytes,
+)
 from benchmarks.plain import PlainSparta, check_same
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table
 from examples.paper.common.models import BLOCKS, build
-from examples.paper.training.trainer import COMPILERS
 from sparta_act import Sparta, replace_relus
 
 SITES = "G*.B-1"
@@ -70,8 +79,45 @@ def input_step(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> Callable[[]
     return lambda: torch.autograd.grad(loss_of(model, x, y, amp), x)[0]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure as the command line says."""
+def compiled_steps(
+    models: dict[str, nn.Module], x: Tensor, y: Tensor, amp: bool, how: str
+) -> dict[str, Callable[[], Tensor]]:
+    """Compiled training steps of relu and sparta. Raises `ValueError` if their loss is not the eager one."""
+    steps = {}
+    for name in ("relu", "sparta"):
+        expected = training_step(models[name], x, y, amp)().item()
+        steps[name] = training_step(torch.compile(models[name], **COMPILERS[how]), x, y, amp)
+        began = time.perf_counter()
+        found = steps[name]().item()
+        print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
+        if not abs(found - expected) < (0.05 if amp else 1e-3):
+            raise ValueError(
+                f"{name}: the compiled network has loss {found:.4f}, the eager one {expected:.4f}"
+            )
+    return steps
+
+
+def times(kind: str, laps: dict[str, Lap], name: str) -> dict[str, str]:
+    """Cells of a contender's column, empty if it did not run."""
+    lap = laps.get(name)
+    return {
+        f"{kind}, ms": f"{1e3 * lap.seconds:.0f}" if lap else "",
+        f"{kind} / relu": lap.format_ratio() if lap else "",
+    }
+
+
+def work(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> dict[str, float]:
+    """Multiply-adds and bytes saved of one training step per image, and parameters."""
+    step = training_step(model, x, y, amp)
+    return {
+        "multiply-adds": multiply_adds(step) / len(x),
+        "saved": saved_bytes(model, lambda: loss_of(model, x, y, amp)) / len(x),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--arch", choices=(*BLOCKS, LARGE), default="resnet18", help="default %(default)s")
     p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
@@ -84,70 +130,49 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
     add_options(p, rounds=3)
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure as the command line says."""
+    args = options().parse_args(argv)
     begin(args)
     hold_memory()
-    amp = args.amp == "bf16"
-    size = 224 if args.arch == LARGE else 32
+    amp, size = args.amp == "bf16", 224 if args.arch == LARGE else 32
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     models = {
         name: network(args.arch, name, args.width).to(args.device, memory_format=torch.channels_last)
         for name in CONTENDERS
     }
-    two = torch.tensor([0, 1])
-    worst = check_same(
-        models["sparta"],
-        models["plain"],
-        torch.rand(2, 3, size, size),
-        lambda m, x: loss_of(m, x, two, False),
-    )
+    two, y_two = torch.rand(2, 3, size, size), torch.tensor([0, 1])
+    worst = check_same(models["sparta"], models["plain"], two, lambda m, x: loss_of(m, x, y_two, False))
     print(f"plain and fast SPARTA: the same loss and gradients in float64 to {worst:.0e}", flush=True)
     x = torch.rand(args.batch_size, 3, size, size, device=args.device).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (len(x),), device=args.device)
 
     columns: dict[str, dict[str, str]] = {name: {} for name in models}
-
-    def add(row: str, laps: dict[str, Lap]) -> None:
-        for name, column in columns.items():
-            lap = laps.get(name)
-            column[f"{row}, ms"] = f"{1e3 * lap.seconds:.0f}" if lap else ""
-            column[f"{row} / relu"] = lap.told() if lap else ""
-        print(f"{row}: " + ", ".join(f"{name} {lap.told()}" for name, lap in laps.items()), flush=True)
-
     kinds = {"training": training_step, "input grad": input_step}
     for kind, step_of in kinds.items():
         steps = {name: step_of(model, x, y, amp) for name, model in models.items()}
-        add(kind, race(steps, args.rounds, kind, clock=clock))
+        laps = race(steps, args.rounds, kind, clock=clock)
+        for name, column in columns.items():
+            column |= times(kind, laps, name)
     if args.compile != "none":
-        steps = {}
-        for name in ("relu", "sparta"):  # compiling takes long: plain is left out
-            eager = training_step(models[name], x, y, amp)
-            expected = eager().item()
-            steps[name] = training_step(torch.compile(models[name], **COMPILERS[args.compile]), x, y, amp)
-            began = time.perf_counter()
-            found = steps[name]().item()
-            print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
-            if not abs(found - expected) < (0.05 if amp else 1e-3):
-                raise ValueError(f"{name}: the compiled network has loss {found:.4f}, not {expected:.4f}")
-        add("compiled", race(steps, args.rounds, "compiled training", clock=clock))
-    for name, model in models.items():
-        step = training_step(model, x, y, amp)
-        kept = kept_bytes(model, lambda model=model: loss_of(model, x, y, amp))
-        count = multiply_adds(step)
-        columns[name]["multiply-adds, 1e9"] = f"{count / len(x) / 1e9:.2f}"
-        columns[name]["kept, MB"] = f"{kept / len(x) / 1e6:.2f}"
-        if name == "relu":
-            first = count, kept, model
-        columns[name]["multiply-adds / relu"] = f"{count / first[0]:.2f}"
-        columns[name]["kept / relu"] = f"{kept / first[1]:.2f}"
-        numbers = sum(p.numel() for p in model.parameters())
-        columns[name]["parameters, 1e6"] = f"{numbers / 1e6:.2f}"
-        columns[name]["parameters / relu"] = f"{numbers / sum(p.numel() for p in first[2].parameters()):.3f}"
+        steps = compiled_steps(models, x, y, amp, args.compile)
+        laps = race(steps, args.rounds, "compiled", clock=clock)
+        for name, column in columns.items():
+            column |= times("compiled", laps, name)
+    figures = {name: work(model, x, y, amp) for name, model in models.items()}
+    units = {"multiply-adds": (1e9, "1e9", 2), "saved": (1e6, "MB", 2), "parameters": (1e6, "1e6", 3)}
+    for name, column in columns.items():
+        for what, (unit, label, digits) in units.items():
+            figure = figures[name][what]
+            column[f"{what}, {label}"] = f"{figure / unit:.2f}"
+            column[f"{what} / relu"] = f"{figure / figures['relu'][what]:.{digits}f}"
     which = args.arch if args.arch == LARGE else f"{args.arch} width {args.width}"
-    title = f"{which}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last"
-    print_table(title, columns)
-    print("compiled: the training step, relative to compiled relu; of one image: multiply-adds, kept")
-    print(told(args))
+    print_table(f"{which}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last", columns)
+    print("compiled: the training step, relative to compiled relu; multiply-adds and saved: per image")
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

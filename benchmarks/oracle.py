@@ -1,47 +1,41 @@
-"""Judges a surgery on one network, by a recording of activation calls that shares no code with the surgery.
+"""Judges the surgery on one network against a recording of activation calls, which shares no code with it.
 
-Hooks on all modules and a count of the calls show which call is the last of a block. A second run of the
-untouched network, in which those calls return what `Probe` would, shows what the changed one must compute.
+Hooks on all modules and a count of the calls tell which call is the last of a block. The expected output
+comes from a run of the untouched network in which exactly these calls compute the probe.
 """
 
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
+from benchmarks.recording import Bench, Call, Example, probe
 from sparta_act import SpartaError, relu_sites, replace_relus, restore_relus
 from sparta_act.surgery import Site
 
 KINDS = ("relu", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "prelu", "elu", "mish")
 
-Example = tuple[Any, ...]
-
 
 class Verdict(NamedTuple):
-    """What became of one network."""
+    """The result for one network."""
 
     result: str  # "right", "refused" or "wrong"
     why: str = ""
     kind: str = ""  # the activation that was replaced
-    groups: str = ""  # numbers of blocks, "2+2+2+2"
-    replaced: int = 0  # of these
+    groups: str = ""  # blocks per group, "2+2+2+2"
+    replaced: int = 0  # blocks
     others: int = 0  # sites without a label
     edits: str = ""
 
 
 class Wrong(Exception):  # noqa: N818  (a finding, not a fault)
-    """The surgery did not do what it promised."""
+    """The surgery computed something else than it should."""
 
 
 class Probe(nn.Module):
-    """An activation that no network has: half a ReLU, plus 0.1."""
+    """`probe` with a learnable slope per channel."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -49,112 +43,11 @@ class Probe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, ...) -> (N, C, ...)."""
-        return x.clamp_min(0) * self.slope.view(-1, *[1] * (x.ndim - 2)) + 0.1
-
-
-class Call(NamedTuple):
-    """One call of an activation: the shape of its input, and names and classes of the modules running."""
-
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-
-    def on_map(self) -> bool:
-        """Whether the input has more than one pixel."""
-        return len(self.shape) > 2 and int(np.prod(self.shape[2:])) > 1
-
-
-class Recording(TorchFunctionMode):
-    """Lists the calls of one kind of activation in a pass, and computes the chosen ones as `Probe` does."""
-
-    def __init__(self, kind: str, chosen: frozenset[int]) -> None:
-        super().__init__()
-        self.kind, self.chosen = kind, chosen
-        self.calls: list[Call] = []
-        self.running: list[tuple[str, str]] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name, inside = getattr(func, "__name__", "").rstrip("_"), self.running[-1][1] if self.running else ""
-        name = "relu6" if name == "hardtanh" and inside == "ReLU6" else name
-        if name != self.kind:
-            return func(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
-        names, classes = zip(*self.running, strict=True) if self.running else ((), ())
-        self.calls.append(Call(tuple(x.shape), names, classes))
-        return x.clamp_min(0) * 0.5 + 0.1 if len(self.calls) - 1 in self.chosen else func(*args, **kwargs)
-
-
-@contextmanager
-def _watched(model: nn.Module, recording: Recording) -> Iterator[None]:
-    names = {id(m): n for n, m in reversed([*model.named_modules()])}
-    handles = []
-    for module in model.modules():
-        here = names[id(module)], type(module).__name__
-        handles.append(
-            module.register_forward_pre_hook(lambda m, i, here=here: recording.running.append(here))
-        )
-        handles.append(module.register_forward_hook(lambda m, i, o: (recording.running.pop(), None)[1]))
-    try:
-        with recording:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in what a network returned."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
-
-
-class Bench:
-    """A network and an input, run in either mode; buffers and modes are restored."""
-
-    def __init__(self, model: nn.Module, example: Example, kind: str) -> None:
-        self.model, self.example, self.kind = model, example, kind
-
-    def run(self, training: bool, chosen: frozenset[int] = frozenset()) -> tuple[list[Tensor], list[Call]]:
-        """Outputs, and the calls of the pass."""
-        recording = Recording(self.kind, chosen)
-        with self._unchanged(training), torch.no_grad(), _watched(self.model, recording):
-            return tensors(self.model(*self._inputs())), recording.calls
-
-    def outputs(self, training: bool) -> list[Tensor]:
-        """Outputs, without hooks and recording."""
-        with self._unchanged(training), torch.no_grad():
-            return tensors(self.model(*self._inputs()))
-
-    def _inputs(self) -> Example:
-        copied: Example = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self.example)
-        return copied
-
-    @contextmanager
-    def _unchanged(self, training: bool) -> Iterator[None]:
-        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-        modes = [(m, m.training) for m in self.model.modules()]
-        torch.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002  (some networks draw from it)
-        self.model.train(training)
-        try:
-            yield
-        finally:
-            for name, buffer in self.model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-            for module, mode in modes:
-                module.training = mode
+        return probe(x, self.slope.view(-1, *[1] * (x.ndim - 2)))
 
 
 def commonest_kind(model: nn.Module, example: Example) -> str:
-    """ReLU if the network has one on a map, else its commonest activation on maps, else ""."""
+    """ReLU if the network has one on feature maps; else its most frequent activation; "" if none."""
     counted = Counter[str]()
     for kind in KINDS:
         _, calls = Bench(model, example, kind).run(False)
@@ -166,7 +59,7 @@ def commonest_kind(model: nn.Module, example: Example) -> str:
 
 
 def shake(model: nn.Module) -> nn.Module:
-    """Draw every constant scale of `model`, in place, and return it: a scale of zero hides its branch."""
+    """Draw the constant scales of `model` anew, in place; zeros would hide their branch. Return the model."""
     with torch.no_grad():
         for module in model.modules():
             for name, p in module.named_parameters(recurse=False):
@@ -185,7 +78,7 @@ def judge(
 ) -> Verdict:
     """Replace the last activation of every block, then one site by its name; compare, restore, compare.
 
-    `given` is the example passed to the surgery; `replace` is the surgery to judge.
+    `given`: the example passed to the surgery. `replace`: the surgery.
     """
     shake(model)
     kind = commonest_kind(model, example)
@@ -205,23 +98,21 @@ def judge(
     reasons = sorted({s.problem for s in blocks if s.problem})
     if not fine and not others:
         return verdict._replace(result="refused", why="; ".join(reasons) or repr(sites))
-    check = _Check(bench, given, replace)
+    judgment = _Judgment(bench, given, replace)
     try:
         if fine:
             every = len(fine) == len(blocks)
-            reasons += check.sites("G*.B*" if every else ",".join(s.label for s in fine), fine)
+            reasons += judgment.reasons_against("G*.B*" if every else ",".join(s.label for s in fine), fine)
         if others:
             site = others[len(others) // 2]
-            reasons += check.sites(site.name, [site])
+            reasons += judgment.reasons_against(site.name, [site])
     except Wrong as error:
         return verdict._replace(result="wrong", why=str(error))
-    refused = not check.done or (blocks and not fine)
+    refused = not judgment.done or (blocks and not fine)
     return verdict._replace(result="refused" if refused else "right", why="; ".join(reasons))
 
 
-class _Check:
-    """Replaces sites, compares outputs with those expected, restores, and compares with those before."""
-
+class _Judgment:
     def __init__(self, bench: Bench, given: Example | None, replace: Callable[..., nn.Module]) -> None:
         self.bench, self.given, self.replace = bench, given, replace
         self.before = [bench.run(training) for training in (False, True)]
@@ -229,13 +120,13 @@ class _Check:
         self.keys = [*bench.model.state_dict()]
         self.done = 0
 
-    def sites(self, pattern: str, sites: list[Site]) -> list[str]:
-        """Reasons for a refusal, if any. Raises `Wrong`."""
+    def reasons_against(self, pattern: str, sites: list[Site]) -> list[str]:
+        """Replace, compare, restore, compare; the reasons of a refusal, if any. Raises `Wrong`."""
         model = self.bench.model
         chosen = [frozenset(self._expected(s, training) for s in sites) - {-1} for training in (False, True)]
         expected = [self.bench.run(training, chosen[training])[0] for training in (False, True)]
         if any(_same(expected[t], self.before[t][0]) for t in (False, True) if chosen[t]):
-            raise Wrong(f"{pattern}: the output does not depend on these calls, so nothing can be compared")
+            raise Wrong(f"{pattern}: the output does not depend on these calls: a comparison shows nothing")
         try:
             self.replace(model, pattern, Probe, kinds=self.bench.kind, example=self.given)
         except SpartaError as error:
@@ -250,17 +141,17 @@ class _Check:
         return []
 
     def _expected(self, site: Site, training: bool) -> int:
-        """Number of the call at a site; -1 if it is not called in this mode."""
+        """Index of the call of a site; -1 if it is not called in this mode."""
         calls, model = self.before[training][1], self.bench.model
-        first_names = {id(m): n for n, m in model.named_modules()}  # of a module with several names
+        first_names = {id(m): n for n, m in model.named_modules()}  # a module may have several names
         within, named = first_names[id(site.cut.within)], first_names[id(model.get_submodule(site.name))]
 
         def is_of(call: Call) -> bool:
             if site.label:  # anywhere in the block
                 return within in call.names
-            if named != site.name:  # one activation for many places: this is the call from its place
+            if named != site.name:  # one activation in many places: the call from this place
                 return call.names[-2:] == (site.name.rpartition(".")[0], named)
-            own = call.names[-1] == named  # the activation's module, or the one whose forward calls it
+            own = call.names[-1] == named  # the activation, or the module whose forward calls it
             called_by = call.names[-2:-1] == (named,) and call.classes[-1] in _ACTIVATIONS
             return own or called_by
 
@@ -278,7 +169,7 @@ _ACTIVATIONS = {n for n in nn.modules.activation.__all__ if n not in ("Multihead
 
 
 def _same(left: list[Tensor], right: list[Tensor]) -> bool:
-    """Bit for bit; NaN equals NaN, so that a network that overflows is compared in its other numbers."""
+    """Whether all bits agree; NaN equals NaN, so that the other numbers of an overflowing network count."""
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.equal(a.nan_to_num(12345), b.nan_to_num(12345))
         for a, b in zip(left, right, strict=True)

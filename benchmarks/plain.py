@@ -1,4 +1,4 @@
-"""SPARTA as one would write it down: what the package's own form is compared with."""
+"""SPARTA written plainly: the form that the package's fast one is compared with."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from sparta_act import Sparta
 
 
 class PlainSparta(Sparta):
-    """`Sparta`, every step where its docstring has it, by PyTorch's own convolutions, pools and norms."""
+    """`Sparta`, step by step as in its docstring, by PyTorch's own convolutions, pools and norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, C, H, W)."""
@@ -34,13 +34,13 @@ class PlainSparta(Sparta):
 
 
 def normalized(t: Tensor) -> Tensor:
-    """To mean 0 and variance 1 in each sample; a single number becomes 0. Shapes: any, kept."""
+    """To mean 0 and variance 1 in each sample; a single number becomes 0. Shapes: (N, *) -> (N, *)."""
     return F.layer_norm(t, t.shape[1:])
 
 
 @torch.no_grad()
-def awake(model: nn.Module) -> nn.Module:
-    """The network with every gain off zero, where that of `identity` starts: there all gates are the same."""
+def open_gates(model: nn.Module) -> nn.Module:
+    """Set each gain of zero to one, in place: a new `identity` has constant gates. Return the network."""
     for module in model.modules():
         if isinstance(module, Sparta) and not module.gain:
             module.gain.fill_(1)
@@ -52,7 +52,7 @@ def check_same(
 ) -> float:
     """Largest relative difference of losses and gradients in float64. Raises `ValueError` above 1e-9."""
     fast, plain = (copy.deepcopy(m).cpu().double().train() for m in (fast, plain))
-    plain.load_state_dict(awake(fast).state_dict())
+    plain.load_state_dict(open_gates(fast).state_dict())
     x, found = x.detach().cpu().double().requires_grad_(), []
     for module in (fast, plain):
         loss = loss_of(module, x)

@@ -1,8 +1,8 @@
 """Cost of one activation by itself, at each of the four sites of a ResNet-18 for 32 x 32 images.
 
-`python benchmarks/sites.py` prints, for ReLU, SiLU, SE, CBAM, Dynamic ReLU, feature denoising and SPARTA, the
-time of a forward pass, of forward and backward, and per image the multiply-adds and the bytes kept for
-backward. SE and CBAM are timm's, behind a ReLU, as is feature denoising. Before, it checks that plain and
+`python -m benchmarks.sites` prints, for ReLU, SiLU, SE, CBAM, Dynamic ReLU, feature denoising and SPARTA, the
+time of a forward pass, the time of forward and backward, and per image the multiply-adds and the bytes saved
+for backward. SE and CBAM are timm's; they and feature denoising follow a ReLU. First it checks that plain and
 fast SPARTA are the same function.
 """
 
@@ -12,7 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import add_options, begin, hold_memory, kept_bytes, multiply_adds, race, told
+from benchmarks.measuring import (
+    add_options,
+    begin,
+    format_setup,
+    hold_memory,
+    multiply_adds,
+    race,
+    saved_bytes,
+)
 from benchmarks.peers import peer
 from benchmarks.plain import PlainSparta, check_same
 from examples.paper.common.activations import DynamicReLUB, DynamicReLUC, FeatureDenoising
@@ -55,13 +63,13 @@ def both(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def work(module: nn.Module, x: Tensor) -> dict[str, str]:
-    """Figures that need no clock."""
+    """Multiply-adds per image, parameters, bytes saved per image."""
     count = multiply_adds(lambda: module(x))
-    kept = kept_bytes(module, lambda: module(x.detach().requires_grad_()))
+    saved = saved_bytes(module, lambda: module(x.detach().requires_grad_()))
     return {
         "10^6 multiply-adds": f"{count / len(x) / 1e6:.2f}",
         "parameters": f"{sum(p.numel() for p in module.parameters()):,}",
-        "kept, kB": f"{kept / len(x) / 1e3:.0f}",
+        "saved, kB": f"{saved / len(x) / 1e3:.0f}",
     }
 
 
@@ -90,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
             for column, figure in work(module, x).items():
                 columns.setdefault(column, {})[name] = figure
         print_table(f"{channels} channels, {size} x {size}, batch {len(x)}, float32, channels_last", columns)
-    print("of one image: multiply-adds of convolutions and matrix products in forward, kB kept for backward")
-    print(told(args))
+    print("per image: multiply-adds of convolutions and matrix products in forward, kB saved for backward")
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Tries the surgery on the convolutional networks of public libraries, and writes down what came of it.
+"""Tries the surgery on the convolutional networks of public libraries, and writes the table of docs/zoo.md.
 
-`python benchmarks/zoo.py` builds, with random weights, those of torchvision and transformers, the smallest of
-each family of timm that has ReLU, and U-Nets and 3-D networks of segmentation_models_pytorch and monai. In
-each, a probe takes the place of the last activation of every block, and of one more site by its name.
-`oracle.py` knows from a recording what must come out; it must be the same in every bit, in evaluation and in
-training mode, and restoring must bring back the first output. The table goes to docs/zoo.md. About 25 minutes
-on two cores.
+`python -m benchmarks.zoo` builds, with random weights, the networks of torchvision and transformers, the
+smallest of each timm family with ReLU, and U-Nets and 3-D networks of segmentation_models_pytorch and monai.
+In each it replaces the last activation of every block by a probe, and then one more site by its name.
+`oracle.py` has the expected output from a recording. All bits must agree, in evaluation and in training mode,
+and restoring must bring back the first output.
 """
 
 import argparse
@@ -24,35 +23,35 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from benchmarks.catalogue import BUILDERS, Network, build, names, smallest, weight_of
+from benchmarks.catalogue import BUILDERS, Network, build, names, size_of, smallest
 from benchmarks.oracle import Verdict, judge
 from examples.paper.common.cli import at_least
 from examples.paper.common.console import stamp
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
-OPENING = """# The surgery on other people's networks
+OPENING = """# The surgery on third-party networks
 
-Made by `python benchmarks/zoo.py`; {stamp}. Random weights, seed 0.
+Written by `python -m benchmarks.zoo`; {stamp}. Random weights, seed 0.
 
-In each network a probe that no network has takes the place of the last activation of every block, and then of
-one more site by its name. A recording of all activation calls, which shares no code with the surgery, says
-which calls these are; the untouched network is run again with just those calls computed otherwise. **Right**
-means: the changed network gives the same output in every bit, in evaluation and in training mode, and the
-restored one the first output. **Refused** means that nothing was changed and the user is told why. Where a
-network has no ReLU on feature maps, the activation it has most of was asked for by name (`kinds=`).
+In each network `replace_relus` puts a probe, an activation that no network has, at the end of every block,
+and then at one more site by its name. A recording of all activation calls, which shares no code with the
+surgery, finds these calls, and the untouched network runs again with exactly these calls computed by the
+probe. **Right**: the changed network gives the same output in all bits, in evaluation and in training mode,
+and the restored network gives the first output. **Refused**: nothing was changed, and the error says why. In
+a network without ReLU on feature maps, its most frequent activation was replaced (`kinds=`).
 
 {summary}
 
-`blocks` are the numbers of blocks in each group; `other` the sites that go by their names. A detector is
-judged by its `backbone`, the rest of it needs boxes. In {partly} of the networks that are right, some blocks
-have another activation than the one asked for: these were refused, and the others replaced.
+`blocks`: the number of blocks in each group; `other`: the sites without a label. Of a detector only the
+`backbone` is judged, as the rest needs boxes. In {partly} of the right networks some blocks end in another
+activation than the requested one: these were refused, and the others replaced.
 """
 
 A, T = TypeVar("A"), TypeVar("T")
 
 
-def judged(network: Network) -> Verdict:
-    """Try one network, first without an example, and with one if the error asks for it."""
+def judge_network(network: Network) -> Verdict:
+    """Judge one network, first without an example, then with one if the error names `example=`."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     gc.collect()
@@ -62,38 +61,38 @@ def judged(network: Network) -> Verdict:
         if verdict.result == "refused" and "example=" in verdict.why:
             again = judge(model, example, given=example)
             verdict = again._replace(why="; ".join(filter(None, [again.why, "with `example=`"])))
-    except Exception as error:  # one network that fails otherwise must not end the rest
+    except Exception as error:  # one failing network must not end the others
         return Verdict("wrong", f"{type(error).__name__}: {error}")
     return verdict
 
 
 def mapped(
-    function: Callable[[A], T], items: Iterable[A], jobs: int, title: str, told: Callable[[A, T], str]
+    function: Callable[[A], T], items: Iterable[A], jobs: int, title: str, line_of: Callable[[A, T], str]
 ) -> dict[A, T]:
-    """Apply a function in several processes; with a bar, and a line for each result that is worth one."""
+    """Apply a function in several processes, with a progress bar, and print the lines of `line_of`."""
     items = list(items)
     results = {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(function, item): item for item in items}
         for done in tqdm(as_completed(running), total=len(items), desc=title, unit="network"):
             results[running[done]] = done.result()
-            if line := told(running[done], results[running[done]]):
+            if line := line_of(running[done], results[running[done]]):
                 tqdm.write(line)
     return {item: results[item] for item in items}
 
 
 def chosen(libraries: list[str], pattern: str, jobs: int) -> list[Network]:
-    """The networks to try, of the libraries that are installed."""
+    """The networks to try, from the installed libraries."""
     found = []
     for library in libraries:
         try:
             offered = names(library)
         except ImportError as error:
-            print(f"{library}: not installed ({error}); left out. `make zoo` installs it")
+            print(f"{library}: not installed ({error}), omitted. `make zoo` installs it")
             continue
         offered = [n for n in offered if fnmatchcase(n, pattern)]
         if library == "timm" and pattern == "*":
-            offered = smallest(mapped(weight_of, offered, jobs, "timm: who has ReLU", lambda n, w: ""))
+            offered = smallest(mapped(size_of, offered, jobs, "timm: networks with ReLU", lambda n, w: ""))
         found += [Network(library, name) for name in offered]
     return found
 
@@ -113,15 +112,15 @@ def page(verdicts: dict[Network, Verdict]) -> str:
         f"| all | {total.total()} | {total['right']} ({total['right'] / total.total():.1%}) | "
         f"{total['refused']} | {total['wrong']} |"
     )
-    told = ", ".join(f"{k} {v}" for k, v in stamp().items())
+    conditions = ", ".join(f"{k} {v}" for k, v in stamp().items())
     partly = sum(v.result == "right" and v.replaced < _blocks(v) for v in verdicts.values())
-    text = [OPENING.format(stamp=told, summary="\n".join(rows), partly=partly).rstrip()]
+    text = [OPENING.format(stamp=conditions, summary="\n".join(rows), partly=partly).rstrip()]
     for library in libraries:
         text += [f"\n## {library}\n", "| network | activation | blocks | other | edit | result |"]
         text.append("| --- | --- | --- | --- | --- | --- |")
         for network, v in verdicts.items():
             if network.package == library:
-                cells = [network.name, v.kind, v.groups, str(v.others), v.edits, _told(v)]
+                cells = [network.name, v.kind, v.groups, str(v.others), v.edits, _format_result(v)]
                 text.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(text) + "\n"
 
@@ -130,7 +129,7 @@ def _blocks(verdict: Verdict) -> int:
     return sum(map(int, verdict.groups.split("+"))) if verdict.groups else 0
 
 
-def _told(verdict: Verdict) -> str:
+def _format_result(verdict: Verdict) -> str:
     result = "**wrong**" if verdict.result == "wrong" else verdict.result
     if verdict.result == "right" and verdict.replaced < _blocks(verdict):
         result += f" on {verdict.replaced} of {_blocks(verdict)} blocks, the rest refused"
@@ -140,7 +139,7 @@ def _told(verdict: Verdict) -> str:
 
 def _line(network: Network, verdict: Verdict) -> str:
     found = f"{verdict.groups or 'no'} blocks, {verdict.others} other sites"
-    return f"{network.package} {network.name}: {verdict.kind}, {found}: {_told(verdict)}"
+    return f"{network.package} {network.name}: {verdict.kind}, {found}: {_format_result(verdict)}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -152,15 +151,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--library", dest="libraries", nargs="+", default=[*BUILDERS], choices=[*BUILDERS], help="all"
     )
     parser.add_argument(
-        "--only", default="*", help="names by shell pattern, e.g. 'resnet*'; of timm, all of them"
+        "--only", default="*", help="names by shell pattern, e.g. 'resnet*'; of timm then all sizes"
     )
     parser.add_argument("--jobs", type=at_least(1), default=2, help="processes (2)")
-    parser.add_argument("--out", type=Path, help="where the table goes (docs/zoo.md, if all are tried)")
+    parser.add_argument("--out", type=Path, help="file of the table (docs/zoo.md, if all networks are tried)")
     options = parser.parse_args(arguments)
     networks = chosen(options.libraries, options.only, options.jobs)
     if not networks:
         parser.error(f"no network of {', '.join(options.libraries)} is called {options.only}")
-    verdicts = mapped(judged, networks, options.jobs, "surgery", _line)
+    verdicts = mapped(judge_network, networks, options.jobs, "surgery", _line)
     out = options.out or (PAGE if options.only == "*" and set(options.libraries) == {*BUILDERS} else None)
     if out:
         out.write_text(page(verdicts))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
-from tests.helpers.fixtures import tiny_data  # noqa: F401
+from tests.helpers.fixtures import tables, tiny_data  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
-"""Small data sets for tests of the laboratory."""
+"""Small data sets, and the tables that a command prints."""
 
 import io
+import runpy
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -30,3 +32,17 @@ def tiny_data(tmp_path_factory):
         x = (25 * y[:, None, None, None] + rng.integers(0, 30, (count, 32, 32, 3))).astype(np.uint8)
         write_parquet(folder / f"{split}-00000-of-00001.parquet", x, y)
     return str(folder)
+
+
+@pytest.fixture
+def tables(monkeypatch, capsys):
+    """Runs a module; its printed tables as rows of cells, and all that it printed."""
+
+    def run(module, arguments):
+        monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
+        runpy.run_module(module, run_name="__main__")
+        printed = capsys.readouterr().out
+        cells = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+        return {row[0].strip(): [c.strip() for c in row[1:]] for row in cells}, printed
+
+    return run

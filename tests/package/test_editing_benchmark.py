@@ -7,7 +7,7 @@ SMALL = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.slow
-def test_the_editing_benchmark_times_edited_blocks_beside_hand_written_ones(capsys):
+def test_the_editing_benchmark_times_edited_blocks_against_hand_written_ones(capsys):
     small = "--calls 2 --batch-size 2 --rounds 1 --races 2 --compile none --device cpu"
     editing.main(small.split())
     printed = capsys.readouterr().out

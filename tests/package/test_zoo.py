@@ -1,11 +1,11 @@
-"""The judge of other people's networks: it finds what is right, what is refused, and what is wrong."""
+"""The judge of the surgery: it finds what is right, what is refused, and what is wrong."""
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import zoo
-from benchmarks.catalogue import Network, build, smallest, weight_of
+from benchmarks.catalogue import Network, build, size_of, smallest
 from benchmarks.oracle import judge
 from sparta_act.errors import SiteError
 from tests.helpers import nets
@@ -14,7 +14,7 @@ EXAMPLE = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2)),
 
 
 def naive(model, sites, activation, **_):
-    """What many would write: every nn.ReLU of the blocks becomes another module."""
+    """A naive surgery: every nn.ReLU of the blocks becomes another module."""
     for block in (*model.layer1, *model.layer2):
         for name, module in [*block.named_children()]:
             if isinstance(module, nn.ReLU):
@@ -29,7 +29,7 @@ def test_the_judge_sees_what_is_wrong():
     assert "G*.B*: another output than with calls [2, 4, 6, 8] replaced" in verdict.why
 
 
-def test_the_judge_sees_what_is_not_put_back():
+def test_the_judge_sees_what_is_not_restored():
     def half(model, *arguments, **more):
         naive(model, *arguments)
         raise SiteError("no")
@@ -39,7 +39,7 @@ def test_the_judge_sees_what_is_not_put_back():
     assert "after the refusal of G*.B*: other classes or keys than before" in verdict.why
 
 
-def test_a_refusal_is_told():
+def test_a_refusal_has_its_reason():
     class Loop(nets.Block):
         def forward(self, x):
             out = self.bn2(self.conv2(self.bn1(self.conv1(x)))) + self.shortcut(x)
@@ -53,7 +53,7 @@ def test_a_refusal_is_told():
 
 
 def test_of_each_family_the_smallest():
-    weights = {
+    sizes = {
         "resnet50": 25,
         "resnet18": 11,
         "vit": 0,
@@ -62,11 +62,11 @@ def test_of_each_family_the_smallest():
         "x2y4": 3,
         "x2y1": 2,
     }
-    assert smallest(weights) == ["resnet18", "resnet18d", "x2y1"]
-    assert weight_of("test_resnet") == sum(
+    assert smallest(sizes) == ["resnet18", "resnet18d", "x2y1"]
+    assert size_of("test_resnet") == sum(
         p.numel() for p in build(Network("timm", "test_resnet"))[0].parameters()
     )
-    assert weight_of("test_vit") == 0
+    assert size_of("test_vit") == 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
-"""PGD against the libraries people use, and against the gradients that no such attack can do without.
+"""Speed of PGD against third-party libraries and against bare input gradients, its upper bound.
 
-`python benchmarks/attack.py` prints images per second of torchattacks, foolbox, ART, a naive loop, APGD of
-AutoAttack and `attacks.pgd`, relative to torchattacks, and of bare input gradients: the floor. Before, it
-checks that all but APGD, which is another attack, make the same images. A library that is not installed is
-named and left out.
+`python -m examples.paper.benchmarks.attack` prints images per second of torchattacks, foolbox, ART, a naive
+loop, APGD of AutoAttack, `pgd` and bare input gradients, relative to torchattacks. First it checks that all
+but APGD, which is another attack, make the same images. It names the libraries that are not installed.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import add_options, begin, race, told
+from benchmarks.measuring import add_options, begin, format_setup, race
 from benchmarks.peers import peer
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import pgd, random_images
@@ -29,7 +28,7 @@ Attack = Callable[..., Tensor]  # (x, y, steps, random_start) -> attacked images
 
 
 def naive(model: nn.Module, x: Tensor, y: Tensor, steps: int, random_start: bool) -> Tensor:
-    """The loop as tutorials write it: gradients of the parameters too, on every step."""
+    """PGD as tutorials write it: each step computes gradients of the parameters too."""
     x_adv = random_images(x, EPS) if random_start else x.clone()
     for _ in range(steps):
         x_adv.requires_grad_()
@@ -41,7 +40,7 @@ def naive(model: nn.Module, x: Tensor, y: Tensor, steps: int, random_start: bool
 
 
 def bare(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """As many gradients of the loss to the images as an attack of `steps` takes, and nothing else."""
+    """The input gradients of a PGD of `steps`, and nothing else."""
     x = x.detach().clone().requires_grad_()
     for _ in range(steps):
         (grad,) = torch.autograd.grad(F.cross_entropy(model(x), y), x)
@@ -49,7 +48,7 @@ def bare(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
 
 
 def attacks_on(model: nn.Module) -> dict[str, Attack]:
-    """The contenders by name; the first is what the others are compared with."""
+    """The contenders by name; the others are compared with the first."""
     found: dict[str, Attack] = {}
     if torchattacks := peer("torchattacks"):
         found["torchattacks"] = lambda x, y, steps, start: torchattacks.PGD(
@@ -62,7 +61,7 @@ def attacks_on(model: nn.Module) -> dict[str, Attack]:
     if peer("art"):
         found["ART"] = lambda *arguments: art(model, *arguments)
     found["naive loop"] = lambda *arguments: naive(model, *arguments)
-    found["attacks.pgd"] = lambda x, y, steps, start: pgd(
+    found["pgd"] = lambda x, y, steps, start: pgd(
         model, x, y, eps=EPS, step_size=STEP, steps=steps, random_start=start
     )
     return found
@@ -94,7 +93,7 @@ def art(model: nn.Module, x: Tensor, y: Tensor, steps: int, random_start: bool) 
 
 
 def apgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """AutoAttack's APGD with as many gradients as PGD of `steps`: it takes one before its first step."""
+    """AutoAttack's APGD with the number of gradients of a PGD of `steps`: one comes before its first step."""
     from pyautoattack.autopgd_base import APGDAttack
 
     return APGDAttack(model, n_iter=steps - 1, eps=EPS, device=x.device).perturb(x, y)
@@ -103,30 +102,30 @@ def apgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
 def check_attacks(attacks: dict[str, Attack], model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
     """Raise `ValueError` unless all make the same images from the same start.
 
-    In float32 the sign of a gradient near zero is chance, so a few pixels may differ; in float64 none.
+    In float32 rounding decides the sign of a gradient near zero, so a few pixels may differ; in float64 none.
     """
     results = {name: attack(x, y, steps, False) for name, attack in attacks.items()}
     expected = results["naive loop"]
     for name, result in results.items():
         differ = ((result - expected).abs() > 1e-5).float().mean().item()
-        print(f"{name}: {differ:.2%} of the pixels differ from the naive loop's, from the image itself")
+        print(f"{name}: {differ:.2%} of the pixels differ from the naive loop's, without a random start")
         if not differ < 0.05:
             raise ValueError(f"{name} computes another attack: {differ:.1%} of its pixels differ")
     if "torchattacks" in attacks:
         model.double()
         wide, found = x[:2].double(), []
-        for name in ("torchattacks", "attacks.pgd"):
+        for name in ("torchattacks", "pgd"):
             torch.manual_seed(1)
             found.append(attacks[name](wide, y[:2], steps, True))
         model.float()
         worst = (found[0] - found[1]).abs().max().item()
-        print(f"attacks.pgd and torchattacks, float64, the same random start: equal to {worst:.0e}")
+        print(f"pgd and torchattacks, float64, the same random start: equal to {worst:.0e}")
         if not worst < 1e-9:
-            raise ValueError(f"attacks.pgd and torchattacks differ by {worst:.1e}")
+            raise ValueError(f"pgd and torchattacks differ in float64 by {worst:.1e}")
 
 
 def settled(model: nn.Module) -> nn.Module:
-    """The network in evaluation mode with running statistics as after training: of what it has seen."""
+    """The network in evaluation mode, its running statistics from random images."""
     model.train()
     with torch.no_grad():
         for _ in range(3):
@@ -143,18 +142,18 @@ def main(argv: list[str] | None = None) -> None:
     add_options(p, rounds=2)
     args = p.parse_args(argv)
     begin(args)
-    warnings.simplefilter("ignore")  # of the libraries
+    warnings.simplefilter("ignore")  # from the libraries
     model = settled(build("resnet18", "relu", "", width=args.width).to(args.device))
     x = torch.rand(args.batch_size, 3, 32, 32, device=args.device)
     with torch.no_grad():
-        y = model(x).argmax(1)  # right at first, or some attacks would have nothing to do
+        y = model(x).argmax(1)  # right at first, so that no attack stops early
     attacks = attacks_on(model)
     check_attacks(attacks, model, x[:2], y[:2], args.steps)
     contenders: dict[str, Callable[[], object]] = {
         name: lambda attack=attack: attack(x, y, args.steps, True) for name, attack in attacks.items()
     }
     if peer("pyautoattack"):
-        contenders["APGD, as many gradients"] = lambda: apgd(model, x, y, args.steps)
+        contenders["APGD, equal gradients"] = lambda: apgd(model, x, y, args.steps)
     frozen = copy.deepcopy(model).requires_grad_(False)
     contenders["bare gradients"] = lambda: bare(frozen, x, y, args.steps)
     without_norms = folded(frozen, x[:2])
@@ -163,13 +162,13 @@ def main(argv: list[str] | None = None) -> None:
     first = next(iter(laps))
     columns = {
         "images a second": {name: f"{len(x) / lap.seconds:.2f}" for name, lap in laps.items()},
-        f"speed, times {first}": {name: lap.speed() for name, lap in laps.items()},
+        f"speed, times {first}": {name: lap.format_speed() for name, lap in laps.items()},
     }
     print_table(f"PGD-{args.steps}, ResNet-18 width {args.width}, float32, batch {len(x)}", columns)
-    floor = laps["bare gradients, norms folded"].seconds / laps["attacks.pgd"].seconds
-    print("all networks are contiguous; folded convolutions are in channels_last, as in attacks.pgd")
-    print(f"attacks.pgd runs at {floor:.1%} of the speed of bare input gradients with batch norm folded")
-    print(told(args))
+    floor = laps["bare gradients, norms folded"].seconds / laps["pgd"].seconds
+    print("all networks are contiguous; folded convolutions are in channels_last, as in pgd")
+    print(f"pgd runs at {floor:.1%} of the speed of bare input gradients with batch norm folded")
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Robust error without work in vain: an image leaves as soon as it is broken.
+"""Robust error with early stopping against all attack steps.
 
-`python benchmarks/errors.py` trains two slim networks, one adversarially, and finds the images that PGD
-breaks by `robust_errors`, by all steps on all images, and by all steps on those that are right at first. All
-start from the same random images and must judge all images the same; the script says how many they do not.
+`python -m examples.paper.benchmarks.errors` trains two slim networks, one adversarially. It finds the images
+that PGD breaks by `robust_errors`, by all steps on all images, and by all steps on the images that are right
+at first. All three begin at the same random starts, and the script counts the images they judge differently.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.measuring import add_machine, begin, told
+from benchmarks.measuring import add_machine, begin, format_setup
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, pgd_steps, random_images
 from examples.paper.attacks.robust_error import clean_errors, robust_errors
@@ -32,7 +32,7 @@ BATCH = 100
 
 
 def all_steps(model: nn.Module, x: Tensor, y: Tensor, steps: int, *, right: bool = False) -> Tensor:
-    """Robust errors by all steps on all images, or on those `right` at first; any image on the way counts."""
+    """Robust errors by all steps on all images, or on those `right` at first; every step counts."""
     with attacking(model), torch.no_grad():
         wrong = clean_errors(model, x, y, BATCH)
         fast, start = folded(model, x[:2]), x.clone()
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         }
     print_table(f"Robust error, PGD-{args.steps} at 8/255, slim ResNet-18, {len(x)} images", columns)
     print(f"networks trained here, epochs: {args.epochs}, data: {args.data_dir}")
-    print(told(args))
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

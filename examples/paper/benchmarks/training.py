@@ -1,8 +1,8 @@
-"""One step of adversarial training, PGD and update: `Trainer.step` against the loop of tutorials.
+"""One step of adversarial training, PGD and update: `Trainer.step` against the naive loop of tutorials.
 
-`python benchmarks/training.py` times both for ReLU and for SPARTA; the naive loop takes gradients of the
-parameters on each step of the attack, and has SPARTA written down plainly. Before, it checks that both have
-the same loss from the same start.
+`python -m examples.paper.benchmarks.training` times both for ReLU and for SPARTA. The naive loop computes
+gradients of the parameters on each attack step, and its SPARTA is written plainly. First it checks that both
+have the same loss from the same start.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import add_options, begin, multiply_adds, race, told
-from benchmarks.plain import PlainSparta, awake
+from benchmarks.measuring import add_options, begin, format_setup, multiply_adds, race
+from benchmarks.plain import PlainSparta, open_gates
 from examples.paper.benchmarks.attack import naive
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table
@@ -27,7 +27,7 @@ ACTIVATIONS["plain"] = PlainSparta
 
 
 def naive_step(model: nn.Module, trainer: Trainer, x: Tensor, y: Tensor, steps: int) -> Callable[[], float]:
-    """Attack by the naive loop and learn, as tutorials write it; the attacked network in evaluation mode."""
+    """Attack by the naive loop in evaluation mode, then update, as tutorials write it."""
     settings = trainer.optimizer.defaults
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -66,34 +66,34 @@ def main(argv: list[str] | None = None) -> None:
     )
     for activation, name in {"relu": "ReLU", "sparta": "SPARTA"}.items():
         torch.manual_seed(0)
-        lean_model = awake(build("resnet18", activation, "G*.B-1", width=args.width))
+        fast_model = open_gates(build("resnet18", activation, "G*.B-1", width=args.width))
         naive_model = build(
             "resnet18", "plain" if activation == "sparta" else "relu", "G*.B-1", width=args.width
         )
-        naive_model.load_state_dict(lean_model.state_dict())
-        trainer = Trainer(lean_model.train(), recipe, len(x), device=args.device)
+        naive_model.load_state_dict(fast_model.state_dict())
+        trainer = Trainer(fast_model.train(), recipe, len(x), device=args.device)
         step = naive_step(naive_model.to(args.device).train(), trainer, x, y, args.steps)
         images = x.to(memory_format=torch.channels_last)
         losses = []
-        # contiguous images in both: another layout would draw another random start
+        # contiguous images in both: another layout draws another random start
         for call in (step, lambda trainer=trainer: trainer.step(x, y)[0].item() / len(x)):
             torch.manual_seed(1)
             losses.append(call())
-        print(f"{name}: loss of the first step, naive {losses[0]:.4f}, lean {losses[1]:.4f}")
+        print(f"{name}: loss of the first step, naive {losses[0]:.4f}, Trainer {losses[1]:.4f}")
         if not math.isclose(*losses, rel_tol=1e-2):
-            raise ValueError("the naive and the lean step have different losses")
-        steps = {"naive": step, "lean": lambda trainer=trainer, images=images: trainer.step(images, y)}
+            raise ValueError(f"{name}: the naive step and Trainer.step have different losses: {losses}")
+        steps = {"naive": step, "Trainer": lambda trainer=trainer, images=images: trainer.step(images, y)}
         laps = race(steps, args.rounds, f"training, {name}", warm_up=int(x.is_cuda))
         counts = [multiply_adds(call) for call in steps.values()]
         columns[name] = {
             "naive, s": f"{laps['naive'].seconds:.2f}",
-            "Trainer.step, s": f"{laps['lean'].seconds:.2f}",
-            "factor": laps["lean"].speed(),
+            "Trainer.step, s": f"{laps['Trainer'].seconds:.2f}",
+            "factor": laps["Trainer"].format_speed(),
             "factor by multiply-adds": f"{counts[0] / counts[1]:.2f}",
         }
     title = f"Adversarial training, PGD-{args.steps}, ResNet-18 width {args.width}, batch {len(x)}"
     print_table(title, columns)
-    print(told(args))
+    print(format_setup(args))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import epoch, precision
-from examples import quickstart
 from examples.paper.attacks import autoattack
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, pgd
@@ -24,6 +23,7 @@ from examples.paper.audit.gradient_free import noise
 from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import evaluate, measure
 from examples.paper.results import campaign, figures
+from examples.paper.results.overview import score_maps
 from examples.paper.training import train
 from sparta_act import Sparta, replace_relus
 from tests.helpers import stand_in, suspects
@@ -322,9 +322,9 @@ def test_the_figures(run, device, tiny_data, tmp_path):
     figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path / "one.png")])
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
-    networks = {"ReLU": suspects.Small(), "SPARTA, frozen": suspects.Small(Sparta)}
-    x, y = torch.rand(4, 3, 32, 32, device=device), torch.arange(4, device=device)
-    quickstart.draw(tmp_path / "two.png", {k: m.to(device) for k, m in networks.items()}, x, y, 0)
+    score_maps(
+        tmp_path / "two.png", suspects.Small(Sparta).to(device), torch.rand(4, 3, 32, 32, device=device)
+    )
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
 

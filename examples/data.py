@@ -81,9 +81,7 @@ def own_images(folder: Path, size: int) -> tuple[Any, Any]:
     augment = transforms.Compose([cut, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
     plain = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor()])
     sets = ImageFolder(folder / "train", augment), ImageFolder(test, plain)
-    names = sets[0].classes, sets[1].classes
-    if len(names[0]) < 2 or names[0] != names[1]:
-        raise ValueError(
-            f"{folder}: train/ and {test.name}/ must have the same two or more classes, not {names}"
-        )
+    if len(sets[0].classes) < 2 or sets[0].classes != sets[1].classes:
+        found = f"{sets[0].classes} and {sets[1].classes}"
+        raise ValueError(f"{folder}: train/ and {test.name}/ need the same classes, two or more, not {found}")
     return sets

@@ -104,14 +104,11 @@ def load_network(path: str | Path) -> nn.Module:
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a file into `network`, which changes and is returned. Raises `ValueError` unless all keys fit."""
-    state, own = read(path)[0], network.state_dict()
-    wrong = [
-        k for k in own.keys() | state if k not in own or k not in state or own[k].shape != state[k].shape
-    ]
-    if wrong:
+    state = read(path)[0]
+    own, given = ({k: v.shape for k, v in tensors.items()} for tensors in (network.state_dict(), state))
+    if wrong := {k for k, _ in own.items() ^ given.items()}:
         raise ValueError(
-            f"{path} holds the weights of another network: {len(wrong)} tensors are missing, extra or of "
-            f"another shape, such as {min(wrong)}"
+            f"{path} is of another network: {len(wrong)} tensors do not fit, such as {min(wrong)}"
         )
     network.load_state_dict(state)
     return network

@@ -1,143 +1,97 @@
-"""The main job, once through: a frozen, pretrained SPARTA in a network it has never seen, against plain ReLU
-and two controls that it must beat: ReLU times one half, and the same set with its numbers shuffled.
+"""SPARTA in a minute on a CPU, without a download: look, replace, attack, draw a picture."""
 
-`python examples/quickstart.py` needs no network and no GPU and takes about six minutes on two CPU cores.
-"""
-
-import argparse
-import dataclasses
-import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from examples.paper.common import data
-from examples.paper.common.cli import at_least, check_device, plain_errors
-from examples.paper.common.console import print_table, stamp
-from examples.paper.common.models import ACTIVATIONS, ResNet
-from examples.paper.common.sets import shuffled
-from examples.paper.common.statistics import difference, format_error
-from examples.paper.evaluation.measure import MODERN, PAPER, find_errors, loss_curve
-from examples.paper.results.overview import overview, site_scores
-from examples.paper.training.recipes import RECIPES
-from examples.paper.training.trainer import Trainer
-from sparta_act import Sparta, replace_relus
+import data
+from models import ResNet18, load_network
+from pgd import pgd
+from sparta_act import Sparta, relu_sites, replace_relus
 
-SITES, SPARTA = "G*.B-1", "SPARTA, frozen"
-HALF, SHUFFLED = "ReLU halved", "SPARTA, shuffled"  # the controls
-DRAWN = 40  # test images of the figure's loss curves
-ATTACKS = {
-    "targeted PGD-10, 16/255": {**PAPER, "steps": 10},
-    "untargeted PGD-10, 8/255": {**MODERN, "steps": 10},
-}
+NETWORKS = Path(__file__).with_name("networks")
+ATTACK = {"eps": 8 / 255, "step_size": 2 / 255}
+STEPS = (0, 1, 2, 4, 7, 10)  # where the loss is measured
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, device: str, title: str) -> float:
-    """Train adversarially by the recipe `single` and return the seconds it took."""
-    recipe = dataclasses.replace(RECIPES["single"], epochs=epochs, batch_size=64, averaging=0)
-    trainer = Trainer(model, recipe, len(x), device=device)
-    began = time.perf_counter()
-    with tqdm(total=epochs * len(x), unit="img", desc=title) as bar:
-        for _ in range(epochs):
-            trainer.run_epoch(x, y, bar)
-    return time.perf_counter() - began
+def wrong(model: nn.Module, x: Tensor, y: Tensor) -> str:
+    """Number and share of the images that the network gets wrong."""
+    with torch.no_grad():
+        count = int((model(x).argmax(1) != y).sum())
+    return f"{count} of {len(x)} wrong ({count / len(x):.1%})"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Swap, train, attack, compare."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--data-dir", default="sample", help="'sample' (ours), 'hub', or a folder of parquet files"
-    )
-    p.add_argument("--set", default="cifar10-resnet18-w16", help="name or path of the pretrained SPARTA set")
-    p.add_argument(
-        "--epochs", type=at_least(1), default=3, help="of training, for each network (default %(default)s)"
-    )
-    p.add_argument(
-        "--limit", type=at_least(1), default=300, help="test images to attack (default %(default)s)"
-    )
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument(
-        "--out", type=Path, default=Path("quickstart.png"), help="the figure (default %(default)s)"
-    )
-    args = p.parse_args(argv)
-    check_device(args.device)
-    if args.out.suffix != ".png" or not args.out.parent.is_dir():
-        p.error(f"--out {args.out}: give a .png in a folder that exists")
-    x, y = data.load("train", args.data_dir)
-    x_test, y_test = (t[: args.limit] for t in data.load("test", args.data_dir))
-
-    print(f"1/4  Swap: {args.set}, frozen, into a slim ResNet-34, a network it was not trained with.")
-    sparta_set = Sparta.from_pretrained(args.set)
-    networks: dict[str, nn.Module] = {}
-    for name in ("ReLU", HALF, SHUFFLED, SPARTA):
-        torch.manual_seed(args.seed)  # the same initial weights
-        networks[name] = ResNet("resnet34", width=16)
-    replace_relus(networks[HALF], SITES, ACTIVATIONS["relu-half"])
-    replace_relus(networks[SHUFFLED], SITES, shuffled(sparta_set, args.seed))
-    replace_relus(networks[SPARTA], SITES, sparta_set)
-    for name, module in networks[SPARTA].named_modules():
-        if isinstance(module, Sparta):
-            print(f"     {name}: {module}")
-
-    print(f"\n2/4  Train all adversarially, one after the other: {len(x)} images, {args.epochs} epochs.")
-    rows: dict[str, dict[str, str]] = {}
-    for name, model in networks.items():
-        torch.manual_seed(args.seed)
-        seconds = train(model, x, y, args.epochs, args.device, name)
-        learned = sum(q.numel() for q in model.parameters() if q.requires_grad)
-        rows[name] = {
-            "training seconds": f"{seconds:.0f}",
-            "parameters": f"{sum(q.numel() for q in model.parameters()):,}",
-            "of them trained": f"{learned:,}",
-        }
-
-    print(f"\n3/4  Attack all: {len(x_test)} test images none has seen.")
-    wrong = {}
-    for name, model in networks.items():
-        torch.manual_seed(args.seed)
-        wrong[name] = find_errors(model, x_test, y_test, ATTACKS, device=args.device, title=name)
-        rows[name] = {f"error, {attack}": format_error(w) for attack, w in wrong[name].items()} | rows[name]
-
-    print("\n4/4  Draw the figure.")
-    shown = data.to_float(x_test[:DRAWN], args.device), y_test[:DRAWN].to(args.device)
-    draw(args.out, networks, *shown, args.seed)
-
-    print_table(f"{len(x_test)} test images, 95% intervals", rows)
-    print(f"seed {args.seed}; " + "; ".join(f"{what} {value}" for what, value in stamp().items()) + "\n")
-    for other in ("ReLU", HALF, SHUFFLED):
-        for attack in wrong[other]:
-            d, half = difference(wrong[SPARTA][attack], wrong[other][attack])
-            verdict = "fewer errors" if d < -half else "more errors" if d > half else "within noise"
-            print(f"{attack}: {SPARTA} minus {other} is {100 * d:+.1f} ± {100 * half:.1f} points: {verdict}.")
-    print(
-        "A few epochs on a small sample show how it goes, not which network is safer:\n"
-        "the errors are of these attacks and of one seed. Longer runs are in docs/results.md.\n"
-        f"Figure: {args.out}"
-    )
+def loss_after(steps: int, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Mean loss after some steps of PGD, from the same start for every number of steps."""
+    torch.manual_seed(0)
+    x_adv = pgd(model, x, y, steps=steps, **ATTACK)
+    with torch.no_grad():
+        return F.cross_entropy(model(x_adv), y).item()
 
 
-def draw(path: Path, networks: dict[str, nn.Module], x: Tensor, y: Tensor, seed: int) -> None:
-    """A few images, the perturbation, SPARTA's scores of places before and after, and all loss curves."""
-    curves, attacked, shown = {}, x, 4
-    for name, model in networks.items():
-        torch.manual_seed(seed)  # the same targets and start for all
-        curves[name], attacked = loss_curve(model, x, y, **PAPER, steps=30)
-    sparta = networks[SPARTA]
-    overview(
-        path,
-        clean=x[:shown].cpu(),
-        attacked=attacked[:shown].cpu(),
-        before=site_scores(sparta, x[:shown]),
-        after=site_scores(sparta, attacked[:shown]),
-        labels=[data.DATASETS["cifar10"].classes[i] for i in y[:shown]],
-        curves=curves,
-    )
+def place_scores(model: nn.Module, x: Tensor) -> Tensor:
+    """Score of each place at the first Sparta of the network. Shapes: (N, 3, H, W) -> (N, H, W)."""
+    first, seen = next(m for m in model.modules() if isinstance(m, Sparta)), []
+    with torch.no_grad(), first.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs)):
+        model(x)
+        return first.scores(seen[0])[0][:, 0]
+
+
+def draw(model: nn.Module, x: Tensor, x_adv: Tensor, curves: dict[str, list[float]]) -> None:
+    """Images, what the attack adds, the scores of their places before and after, and the losses."""
+    before, after = place_scores(model, x), place_scores(model, x_adv)
+    columns = {
+        "image": x.permute(0, 2, 3, 1),
+        "perturbation, from\n-8/255 to 8/255": ((x_adv - x) / (16 / 255) + 0.5).permute(0, 2, 3, 1),
+        "attacked image": x_adv.permute(0, 2, 3, 1),
+        "scores at G1.B2,\nimage": before,
+        "scores at G1.B2,\nattacked image": after,
+        "change of\nthe scores": after - before,
+    }
+    figure = plt.figure(figsize=(13, 1.5 * len(x) + 0.5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 1))
+    axes = left.subplots(len(x), len(columns))
+    for column, (title, images) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(title, fontsize=9)
+        for ax, image in zip(column, images, strict=True):
+            shown = ax.imshow(image.clamp(-3, 3), cmap="RdBu_r", vmin=-3, vmax=3)
+            ax.set_axis_off()
+    left.colorbar(shown, ax=axes, label="score of a place, and its change", shrink=0.7)
+    plot = right.subplots()
+    for name, values in curves.items():
+        plot.plot(STEPS, values, marker="o", label=name)
+    plot.set(xlabel="PGD steps", title="loss of the true class\n(the attack raises it)")
+    plot.legend()
+    figure.savefig("quickstart.png", dpi=110)
+
+
+def main() -> None:
+    """Go through the four steps."""
+    torch.manual_seed(0)
+    print("1. Look: which ReLUs can be replaced?")
+    network = ResNet18(width=16)
+    print(relu_sites(network))
+
+    print("\n2. Replace the last ReLU of each group by a trained, frozen SPARTA.")
+    replace_relus(network, "G*.B-1", Sparta.from_pretrained("cifar10-resnet18-w16"))
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {trained:,} of them train")
+
+    print("\n3. Attack the network that the set was trained in, and its twin with ReLU.")
+    x, y = (t[:200] for t in data.read_cifar("test"))
+    x, curves = x.float() / 255, {}
+    for name, file in (("ReLU", "cifar10-resnet18-w16-relu"), ("SPARTA", "cifar10-resnet18-w16")):
+        model = load_network(NETWORKS / f"{file}.safetensors")
+        torch.manual_seed(0)
+        x_adv = pgd(model, x, y, steps=10, **ATTACK)
+        print(f"{name}: clean {wrong(model, x, y)}; PGD-10 at 8/255 {wrong(model, x_adv, y)}")
+        curves[name] = [loss_after(steps, model, x[:25], y[:25]) for steps in STEPS]
+    print("ReLU does as well: this shows how SPARTA works, and no gain. The picture is quickstart.png.")
+    draw(model, x[:4], x_adv[:4], curves)
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main()
+    main()

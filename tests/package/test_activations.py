@@ -621,7 +621,7 @@ def test_export_for_every_batch_height_and_width(arguments):
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_export_with_neighbors_for_every_batch_and_all_larger_maps(n):
-    """By `Dim.AUTO`, which came after torch 2.5: torch 2.13 fails on named ones where a size is rounded up."""
+    """By `Dim.AUTO`, newer than torch 2.5: torch 2.13 fails on named ones where a size is rounded up."""
     module = reference.scatter(Sparta(3, neighborhood=n)).double()
     auto = getattr(torch.export.Dim, "AUTO", None)
     shapes = (dict.fromkeys((0, 2, 3), auto),) if auto else dynamic_axes(0, 2, 3)

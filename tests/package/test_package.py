@@ -123,8 +123,8 @@ def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    program = f"import models\nmy_resnet = models.ResNet('resnet34', width=16)\n{snippet}"
-    program += "import sparta_act\nprint(sparta_act.__file__, my_resnet.layer4[2].act2)"
+    program = f"import models\nmy_resnet = models.ResNet18(width=16)\n{snippet}"
+    program += "import sparta_act\nprint(sparta_act.__file__, my_resnet.layer4[1].act2)"
     paths = os.pathsep.join([str(site), str(ROOT / "examples")])
     run = subprocess.run(
         [sys.executable, "-c", program],

@@ -28,6 +28,7 @@ from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results import command, figures
+from examples.paper.results.score_maps import score_maps
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 from examples.paper.training.loop import Settings, epochs, read_log
@@ -327,6 +328,10 @@ def test_the_figures(run, device, tiny_data, tmp_path):
     figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path / "one.png")])
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
+    score_maps(
+        tmp_path / "two.png", networks_to_audit.Small(Sparta).to(device), torch.rand(4, 3, 32, 32, device=device)
+    )
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

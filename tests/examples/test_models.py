@@ -1,0 +1,58 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from examples import models
+from examples.paper.evaluation import networks
+from sparta_act import Sparta, replace_relus
+from tests.examples.conftest import EXAMPLES
+
+RELU, SPARTA = (EXAMPLES / "networks" / f"cifar10-resnet18-w16{s}.safetensors" for s in ("-relu", ""))
+
+
+@pytest.mark.parametrize("path", [RELU, SPARTA])
+def test_a_shipped_network_is_the_one_that_the_laboratory_loads(path):
+    x, mine = torch.rand(2, 3, 32, 32), models.load_network(path)
+    assert not mine.training
+    assert torch.equal(mine(x), networks.load(str(path))[0](x))
+
+
+def test_weights_load_strictly(tmp_path):
+    state = load_file(RELU)
+    wrong = {
+        "missing": {k: v for k, v in state.items() if k != "fc.bias"},
+        "extra": state | {"fc.more": torch.zeros(1)},
+        "shape": state | {"fc.bias": torch.zeros(11)},
+    }
+    model = models.ResNet18(16)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, tensors in wrong.items():
+        save_file(tensors, tmp_path / name)
+        key = "fc.more" if name == "extra" else "fc.bias"
+        with pytest.raises(ValueError, match=f"is of another network: 1 tensors do not fit, such as {key}"):
+            models.load_weights(model, tmp_path / name)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"is not a ResNet-18 of examples/networks; its settings are \{\}"):
+        models.load_network(tmp_path / "shape")
+    with pytest.raises(ValueError, match="cannot read"):
+        models.load_network(EXAMPLES / "data" / "README.md")
+    with pytest.raises(ValueError, match="cannot read"):
+        models.load_network(tmp_path / "none")
+
+
+def test_a_sparta_dropped_into_a_trained_network_changes_no_output():
+    model, x = models.load_network(RELU), torch.rand(2, 3, 32, 32)
+    expected = model(x)
+    replace_relus(model, "G*.B-1", lambda channels: Sparta(channels, identity=True))
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet10t"])
+def test_a_network_of_a_library_normalizes_inside_and_starts_from_weights(name, tmp_path):
+    pytest.importorskip(name.partition("/")[0])
+    first = models.make_network(name, 3).eval()
+    save_file({k: v.contiguous() for k, v in first[1].state_dict().items()}, tmp_path / "w.safetensors")
+    second = models.make_network(name, 3, init=str(tmp_path / "w.safetensors")).eval()
+    x = torch.rand(1, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.equal(second(x), first[1]((x - mean) / std))

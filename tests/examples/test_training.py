@@ -1,0 +1,149 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sparta_act import Sparta, replace_relus
+from tests.examples.conftest import EXAMPLES
+from tests.examples.test_files import ROOT, copied
+
+RELU = EXAMPLES / "networks" / "cifar10-resnet18-w16-relu.safetensors"
+
+
+def start(folder, tiny_data, out, *options):
+    """Begin a training as a user does."""
+    program = [sys.executable, folder / "adversarial_training.py", "--data", tiny_data, "--out", out]
+    small = ("--width", "4", "--epochs", "3", "--batch-size", "32", *options)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*map(str, program), *small],
+        cwd=folder.parent,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_data, tmp_path_factory):
+    """The folder of the program, what a training printed, and what it left."""
+    home = tmp_path_factory.mktemp("home")
+    folder = copied(home / "copy", "adversarial_training.py", "pgd.py", "models.py", "data.py")
+    training = start(folder, tiny_data, home / "unbroken")
+    printed, _ = training.communicate()
+    assert training.returncode == 0
+    return folder, printed, home / "unbroken"
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_bit_for_bit(unbroken, tiny_data, tmp_path):
+    folder, printed, out = unbroken
+    training = start(folder, tiny_data, tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert training.poll() is None
+        time.sleep(0.02)
+    training.send_signal(signal.SIGKILL)
+    before, _ = training.communicate()
+    assert "test images" not in before
+    resumed = start(folder, tiny_data, tmp_path / "killed", "--resume")
+    after, _ = resumed.communicate()
+    assert "epoch 1 of 3" not in after
+    assert after.splitlines()[:-1] == printed.splitlines()[-len(after.splitlines()) : -1]
+    expected, found = (torch.load(p, weights_only=True) for p in (out / "checkpoint.pt", checkpoint))
+    assert expected["epoch"] == found["epoch"] == 3
+    for key, tensor in expected["network"].items():
+        assert torch.equal(found["network"][key], tensor), key
+
+
+@pytest.mark.slow
+def test_the_set_that_was_saved_loads_again(unbroken, example):
+    _, printed, out = unbroken
+    assert printed.splitlines()[-1] == f"saved: {out / 'set'}"
+    activations = Sparta.from_pretrained(out / "set")
+    trained = torch.load(out / "checkpoint.pt", weights_only=True)["network"]
+    assert [*activations] == ["G1.B2", "G2.B2", "G3.B2", "G4.B2"]
+    for label, activation in activations.items():
+        for name, tensor in activation.state_dict().items():
+            assert torch.equal(tensor, trained[f"layer{label[1]}.1.act2.{name}"].half().float())
+    replace_relus(example("models").ResNet18(4), "G*.B-1", activations)
+
+
+def test_no_gain_decays(example):
+    training = example("adversarial_training")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Sparta(8), Sparta(8).freeze())
+    decays, gains = training.parameter_groups(model, 5e-4)
+    assert (decays["weight_decay"], gains["weight_decay"]) == (5e-4, 0)
+    assert gains["params"] == [model[1].gain]
+    assert len(decays["params"]) == 2 + 5
+
+
+def test_which_activation_is_put_where(example):
+    training, models = example("adversarial_training"), example("models")
+    put = training.put_activation
+    assert put(models.ResNet18(4), "relu", "G*.B-1", identity=False) == {}
+    frozen = models.ResNet18(16)
+    assert put(frozen, "cifar10-resnet18-w16", "G*.B-1", identity=False) == {}
+    assert frozen.layer1[1].act2.frozen
+    model = models.ResNet18(4)
+    spartas = put(model, "sparta", "G{1,4}.B1", identity=True)
+    assert spartas == {"G1.B1": model.layer1[0].act2, "G4.B1": model.layer4[0].act2}
+    assert spartas["G1.B1"].identity
+
+
+def pictures(folder, *classes):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / name / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data no/such/folder", "no/such/folder is neither a folder with train/ and test/ nor one with"),
+        ("--data one", "train/ and test/ need the same classes, two or more, not ['cat'] and ['cat']"),
+        ("--data other", "need the same classes, two or more, not ['cat', 'dog'] and ['cat', 'fox']"),
+        ("--data untested", "untested has a train/, but neither test/ nor val/"),
+        ("--network resnet19", "no network 'resnet19': known are resnet18, torchvision/NAME and timm/NAME"),
+        ("--network torchvision/resnet19", "Unknown model resnet19"),
+        ("--network timm/resnet19", "Unknown model (resnet19)"),
+        ("--width 0", "width must be at least 1, not 0"),
+        (f"--width 8 --init {RELU}", "is of another network: 101 tensors do not fit, such as bn1.bias"),
+        ("--init nothing.safetensors", "cannot read nothing.safetensors"),
+        ("--eps wide", "argument --eps: invalid Fraction value: 'wide'"),
+        ("--sites G9.B1", "G9.B1"),
+        ("--activation no-such-set", "no-such-set"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_error(options, message, example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for folder, classes in (("one", ["cat"]), ("other", ["cat", "dog"]), ("untested", ["cat", "dog"])):
+        pictures(tmp_path / folder / "train", *classes)
+    pictures(tmp_path / "one" / "test", "cat")
+    pictures(tmp_path / "other" / "test", "cat", "fox")
+    monkeypatch.setattr(sys, "argv", ["adversarial_training.py", *options.split()])
+    with pytest.raises(SystemExit) as stopped:
+        example("adversarial_training").main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "my-run").exists()
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(example, tmp_path, monkeypatch, capsys):
+    training = example("adversarial_training")
+    training.save_checkpoint(tmp_path / "my-run" / "checkpoint.pt", {"settings": {"epochs": "4"}})
+    monkeypatch.chdir(tmp_path)
+    for options in ([], ["--resume"]):
+        monkeypatch.setattr(sys, "argv", ["adversarial_training.py", *options])
+        with pytest.raises(SystemExit):
+            training.main()
+        assert "is of a run with {'epochs': '4'}: resume that, or give another" in capsys.readouterr().err

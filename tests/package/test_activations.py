@@ -632,7 +632,7 @@ def test_export_with_neighbors_for_every_batch_and_all_larger_maps(n):
 
 @pytest.mark.parametrize(("size", "spread"), [(1, 0.18), (0.3, 0.17), (0.1, 0.05), (0.01, 0.0)])
 def test_the_gate_is_awake_but_where_all_of_x_is_small(size, spread):
-    """The numbers of docs/readings.md."""
+    """The numbers of docs/activation.md."""
     torch.manual_seed(0)
     x = size * torch.randn(4, 64, 56, 56).relu()
     assert Sparta(64).attention(x)[x > 0].std().item() == pytest.approx(spread, abs=0.01)

@@ -6,19 +6,26 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+from examples.paper.attacks.pgd import pgd
 from examples.paper.audit.page import filled, markdown
 from examples.paper.common import records
 from examples.paper.common.gates import activations_of
+from examples.paper.common.models import ResNet
 from examples.paper.common.statistics import format_difference, minus
 from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read
 from examples.paper.results.export import NOT_AUDITED
 from examples.paper.results.state import read_result
-from sparta_act import Sparta
+from sparta_act import Sparta, replace_relus
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 AUDITS = sorted((DOCS / "audits").glob("*/audit.json"))
 
 
@@ -29,6 +36,34 @@ def audited(record):
     return path if path.exists() else None
 
 
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings_that_exist(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if absolute := re.fullmatch(
+            r"https://github\.com/sparta-act/sparta-act/(?:blob|tree)/main/(.*)", link
+        ):
+            base, link = ROOT, absolute[1]
+        elif link.startswith("http"):
+            continue
+        else:
+            base = page.parent
+            assert page != ROOT / "README.md", f"{link} would lead nowhere on PyPI"
+        path, _, anchor = link.partition("#")
+        target = (base / path).resolve() if path else page
+        assert target.exists(), link
+        if base != ROOT and page.parent == DOCS:
+            assert target.is_relative_to(DOCS), f"{link} leaves the folder that the site is made of"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
 @pytest.mark.slow
 def test_the_surgery_page():
     pytest.importorskip("torchvision")
@@ -36,28 +71,107 @@ def test_the_surgery_page():
     assert (failed, tried > 15) == (0, True)
 
 
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_snippets_of_the_readme():
+    """The networks that it names for the first, and a step of fine-tuning."""
+    timm = pytest.importorskip("timm")
+    torchvision = pytest.importorskip("torchvision")
+    first, fine_tuning = snippets("README.md")
+    scope = {"my_resnet": eval(re.search(r"`(timm\.[^`]*)`", README)[1], {"timm": timm})}
+    exec(first, scope)
+    assert [m.frozen for m in scope["my_resnet"].modules() if isinstance(m, Sparta)] == 4 * [True]
+    fresh = eval(
+        re.search(r"`(replace_relus\(torchvision[^`]*)`", README)[1], {**scope, "torchvision": torchvision}
+    )
+    assert [m.in_channels for m in fresh.modules() if isinstance(m, Sparta)] == [64, 128, 256, 512]
+
+    trained = torchvision.models.resnet18(num_classes=10)
+    x, y = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+    before = trained.eval()(x)
+    scope |= {
+        "F": F,
+        "nn": nn,
+        "torch": torch,
+        "pgd": pgd,
+        "my_trained_resnet": trained,
+        "loader": [(x, y)],
+    }
+    scope |= {"Normalize": lambda mean, std: nn.Identity(), "mean": None, "std": None}
+    replacing, loop = fine_tuning.split("gains =")
+    exec(replacing, scope)
+    assert scope["net"].eval()(x).equal(before)
+    exec("gains =" + loop, scope)
+    assert len(scope["gains"]) == 4
+    assert all(gain != 0 for gain in scope["gains"])
+
+
+@pytest.mark.slow
+def test_the_snippets_of_the_page_on_sets(tmp_path, monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    net = replace_relus(torchvision.models.resnet18(), "G1.B2")
+    scope = {"net": net, "model": ResNet("resnet34", width=16)}
+    for snippet in snippets("docs/pretrained.md"):
+        exec(snippet, scope)
+    assert sum(isinstance(m, Sparta) for m in scope["model"].modules()) == 4
+    assert list(scope["activations"]) == ["G1.B2"]
+
+
 def test_differences_in_the_readme_are_those_of_the_filed_results():
-    lines = (ROOT / "README.md").read_text().splitlines()
-    filed = re.compile(r"\(docs/results/([\w-]+)\.json\)")
-    rows = [line for line in lines if len(filed.findall(line)) == 2 and line.startswith("|")]
-    assert len(rows) > 3
-    for line in rows:
-        run, twin = (read_result(name, DOCS / "results") for name in filed.findall(line))
-        head = next(h for h in reversed(lines[: lines.index(line)]) if "---" not in h and "](docs" not in h)
-        for attack, cell in list(zip(head.split(" | "), line.rstrip(" |").split(" | "), strict=True))[2:]:
-            assert cell == format_difference(*minus(run, twin, attack.rstrip(" |"))), (line, attack)
+    """One row for each of four pairs of networks in each seed, in the order of the verdict."""
+    runs = {"SPARTA": "sparta", "ReLU times one half": "relu-half", "SiLU everywhere": "silu", "ReLU": "relu"}
+    table = README[README.index("| network | against | seed |") :].split("\n\n")[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert [tuple(row[:3]) for row in rows] == [
+        (*pair, seed)
+        for pair in [
+            ("SPARTA", "ReLU"),
+            ("SPARTA", "ReLU times one half"),
+            ("ReLU times one half", "ReLU"),
+            ("SiLU everywhere", "ReLU"),
+        ]
+        for seed in "01"
+    ]
+    assert head[3:] == ["clean", "worst case, 8/255"]
+    for label, against, seed, *cells in rows:
+        names = (f"w16-{runs[name]}{'-seed1' * int(seed)}" for name in (label, against))
+        run, twin = (read_result(name, DOCS / "results") for name in names)
+        for attack, cell in zip(head[3:], cells, strict=True):
+            assert cell == format_difference(*minus(run, twin, attack)), (label, against, seed, attack)
+
+
+def test_costs_in_the_readme_are_those_of_the_speed_page():
+    """The medians of the page's tables, which are of a ResNet-18 and, after it, of a ResNet-50."""
+    costs = " ".join(README.split("## What it costs")[1].split("##")[0].split())
+    patterns = {
+        "training step / ReLU": [
+            r"takes ([\d.]+) times as long to train",
+            r"ResNet-50 .* takes ([\d.]+) times",
+        ],
+        "input gradient / ReLU": [r"([\d.]+) times to attack"],
+        r"\w+ for backward / ReLU": [r"keeps ([\d.]+) times the memory"],
+        "parameters / ReLU": [r"has ([\d.]+) times the parameters"],
+    }
+    for row, wanted in patterns.items():
+        cells = re.findall(rf"^\| {row} .*\| ([\d.]+)[^|]*\|$", (DOCS / "speed.md").read_text(), re.MULTILINE)
+        shown = [re.search(pattern, costs)[1] for pattern in wanted]
+        assert shown == [f"{float(cell):.2f}" for cell in cells[: len(shown)]], row
 
 
 @pytest.mark.parametrize(
     ("experiment", "heading", "rows", "files"),
     [
         ("mean-gate", "| gate | clean |", 4, [("", 0), ("seed1", 0)]),
-        ("transfer", "### A frozen set in a new network", 5, [("", 0), ("", 1), ("", 2)]),
-        ("drop-in", "### In a network that is trained already", 4, [("", 0)]),
+        ("transfer", "## A frozen set in a new network", 5, [("", 0), ("", 1), ("", 2)]),
+        ("drop-in", "## In a network that is trained already", 4, [("", 0)]),
     ],
 )
 def test_errors_of_the_controls_on_the_page_are_those_of_the_filed_results(experiment, heading, rows, files):
-    section = heading + (DOCS / "readings.md").read_text().split(heading)[1].split("\n###")[0]
+    section = heading + (DOCS / "robustness.md").read_text().split(heading)[1].split("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")][2:]
     assert len(table) == rows
     for line in table:

@@ -329,7 +329,9 @@ def test_the_figures(run, device, tiny_data, tmp_path):
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
     score_maps(
-        tmp_path / "two.png", networks_to_audit.Small(Sparta).to(device), torch.rand(4, 3, 32, 32, device=device)
+        tmp_path / "two.png",
+        networks_to_audit.Small(Sparta).to(device),
+        torch.rand(4, 3, 32, 32, device=device),
     )
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,4 +1,4 @@
-"""Sets made from runs by examples/export.py, from real runs on a few images."""
+"""Sets made by `export` from real runs on a few images."""
 
 import json
 import re

@@ -27,7 +27,10 @@ from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import CARD, CONFIG, WEIGHTS
 
 PACKAGE = Path(__file__).parents[3] / "sparta_act"
-NOT_AUDITED = "Not audited yet: no figure here was held against gradient masking (`python -m examples.paper audit` does it)."
+NOT_AUDITED = (
+    "Not audited yet: no figure here was held against gradient masking "
+    "(`python -m examples.paper audit` does it)."
+)
 ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
 
 

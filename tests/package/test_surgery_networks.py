@@ -103,7 +103,7 @@ def test_kinds_choose_which_call_is_the_last():
         ("relu, softmax, ", "kinds: cannot replace 'softmax', '', only relu"),
         ("", "kinds: cannot replace ''"),
         (("relu",), r"kinds must be a text such as \"relu\" or \"relu, relu6\", not \('relu',\)"),
-        (nn.ReLU6, "got <class 'torch.nn.modules.activation.ReLU6'>"),
+        (nn.ReLU6, "not <class 'torch.nn.modules.activation.ReLU6'>"),
     ],
 )
 def test_kinds_that_are_refused(kinds, problem):

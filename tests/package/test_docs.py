@@ -57,6 +57,7 @@ def test_links_lead_to_files_and_headings_that_exist(page):
         path, _, anchor = link.partition("#")
         target = (base / path).resolve() if path else page
         assert target.exists(), link
+        target = target / "README.md" if target.is_dir() and anchor else target
         if base != ROOT and page.parent == DOCS:
             assert target.is_relative_to(DOCS), f"{link} leaves the folder that the site is made of"
         if anchor:

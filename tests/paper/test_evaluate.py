@@ -305,7 +305,7 @@ def test_limits_are_kept_and_the_record_says_them(checkpoint, tiny_data):
         assert entry["low"] <= entry["error"] <= entry["high"]
         assert entry["seconds"] >= 0
         wrong = records.unpacked(entry["wrong"], entry["images"])
-        assert wrong.float().mean().item() == entry["error"]
+        assert wrong.sum().item() / len(wrong) == entry["error"]
     assert record["checkpoint"] == records.sha256(checkpoint.read_bytes())
     assert record["steps of PGD in"] == "float32"
 

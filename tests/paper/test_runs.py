@@ -283,10 +283,10 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
         run(place, "--next", "--budget", "soon")
     (place / "results").mkdir()
     for text in ("{half", "[]", "null", "{}", '{"settings": {}, "errors": []}'):
-        (place / "results/short-relu.json").write_text(text)
+        (place / "results/short-sparta.json").write_text(text)
         for name in ("status", "tables"):
             with pytest.raises(
-                ValueError, match=r"short-relu\.json is not a result .*; restore it, or delete"
+                ValueError, match=r"short-sparta\.json is not a result .*; restore it, or delete"
             ):
                 call(place, name)
     (place / "queue.toml").write_text(SMALL.replace('"relu"', '"rellu"').replace("width = 8", 'width = "8"'))

@@ -49,9 +49,9 @@ def _draw(table: Table, rows: Rows, path: Path) -> None:
         ax.tick_params(labelsize=8)
     axes[0, 0].set_yticks(range(len(labels)), labels)
     axes[0, 0].set_ylim(len(labels) - 0.3, -0.5)
-    base = first.label
+    name = first.label
     figure.supxlabel(
-        f"points, minus {base}; blue: zero is outside the interval; gray: range of {base}'s seeds",
+        f"points, minus {name}; blue: zero is outside the interval; gray: range of {name}'s seeds",
         fontsize=9,
     )
     with atomic_write(path) as scratch:

@@ -11,7 +11,7 @@ PIP := .venv/bin/python -m pip install --quiet --no-compile
 OLDEST_PIP := .venv-oldest/bin/python -m pip install --quiet --no-compile
 # third-party networks and attacks of the tests, without their dependencies, which could pull another torch
 NETWORKS := timm==1.0.31 torchattacks==3.5.1
-# a quick test of every room
+# quick: under a minute of CPU time
 FAST := tests/package/test_package.py tests/package/test_surgery.py tests/package/test_surgery_refusals.py
 
 .PHONY: demo check test oldest benchmarks zoo docs clean

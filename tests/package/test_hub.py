@@ -279,7 +279,7 @@ def test_offline_variable_is_honoured(hub, client, two_commits, home):
     offline.close()
     assert answer.startswith("WeightsError: cannot load 'nowhere': there is no such folder, our sets are [")
     assert "sparta-act/nowhere" in answer
-    assert "OfflineModeIsEnabled" in answer
+    assert "LocalEntryNotFoundError" in answer
     assert hub.requests == []
 
 

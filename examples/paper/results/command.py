@@ -12,9 +12,9 @@ from rich.table import Table
 
 from examples.paper.common.atomic import write_text
 from examples.paper.results.queue import FOLDERS, QUEUE, read_queue
+from examples.paper.results.schedule import work
 from examples.paper.results.state import RESULTS, state
 from examples.paper.results.tables import lacking, render
-from examples.paper.results.work import work
 from examples.paper.training.trainer import COMPILERS
 
 RUN = """Train, evaluate and file runs of the queue.
@@ -103,7 +103,7 @@ def tables(argv: list[str] | None = None) -> None:
         if not page.exists() or page.read_text() != text:
             raise SystemExit(f"{page} is not up to date; write it with: python -m examples.paper tables")
         return
-    from examples.paper.results.plot import draw_all  # matplotlib, which nothing else here needs
+    from examples.paper.results.difference_plot import draw_all  # matplotlib, which nothing else here needs
 
     page.parent.mkdir(parents=True, exist_ok=True)
     draw_all(queue, args.results)  # first: the page shows the pictures

@@ -1,4 +1,4 @@
-"""Cut the sample beside this file from the whole CIFAR-10: `python examples/data/make_sample.py FOLDER`.
+"""Cut the sample next to this file from the whole CIFAR-10: `python examples/data/make_sample.py FOLDER`.
 
 FOLDER holds the data set's parquet files (`train-*.parquet`, `test-*.parquet`), their rows in random order.
 Takes the first images of each class; the PNG bytes stay as they are.

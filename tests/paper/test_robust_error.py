@@ -144,7 +144,7 @@ def linear(classes=3):
     return nn.Sequential(nn.Flatten(), nn.Linear(108, classes, bias=False)).double()
 
 
-def grey(n=40):
+def gray(n=40):
     return 0.5 + 0.05 * (images(n) - 0.5)  # no ball of these tests is clipped
 
 
@@ -159,7 +159,7 @@ def run(model, x, start, loss, goals, fast=None, **attack):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 250])
 def test_a_linear_network_breaks_at_the_step_that_its_margin_says(batch_size):
-    model, x = linear(2), grey()
+    model, x = linear(2), gray()
     y = model(x).argmax(1)
     w = model[1].weight
     way = (w[1 - y] - w[y]).detach()
@@ -176,7 +176,7 @@ def test_a_linear_network_breaks_at_the_step_that_its_margin_says(batch_size):
 
 
 def test_an_image_that_is_wrong_at_the_start_broke_after_no_step():
-    model, x = linear(), grey(6)
+    model, x = linear(), gray(6)
     y = model(x).argmax(1)
     start = x.clone()
     start[:2] += 0.2 * torch.rand_like(x[:2])
@@ -217,7 +217,7 @@ def test_where_the_fast_network_never_errs_the_last_images_are_evaluated():
             z = model(x)
             return z + 1e6 * nn.functional.one_hot(y, 3) - z.detach()
 
-    model, x = linear(), grey()
+    model, x = linear(), gray()
     y = model(x).argmax(1)
     when, found = run(model, x, x, losses.cw, (y,), fast=NeverWrong())
     errs = model(found).argmax(1) != y
@@ -227,7 +227,7 @@ def test_where_the_fast_network_never_errs_the_last_images_are_evaluated():
 
 @pytest.mark.parametrize("loss", [losses.cw_to, losses.cross_entropy_to])
 def test_targets_go_with_their_images(loss):
-    model, x = linear(), grey()
+    model, x = linear(), gray()
     y = model(x).argmax(1)
     target = (y + 1 + torch.arange(40) % 2) % 3
     when, found = run(model, x, x, loss, (y, target), step_size=1e-6, batch_size=7)

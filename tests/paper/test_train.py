@@ -478,7 +478,7 @@ def test_attention_counts_among_multiply_adds():
     assert denoising - plain == convolutions + 2 * positions * positions * channels
 
 
-def test_digits_are_not_mirrored_and_normalised_by_their_own_numbers(tmp_path, tiny_data, monkeypatch):
+def test_digits_are_not_mirrored_and_normalized_by_their_own_numbers(tmp_path, tiny_data, monkeypatch):
     mirrored, augment = [], data.augment
 
     def watched(x, *, flip):
@@ -561,7 +561,7 @@ def test_what_is_held_out_is_spread_evenly_and_leaves_something():
 
 @pytest.mark.parametrize(("steps", "known"), [(0, [0, 0, 0, 0]), (10, [0, 1, 1, 0]), (1, [0, 1, 1, 0])])
 def test_the_validation_error_is_that_of_pgd_however_weak_the_attack_in_training(steps, known):
-    """Four grey images, of brightness k / 9 and an offset: which can be moved to half the way to the next."""
+    """Four gray images, of brightness k / 9 and an offset: which can be moved to half the way to the next."""
     levels, offset = torch.tensor([1, 3, 5, 7]) / 9, torch.tensor([0.0, 13.0, 7.0, -5.0])  # of 255
     x = (255 * levels + offset).round().to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 6, 6)
     recipe = replace(RECIPES["modern"], steps=steps)  # within 8/255: half the way is 14.2/255

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.models import Normalize
 from examples.paper.common.activations import (
     AsRead,
     DynamicReLUC,
@@ -64,19 +64,6 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "sparta-normed": Normed,
     "sparta-pooled-normed": PooledNormed,
 }
-
-
-class Normalize(nn.Module):
-    """Images in [0, 1] to zero mean and unit deviation; part of the network, so attacks act on [0, 1]."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, 3, H, W) -> (N, 3, H, W)."""
-        return (x - self.mean) / self.std
 
 
 class BasicBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""docs/results.md: the paper's tables beside ours, from the queue and the filed results alone."""
+"""docs/results.md: the paper's tables next to ours, from the queue and the filed results alone."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

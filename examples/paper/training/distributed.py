@@ -106,11 +106,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         n = summed(x.new_tensor(x.numel() / x.shape[1]))
         mean = _Sum.apply(x.sum((0, 2, 3))) / n
-        centred = x - mean[:, None, None]
-        variance = _Sum.apply((centred * centred).sum((0, 2, 3))) / n
+        centered = x - mean[:, None, None]
+        variance = _Sum.apply((centered * centered).sum((0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return centered * scale[:, None, None] + self.bias[:, None, None]

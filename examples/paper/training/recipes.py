@@ -91,7 +91,7 @@ RECIPES = {
     "fast": Recipe(steps=1, step_size=10 / 255, epochs=4, decay="linear"),
 }
 
-HELP = """preset of the options below (default: paper). `paper`: targeted PGD-10 at 16/255, 90 epochs.
+HELP = """preset of the options below (default: paper). `paper`: targeted PGD-10 at 16/255, 90 epochs (ours).
 `modern`: untargeted PGD-10 at 8/255, 30 epochs, weight averaging. `single`: the same in one step of 10/255, 8
 epochs, for a CPU. `standard`: no attack. `fast`: one targeted step, 4 epochs, for a CPU (--width 16)"""
 

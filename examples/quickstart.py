@@ -45,7 +45,9 @@ def draw(model: nn.Module, x: Tensor, x_adv: Tensor, curves: dict[str, list[floa
     before, after = place_scores(model, x), place_scores(model, x_adv)
     columns = {
         "image": x.permute(0, 2, 3, 1),
-        "perturbation, from\n-8/255 to 8/255": ((x_adv - x) / (16 / 255) + 0.5).permute(0, 2, 3, 1),
+        "perturbation, from\n-8/255 to 8/255": ((x_adv - x) / (16 / 255) + 0.5)
+        .clamp(0, 1)
+        .permute(0, 2, 3, 1),
         "attacked image": x_adv.permute(0, 2, 3, 1),
         "scores at G1.B2,\nimage": before,
         "scores at G1.B2,\nattacked image": after,

@@ -23,7 +23,6 @@ print(sorted({"examples", "torchvision", "timm", "accelerate"} & {n.partition(".
 """
 QUICKSTART = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import data
 read = data.read_cifar
 data.read_cifar = lambda split: tuple(t[:8] for t in read(split))  # few images, for the time
@@ -35,7 +34,6 @@ print(sorted(n for n in sys.modules if n.partition(".")[0] in ("examples", "torc
 OWN = """
 import sys
 import benchmarks.peers  # torchvision can be imported after it
-sys.path.insert(0, sys.argv.pop(1))
 import adversarial_training
 options = sys.argv[1:]
 for network in ("torchvision/resnet18", "timm/resnet10t"):
@@ -45,9 +43,10 @@ print(sorted(n for n in sys.modules if n.partition(".")[0] == "examples"))
 """
 
 
-def run(*arguments, cwd):
-    """What a Python of its own prints; the repository is on its path for `sparta_act` alone."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+def run(*arguments, cwd, folder=ROOT):
+    """What a Python of its own prints, with `folder` on its path, and the repository for `sparta_act`."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    env = os.environ | {"PYTHONPATH": path, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
@@ -85,7 +84,7 @@ def test_the_files_without_neighbors(tmp_path):
 @pytest.mark.slow
 def test_the_quickstart(tmp_path):
     folder = copied(tmp_path / "copy", "quickstart.py", "pgd.py", "models.py", "data.py", "data", "networks")
-    *printed, imported = run("-c", QUICKSTART, folder, cwd=tmp_path).splitlines()
+    *printed, imported = run("-c", QUICKSTART, cwd=tmp_path, folder=folder).splitlines()
     assert imported == "[]"
     assert "783,478 parameters, 701,466 of them train" in printed
     wrong = r"\d of 8 wrong \(\d+\.\d%\)"
@@ -100,7 +99,7 @@ def test_a_folder_of_own_images_and_networks_of_torchvision_and_timm(own, tmp_pa
     pytest.importorskip("timm")
     folder = copied(tmp_path / "copy", "adversarial_training.py", "pgd.py", "models.py", "data.py")
     options = ("--data", own, "--size", 32, "--epochs", 1, "--batch-size", 9)
-    printed = run("-c", OWN, folder, *options, cwd=tmp_path).splitlines()
+    printed = run("-c", OWN, *options, cwd=tmp_path, folder=folder).splitlines()
     assert printed.pop() == "[]"
     assert len(re.findall(r"test images: clean \d of 6 wrong; PGD-10 \d of 6 wrong", "\n".join(printed))) == 2
     for name, sites in (("torchvision-resnet18", "G{}.B2"), ("timm-resnet10t", "G{}.B1")):

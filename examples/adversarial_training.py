@@ -6,6 +6,7 @@
 """
 
 import argparse
+import os
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -76,16 +77,24 @@ def evaluate(accelerator: Any, network: nn.Module, batches: Any, attack: Any) ->
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state. A run that is killed at any moment leaves the old checkpoint or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
-def load_checkpoint(path: Path, resume: bool, settings: dict[str, Any]) -> dict[str, Any]:
+def load_checkpoint(path: Path, resume: bool, settings: dict[str, str]) -> dict[str, Any]:
     """The state to go on from, empty at the start. Raises `ValueError` rather than overwrite another run."""
-    state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
-    if state and not (resume and state["settings"] == settings):
-        raise ValueError(f"{path} is of a run with {state['settings']}: resume that, or give another --out")
+    if not path.exists():
+        return {}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before = state["settings"]
+        changed = [f"{k} was {before[k]}, is {v}" for k, v in settings.items() if before[k] != v]
+    except Exception as error:  # of pickle, zipfile or torch, by what the file is
+        raise ValueError(f"{path} is not a checkpoint of this program") from error
+    if changed:
+        raise ValueError(f"{path} is of another run ({'; '.join(changed)}): give another --out")
+    if not resume:
+        raise ValueError(f"{path} exists: continue that run with --resume, or give another --out")
     return state
 
 
@@ -99,8 +108,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--init", help="weights of the network, .safetensors; each new Sparta then starts as ReLU")
     p.add_argument("--sites", default="G*.B-1", help="which ReLUs (default: the last one of each group)")
     p.add_argument("--activation", default="sparta", help="sparta, relu, or a set, which stays frozen")
-    p.add_argument("--eps", type=Fraction, default="8/255", help="bound of the attack (default 8/255)")
-    p.add_argument("--step-size", type=Fraction, default="10/255", help="of the attack (default 10/255)")
+    p.add_argument("--eps", default="8/255", help="bound of the attack, a fraction of 1 (default 8/255)")
+    p.add_argument("--step-size", default="10/255", help="of the attack (default 10/255)")
     p.add_argument("--steps", type=int, default=1, help="of the attack; default 1 (Wong et al. 2020)")
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--batch-size", type=int, default=64)
@@ -118,16 +127,24 @@ def main() -> None:
     checkpoint = args.out / "checkpoint.pt"
     set_seed(args.seed)
     try:
+        eps, step_size = float(Fraction(args.eps)), float(Fraction(args.step_size))
+        if not (0 <= eps <= 1 and min(args.steps, args.epochs, args.batch_size, args.size) > 0 <= args.lr):
+            raise ValueError("eps is a fraction of 1; steps, epochs, sizes are at least 1; lr is at least 0")
         state = load_checkpoint(checkpoint, args.resume, settings)
         train_set, test_set = data.load(args.data, args.size)
         network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
         spartas = put_activation(network, args.activation, args.sites, identity=args.init is not None)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, ArithmeticError, RuntimeError, OSError, ImportError) as error:
         p.error(str(error))
 
     order = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
     accelerator = Accelerator(dataloader_config=order)
-    load = partial(DataLoader, batch_size=args.batch_size, num_workers=getattr(train_set, "workers", 4))
+    load = partial(
+        DataLoader,
+        batch_size=args.batch_size,
+        num_workers=getattr(train_set, "workers", min(4, os.cpu_count() or 1)),
+    )
     batches = load(train_set, shuffle=True, drop_last=len(train_set) > args.batch_size)
     sgd = torch.optim.SGD(parameter_groups(network, 5e-4), lr=args.lr, momentum=0.9, nesterov=True)
     model, sgd, batches, test_batches = accelerator.prepare(network, sgd, batches, load(test_set))
@@ -137,7 +154,6 @@ def main() -> None:
         part.load_state_dict(state[name])
 
     bar = partial(tqdm, leave=False, disable=not accelerator.is_main_process)
-    eps, step_size = float(args.eps), float(args.step_size)
     attack = partial(pgd, eps=eps, step_size=step_size, steps=args.steps)
     for epoch in range(state.get("epoch", 0), args.epochs):
         set_seed(args.seed + epoch, device_specific=True)  # a resumed run draws what an unbroken one draws

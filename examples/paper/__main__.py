@@ -29,8 +29,12 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in COMMANDS:
         raise SystemExit(f"{usage}\n\nerror: no command {argv[0]!r}" if argv else usage)
     module, function = COMMANDS[argv[0]][0].split(":")
+    try:
+        command = getattr(importlib.import_module(f"examples.paper.{module}"), function)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error}; in a clone: pip install -e '.[paper]'") from None
     with plain_errors():
-        getattr(importlib.import_module(f"examples.paper.{module}"), function)(argv[1:])
+        command(argv[1:])
 
 
 if __name__ == "__main__":

@@ -118,7 +118,15 @@ def pictures(folder, *classes):
         ("--width 0", "width must be at least 1, not 0"),
         (f"--width 8 --init {RELU}", "is of another network: 101 tensors do not fit, such as bn1.bias"),
         ("--init nothing.safetensors", "cannot read nothing.safetensors"),
-        ("--eps wide", "argument --eps: invalid Fraction value: 'wide'"),
+        ("--eps wide", "Invalid literal for Fraction: 'wide'"),
+        ("--eps 1/0", "Fraction(1, 0)"),
+        ("--eps 8", "eps is a fraction of 1"),
+        ("--steps -1", "steps, epochs, sizes are at least 1"),
+        ("--epochs 0", "steps, epochs, sizes are at least 1"),
+        ("--batch-size 0", "steps, epochs, sizes are at least 1"),
+        ("--size 0", "steps, epochs, sizes are at least 1"),
+        ("--lr -1", "lr is at least 0"),
+        ("--out one/test/cat/0.png", "0.png"),
         ("--sites G9.B1", "G9.B1"),
         ("--activation no/such/set", "'no/such/set' is neither a folder nor a name on the Hub"),
     ],
@@ -139,10 +147,25 @@ def test_bad_input_ends_in_one_clear_error(options, message, example, tmp_path, 
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(example, tmp_path, monkeypatch, capsys):
     training = example("adversarial_training")
-    training.save_checkpoint(tmp_path / "my-run" / "checkpoint.pt", {"settings": {"epochs": "4"}})
+    (tmp_path / "my-run").mkdir()
+    options = vars(training.parser().parse_args([]))
+    same = {k: str(v) for k, v in options.items() if k not in ("out", "resume")}
     monkeypatch.chdir(tmp_path)
-    for options in ([], ["--resume"]):
-        monkeypatch.setattr(sys, "argv", ["adversarial_training.py", *options])
+    for settings, more, message in (
+        (same, [], "exists: continue that run with --resume, or give another --out"),
+        (
+            same | {"epochs": "4", "seed": "3"},
+            ["--resume"],
+            "is of another run (epochs was 4, is 5; seed was 3, is 0): give another --out",
+        ),
+        ({}, ["--resume"], "is not a checkpoint of this program"),
+    ):
+        training.save_checkpoint(tmp_path / "my-run" / "checkpoint.pt", {"settings": settings})
+        monkeypatch.setattr(sys, "argv", ["adversarial_training.py", *more])
         with pytest.raises(SystemExit):
             training.main()
-        assert "is of a run with {'epochs': '4'}: resume that, or give another" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
+    (tmp_path / "my-run" / "checkpoint.pt").write_text("not a checkpoint")
+    with pytest.raises(SystemExit):
+        training.main()
+    assert "my-run/checkpoint.pt is not a checkpoint of this program" in capsys.readouterr().err

@@ -369,7 +369,7 @@ def test_what_cannot_work_is_one_line_and_exits_with_2(made, tmp_path, tiny_data
         assert len(printed.strip().splitlines()) == 1, printed
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     assert exit_status(made, "--data-dir", tiny_data) == 2
-    assert 'pip install "sparta-act[paper]"' in capsys.readouterr().err
+    assert "pip install -e '.[paper]'" in capsys.readouterr().err
 
 
 def test_the_network_comes_back_as_it_was(tmp_path):

@@ -141,7 +141,7 @@ def test_where_gradients_vanish_it_warns_once_of_the_kind():
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(ValueError, match=r'pip install "sparta-act\[autoattack\]"'):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[paper\]'"):
         autoattack(
             Brightness(), torch.rand(1, 3, 4, 4), torch.zeros(1), eps=0.1, seed=0, batch_size=1, title=""
         )

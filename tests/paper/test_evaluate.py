@@ -558,7 +558,7 @@ def test_what_cannot_work_is_said_before_the_first_attack(
     with pytest.raises(ValueError, match="of cifar10 and svhn; evaluate one data set"):
         main([str(checkpoint), str(tmp_path / "checkpoint.pt")])
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(ValueError, match=r'pip install "sparta-act\[autoattack\]"'):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[paper\]'"):
         evaluated(checkpoint, tiny_data, "--autoattack", "--seed", 5)
     assert capsys.readouterr().err == ""  # no progress bar began
 

@@ -199,6 +199,8 @@ def test_square_is_the_same_for_the_same_seed():
 def test_without_pyautoattack_square_says_what_to_install(monkeypatch):
     model, x, y = known()
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(ValueError, match=r'AutoAttack is not installed: pip install "sparta-act\['):
+    with pytest.raises(
+        ValueError, match=r"AutoAttack is not installed; in a clone: pip install -e '\.\[paper"
+    ):
         square(model, x, y, eps=0.1, queries=5, seed=0)
     assert model.seen == []

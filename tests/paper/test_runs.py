@@ -18,7 +18,7 @@ from examples.paper.common.records import packed
 from examples.paper.common.sets import in_pixels
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
-from examples.paper.results import export, work
+from examples.paper.results import export, schedule
 from examples.paper.results.queue import read_queue
 from examples.paper.results.state import State, lock
 from examples.paper.training import loop
@@ -257,7 +257,7 @@ def test_a_run_by_the_field_protocol_is_filed(place, monkeypatch):
 
 
 def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):
-    monkeypatch.setattr(work, "state", lambda *_: State("missing"))  # as both saw it a moment ago
+    monkeypatch.setattr(schedule, "state", lambda *_: State("missing"))  # as both saw it a moment ago
     (place / "runs/short-relu").mkdir(parents=True)
     with lock(place / "runs/short-relu"):
         run(place, "--next", "--data", "hub")

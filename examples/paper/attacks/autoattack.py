@@ -32,7 +32,7 @@ def load() -> tuple[Any, Any]:
     try:
         from pyautoattack import AutoAttack, checks
     except ImportError:
-        raise ValueError('AutoAttack is not installed: pip install "sparta-act[paper]"') from None
+        raise ValueError("AutoAttack is not installed; in a clone: pip install -e '.[paper]'") from None
     return AutoAttack, checks
 
 

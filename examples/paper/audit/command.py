@@ -6,7 +6,7 @@ worst case over all attacks, next to that under plain PGD.
 
 NETWORK is a checkpoint.pt of `train`, a file of weights (examples/networks), or FILE.py:FUNCTION, where the
 function returns any network that takes images in [0, 1] and returns logits. Needs AutoAttack:
-pip install "sparta-act[paper]".
+pip install -e '.[paper]' in a clone.
 
 Writes into --out: audit.json (all figures), audit.md (the table), audit.png (one page of plots) and
 audit.safetensors (for every image that broke, the image that fooled the network, for anybody to check). A

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--autoattack",
         action="store_true",
-        help='standard AutoAttack at 8/255; needs pip install "sparta-act[paper]" and costs up to 1,900 '
+        help="standard AutoAttack at 8/255; needs pip install -e '.[paper]' and costs up to 1,900 "
         "steps and 5,000 more passes forward for an image that stays right",
     )
     own.add_argument(

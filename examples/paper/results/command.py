@@ -97,6 +97,8 @@ def tables(argv: list[str] | None = None) -> None:
     p.add_argument("--check", action="store_true", help="write nothing; fail if the page is not up to date")
     _add_places(p, runs=False)
     args = p.parse_args(argv)
+    if not args.results.is_dir():
+        raise ValueError(f"there is no folder of results {args.results}")
     queue = read_queue(args.queue)
     page, text = args.results.parent / "results.md", render(queue, args.results)
     if args.check:

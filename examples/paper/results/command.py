@@ -97,9 +97,9 @@ def tables(argv: list[str] | None = None) -> None:
     p.add_argument("--check", action="store_true", help="write nothing; fail if the page is not up to date")
     _add_places(p, runs=False)
     args = p.parse_args(argv)
+    queue = read_queue(args.queue)
     if not args.results.is_dir():
         raise ValueError(f"there is no folder of results {args.results}")
-    queue = read_queue(args.queue)
     page, text = args.results.parent / "results.md", render(queue, args.results)
     if args.check:
         if not page.exists() or page.read_text() != text:

@@ -120,31 +120,33 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ...]:
+    """State to go on from, data sets, network, Spartas that train. Raises for options that cannot work."""
+    args.eps, args.step_size = float(Fraction(args.eps)), float(Fraction(args.step_size))
+    if not (0 <= args.eps <= 1 and min(args.steps, args.epochs, args.batch_size, args.size) > 0 <= args.lr):
+        raise ValueError("eps is a fraction of 1; steps, epochs, sizes are at least 1; lr is at least 0")
+    state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)
+    train_set, test_set = data.load(args.data, args.size)
+    network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
+    spartas = put_activation(network, args.activation, args.sites, identity=args.init is not None)
+    args.out.mkdir(parents=True, exist_ok=True)
+    return state, train_set, test_set, network, spartas
+
+
 def main() -> None:
     """Train, evaluate, save the set."""
     args = (p := parser()).parse_args()
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "resume")}
-    checkpoint = args.out / "checkpoint.pt"
     set_seed(args.seed)
     try:
-        eps, step_size = float(Fraction(args.eps)), float(Fraction(args.step_size))
-        if not (0 <= eps <= 1 and min(args.steps, args.epochs, args.batch_size, args.size) > 0 <= args.lr):
-            raise ValueError("eps is a fraction of 1; steps, epochs, sizes are at least 1; lr is at least 0")
-        state = load_checkpoint(checkpoint, args.resume, settings)
-        train_set, test_set = data.load(args.data, args.size)
-        network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
-        spartas = put_activation(network, args.activation, args.sites, identity=args.init is not None)
-        args.out.mkdir(parents=True, exist_ok=True)
+        state, train_set, test_set, network, spartas = prepare(args, settings)
     except (ValueError, ArithmeticError, RuntimeError, OSError, ImportError) as error:
         p.error(str(error))
 
     order = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
     accelerator = Accelerator(dataloader_config=order)
-    load = partial(
-        DataLoader,
-        batch_size=args.batch_size,
-        num_workers=getattr(train_set, "workers", min(4, os.cpu_count() or 1)),
-    )
+    workers = getattr(train_set, "workers", min(4, os.cpu_count() or 1))
+    load = partial(DataLoader, batch_size=args.batch_size, num_workers=workers)
     batches = load(train_set, shuffle=True, drop_last=len(train_set) > args.batch_size)
     sgd = torch.optim.SGD(parameter_groups(network, 5e-4), lr=args.lr, momentum=0.9, nesterov=True)
     model, sgd, batches, test_batches = accelerator.prepare(network, sgd, batches, load(test_set))
@@ -154,7 +156,7 @@ def main() -> None:
         part.load_state_dict(state[name])
 
     bar = partial(tqdm, leave=False, disable=not accelerator.is_main_process)
-    attack = partial(pgd, eps=eps, step_size=step_size, steps=args.steps)
+    attack = partial(pgd, eps=args.eps, step_size=args.step_size, steps=args.steps)
     for epoch in range(state.get("epoch", 0), args.epochs):
         set_seed(args.seed + epoch, device_specific=True)  # a resumed run draws what an unbroken one draws
         batches.set_epoch(epoch)
@@ -162,10 +164,10 @@ def main() -> None:
         accelerator.print(f"epoch {epoch + 1} of {args.epochs}: loss {loss:.3f} on attacked images")
         if accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(checkpoint, {"epoch": epoch + 1, "settings": settings, **state})
+            save_checkpoint(args.out / "checkpoint.pt", {"epoch": epoch + 1, "settings": settings, **state})
 
     set_seed(args.seed, device_specific=True)
-    pgd10 = partial(pgd, eps=eps, step_size=eps / 4, steps=10)
+    pgd10 = partial(pgd, eps=args.eps, step_size=args.eps / 4, steps=10)
     n, clean, attacked = evaluate(accelerator, network, bar(test_batches), pgd10)
     measured = {"clean": f"{clean} of {n} wrong", "PGD-10": f"{attacked} of {n} wrong"}
     accelerator.print("test images:", "; ".join(f"{k} {v}" for k, v in measured.items()))

@@ -1,7 +1,7 @@
 """Finds the blocks and the ReLU calls of a network, and how to edit each call."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -9,7 +9,9 @@ from sparta_act.errors import SiteError
 from sparta_act.surgery.blocks import Slot, Slots, groups_of_blocks
 from sparta_act.surgery.branches import check_all_seen
 from sparta_act.surgery.kinds import KINDS, hint, in_words
-from sparta_act.surgery.recording import Event, Pass, record
+from sparta_act.surgery.lasts import last_call
+from sparta_act.surgery.passes import record
+from sparta_act.surgery.recording import Event, Pass, inner
 from sparta_act.surgery.rewriting import MARK, NAME, Span, locate, original_class
 from sparta_act.surgery.sandbox import Example
 from sparta_act.surgery.sites import Cut, Site, SiteList
@@ -18,15 +20,6 @@ SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
-
-
-def inner(module: nn.Module) -> nn.Module:
-    """The network inside nn.DataParallel and torch.compile."""
-    while (
-        child := module._modules.get("module" if isinstance(module, nn.DataParallel) else "_orig_mod")
-    ) is not None:
-        module = child
-    return module
 
 
 def replaced(model: nn.Module) -> list[nn.Module]:
@@ -41,18 +34,54 @@ def replaced(model: nn.Module) -> list[nn.Module]:
 def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str]) -> tuple[SiteList, Example]:
     """The blocks, then all other calls of these kinds on feature maps; and the example they were seen on."""
     passes, example = record(model, replaced(model), example)
-    slots = {id(s.module): s for s in reversed([*_walk(model)])}  # a module has its first name
     known = {*map(id, model.modules())}
     if any(id(m) not in known for p in passes for e in p.events for m in e.modules):
         raise SiteError("the network makes modules in its first pass; run it once on an input before")
+    network = Network(model, passes, kinds)
     sites = [
-        _block_site(slot, slots, passes, kinds, g, b)
-        for g, group in enumerate(groups_of_blocks(slots, passes[0]), 1)
+        _block_site(slot, network, g, b)
+        for g, group in enumerate(groups_of_blocks(network.slots, passes[0]), 1)
         for b, slot in enumerate(group, 1)
     ]
     taken = {s.cut.place for s in sites if s.how}
-    others = [s for s in _other_sites(slots, passes, kinds) if not s.how or s.cut.place not in taken]
+    others = [s for s in _other_sites(network) if not s.how or s.cut.place not in taken]
     return SiteList([*sites, *others], _why_none(others, passes, kinds)), example
+
+
+class Network:
+    """A network, its passes, and where its modules are registered."""
+
+    def __init__(self, model: nn.Module, passes: list[Pass], kinds: frozenset[str]) -> None:
+        self.passes, self.kinds = passes, kinds
+        slots = [*_walk(model)]
+        self.slots: Slots = {id(s.module): s for s in reversed(slots)}  # a module has its first name
+        self._places: dict[int, dict[tuple[int, str], nn.Module]] = {}
+        for slot in slots:
+            if slot.parent is not None:
+                self._places.setdefault(id(slot.module), {})[id(slot.parent), slot.key] = slot.parent
+        self._below: dict[int, set[int]] = {}
+
+    def name(self, module: nn.Module) -> str:
+        """The dotted name of a module."""
+        return self.slots[id(module)].name
+
+    def child(self, event: Event) -> tuple[nn.Module, str] | None:
+        """Where the module of the event is registered: one place below its caller, who calls it once."""
+        owner = event.modules[-1]
+        if event.act is None or max(p.counts[event.caller] for p in self.passes) != 1:
+            return None
+        if event.key:
+            return owner, event.key
+        places = self._places.get(id(event.act), {})
+        below = [(parent, key) for (_, key), parent in places.items() if self._is_below(parent, owner)]
+        return below[0] if len(below) == 1 else None
+
+    def _is_below(self, module: nn.Module, owner: nn.Module) -> bool:
+        if module is owner:
+            return True
+        if id(owner) not in self._below:
+            self._below[id(owner)] = {id(m) for m in owner.modules()}
+        return id(module) in self._below[id(owner)]
 
 
 def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
@@ -64,116 +93,94 @@ def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> 
             f"nothing: {in_words(kinds)} is called in the forward of the network itself, which has no name; "
             "make the call a module, such as nn.ReLU, of its own."
         )
-    return f"nothing: no {in_words(kinds)} on a feature map{_instead(passes[0].events, lambda e: True)}."
+    return f"nothing: no {in_words(kinds)} on a feature map{_instead(passes[0].events)}."
 
 
-def _walk(module: nn.Module, name: str = "", parent: nn.Module | None = None) -> Iterator[Slot]:
+def _walk(
+    module: nn.Module, name: str = "", parent: nn.Module | None = None, key: str = ""
+) -> Iterator[Slot]:
     module = inner(module)
-    yield Slot(name, module, parent)
+    yield Slot(name, module, parent, key)
     for key, child in module._modules.items():
         if child is not None:
-            yield from _walk(child, f"{name}.{key}" if name else key, module)
+            yield from _walk(child, f"{name}.{key}" if name else key, module, key)
 
 
-def _block_site(
-    slot: Slot,
-    slots: Slots,
-    passes: list[Pass],
-    kinds: frozenset[str],
-    group: int,
-    block: int,
-) -> Site:
-    def inside(event: Event) -> bool:
-        return any(m is slot.module for m in event.modules)
-
-    seen = _last(passes, lambda e: (e.kind in kinds or e.kind == "replaced") and e.on_map and inside(e))
+def _block_site(slot: Slot, network: Network, group: int, block: int) -> Site:
+    """The site of a block: its last call on a feature map, outside the shortcut."""
+    kinds, inside = network.kinds, [(p, p.inside.get(id(slot.module), [])) for p in network.passes]
+    last = [(p, last_call(p, numbers, slot.module, kinds | {"replaced"})) for p, numbers in inside]
+    seen = [(p, event) for p, event in last if event]
     problem = ""
     if any(e.kind == "replaced" for _, e in seen):
         problem = "it is replaced already; to replace it again, call restore_relus first"
     elif not seen:
-        problem = f"the block has no {in_words(kinds)} on a feature map{_instead(passes[0].events, inside)}"
+        events = [network.passes[0].events[i] for i in inside[0][1]]
+        problem = f"the block has no {in_words(kinds)} on a feature map{_instead(events)}"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
-    return _site(seen, slots, passes, kinds, slot.module, group, block)
+    return _site(seen, network, slot.module, group, block)
 
 
-def _instead(events: list[Event], accepted: Callable[[Event], bool]) -> str:
+def _instead(events: list[Event]) -> str:
     """Which other activations there are, for the end of a sentence."""
-    calls = [e for e in events if accepted(e) and e.kind not in ("add", "conv", "replaced")]
+    calls = [e for e in events if e.kind not in ("add", "conv", "replaced")]
     on_maps = {e.kind for e in calls if e.on_map}
     elsewhere = {f"{e.kind} {e.no_map}" for e in calls if e.kind in KINDS}
     has = ", ".join(sorted(on_maps or elsewhere))
     return f", but {has}{hint(on_maps)}" if has else ""
 
 
-def _other_sites(slots: Slots, passes: list[Pass], kinds: frozenset[str]) -> Iterator[Site]:
+def _other_sites(network: Network) -> Iterator[Site]:
     """The activation modules, and for each other module the last such call in its own forward."""
-    calls = [(p, e) for p in passes for e in p.events if e.kind in kinds and e.on_map]
+    calls = [(p, e) for p in network.passes for e in p.events if e.kind in network.kinds and e.on_map]
     found: dict[tuple[int, str], dict[int, tuple[Pass, Event]]] = {}
+    several = Counter[tuple[int, int]]()
     for p, event in calls:
-        owner = event.modules[-1]
-        parent, key = _child(event, passes) or (owner, "")
-        if key or slots[id(owner)].name:  # the forward of the whole network has no name
+        owner, child = event.modules[-1], network.child(event)
+        parent, key = child or (owner, "")
+        if key or network.name(owner):  # the forward of the whole network has no name
             found.setdefault((id(parent), key), {})[id(p)] = p, event
+        if child is None:
+            several[id(p), id(event.act)] += 1
     for of_one in found.values():
         seen = list(of_one.values())
-        yield _site(seen, slots, passes, kinds, seen[0][1].modules[-1])
-    counts = [Counter(id(e.act) for of, e in calls if of is p) for p in passes]
-    for slot in slots.values():
-        often = max(count[id(slot.module)] for count in counts)
+        yield _site(seen, network, seen[0][1].modules[-1])
+    for slot in network.slots.values():
+        often = max(several[id(p), id(slot.module)] for p in network.passes)
         if often > 1:
             problem = f"it is called {often} times in one pass; name the module that calls it"
             yield Site(slot.name, calls=often, problem=problem)
 
 
-def _last(passes: list[Pass], accepted: Callable[[Event], bool]) -> Seen:
-    found = [(p, [e for e in p.events if accepted(e)]) for p in passes]
-    return [(p, events[-1]) for p, events in found if events]
-
-
-def _child(event: Event, passes: list[Pass]) -> tuple[nn.Module, str] | None:
-    """Where the module of the event is registered: one place below its caller, who calls it once."""
-    owner = event.modules[-1]
-    places = [(m, key) for m in owner.modules() for key, child in m._modules.items() if child is event.act]
-    calls = max(p.counts[event.caller] for p in passes)
-    return places[0] if event.act and len(places) == 1 and calls == 1 else None
-
-
-def _site(
-    seen: Seen,
-    slots: Slots,
-    passes: list[Pass],
-    kinds: frozenset[str],
-    within: nn.Module,
-    group: int = 0,
-    block: int = 0,
-) -> Site:
+def _site(seen: Seen, network: Network, within: nn.Module, group: int = 0, block: int = 0) -> Site:
     """The site of a call, with its edit or with the problem that prevents one."""
     event = seen[0][1]
     owner = event.modules[-1]
-    calls = max(p.counts[event.place] for p in passes)
+    calls = max(p.counts[event.place] for p in network.passes)
     try:
-        target, key, spans = _edit(seen, passes, kinds)
+        target, key, spans = _edit(seen, network)
         if calls > 1:
             raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
     except SiteError as error:
-        name = slots[id(owner)].name
+        name = network.name(owner)
         return Site(name, event.shape[1], calls, problem=str(error), group=group, block=block)
-    name = ".".join(filter(None, (slots[id(target)].name, "" if spans else key)))
+    name = ".".join(filter(None, (network.name(target), "" if spans else key)))
     assert event.like is not None
     original = {p.training: e.original for p, e in seen if e.original}
     cut = Cut(target, key, spans, within, event.like, original)
     return Site(name, event.shape[1], calls, "rewrite" if spans else "swap", "", group, block, cut)
 
 
-def _edit(seen: Seen, passes: list[Pass], kinds: frozenset[str]) -> tuple[nn.Module, str, tuple[Span, ...]]:
+def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...]]:
     """What to change: a child of a module (no spans), or calls in the forward of a module."""
-    events = [event for _, event in seen]
-    child, owner = _child(events[0], passes), events[0].modules[-1]
-    if any(_child(e, passes) != child or e.modules[-1] is not owner for e in events):
+    events, passes, kinds = [event for _, event in seen], network.passes, network.kinds
+    child, owner = network.child(events[0]), events[0].modules[-1]
+    if any(network.child(e) != child or e.modules[-1] is not owner for e in events):
         raise SiteError("its last ReLU is called by another module in some passes than in others")
     last = {e.offset for e in events if e.offset >= 0}
-    ran = {e.offset for p in passes for e in p.events if e.modules[-1] is owner and e.offset >= 0}
+    own = (p.events[i] for p in passes for i in p.inside.get(id(owner), ()))
+    ran = {e.offset for e in own if e.modules[-1] is owner and e.offset >= 0}
     if child:
         assert events[0].act
         if any(getattr(events[0].act, hooks) for hooks in HOOKS):

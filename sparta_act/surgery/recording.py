@@ -1,11 +1,9 @@
-"""Records the activations, and a few other calls, that a network makes on a small example."""
+"""Records the activations, and a few other calls, that a network makes in one pass."""
 
-import math
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import FrameType
 from typing import Any
@@ -16,15 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from sparta_act.errors import SiteError
 from sparta_act.surgery.kinds import kind_of, spelled
+from sparta_act.surgery.origins import Call, Origin, Origins, family, made_by, pixels
 from sparta_act.surgery.rewriting import forward_of
-from sparta_act.surgery.sandbox import TRIES, Example, random_numbers, run, tensors_in, untouched
+from sparta_act.surgery.sandbox import tensors_in
 
-SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
-ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-CONVOLUTIONS = {f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)}
-POOLS = re.compile(r"_?(max|avg|lp)_pool[123]d(_with_indices)?")
+LAST = "on maps with channels last"
 # What is on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
 ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
 PLUMBING = {ACTIVATIONS} | {
@@ -39,10 +34,12 @@ class Event:
     kind: str  # "add", "conv", "replaced", or the name of the activation
     modules: tuple[nn.Module, ...]  # running at that moment, outermost first; the activation is left out
     shape: tuple[int, ...] = ()
-    no_map: str = ""  # why the input is no feature map, (N, C, ...) of more than one pixel; empty if it is
+    no_map: str = ""  # why the input is no feature map, (N, C, ...) made from the network's; empty if it is
+    operands: tuple[frozenset[int], ...] = ()  # for each input: the events that it comes from directly
     like: Tensor | None = None  # empty, with the device and dtype of the input
     original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
     act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
+    key: str = ""  # of that module in the Sequential that runs it
     offset: int = (
         -1
     )  # of the call in the bytecode of the forward of `modules[-1]`; -1: another function calls
@@ -56,12 +53,12 @@ class Event:
     @property
     def place(self) -> tuple[object, ...]:
         """What distinguishes this call from others of the same pass."""
-        return self.kind, id(self.act), id(self.modules[-1]), self.offset
+        return self.kind, id(self.act), self.key, id(self.modules[-1]), self.offset
 
     @property
     def caller(self) -> tuple[object, ...]:
         """The activation's module, and the module that called it."""
-        return id(self.act), id(self.modules[-1])
+        return id(self.act), self.key, id(self.modules[-1])
 
 
 @dataclass
@@ -73,55 +70,108 @@ class Pass:
     channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
     pinched: bool = False  # a map shrank to one pixel, or was added as one: a larger example is safer
+    first: tuple[int, int] = (0, 0)  # spatial dimensions and channels of what the first convolution takes
 
     @cached_property
     def counts(self) -> Counter[object]:
         """How often each place and each caller occurs, once all events are there."""
         return Counter(key for event in self.events for key in (event.place, event.caller))
 
+    @cached_property
+    def inside(self) -> dict[int, list[int]]:
+        """By the id of a module, the numbers of the events inside it, once all events are there."""
+        found: dict[int, list[int]] = {}
+        for number, event in enumerate(self.events):
+            for module in {id(m) for m in event.modules}:
+                found.setdefault(module, []).append(number)
+        return found
 
-class _Recorder(TorchFunctionMode):
+
+class Recorder(TorchFunctionMode):
+    """Inside, the calls of `model` are recorded in `seen`; those inside `replaced` are left out."""
+
     def __init__(self, model: nn.Module, replaced: list[nn.Module], training: bool) -> None:
         super().__init__()
-        convolutions = {len(m.kernel_size) + 2: True for m in model.modules() if isinstance(m, _ConvNd)}
+        modules = [*model.modules()]
+        convolutions = {len(m.kernel_size) + 2: True for m in modules if isinstance(m, _ConvNd)}
         self.seen = Pass(training, convolutions or {4: True})
-        self._known = {id(m) for m in model.modules()}
+        self._known = {id(m) for m in modules if wrapped(m) is None}
         self._replaced = {id(m) for m in replaced}
+        self._runs = Counter[tuple[int, int]]()
+        self._origins = Origins(modules)
+        self._codes = dict[type[nn.Module], Any]()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # relu, also of torch.ops.aten.relu.default
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+        if (does := family(name)) == "shape":
+            return func(*args, **kwargs)
         x = args[0] if args else kwargs.get("input")
         shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+        event: Event | None = None
         if (kind := spelled(name)) and isinstance(x, Tensor):
             more, named = args[1:], {k: v for k, v in kwargs.items() if k != "input"}
-            self.note(kind, shape, x, lambda x: func(x, *more, **named))
-        elif name in ADDITIONS and len(args) > 1 and shape == getattr(args[1], "shape", None):
-            self.note("add", shape)
-            self.seen.pinched |= len(shape) in self.seen.channels_second and math.prod(shape[2:]) == 1
+            event = self._noted(kind, (x,), lambda x: func(x, *more, **named))
+        elif does == "addition" and len(args) > 1 and shape == getattr(args[1], "shape", None):
+            event = self._noted("add", (x, args[1]))
+            self.seen.pinched |= len(shape) in self.seen.channels_second and pixels(shape) == 1
+        elif does == "convolution":
+            self._first_convolution(name, x, args, kwargs)
         result = func(*args, **kwargs)
-        if name in CONVOLUTIONS:
-            self.seen.channels_second[result.ndim] = True
-            self.note("conv", tuple(result.shape))
+        if does == "convolution":
+            event = self._noted("conv", (x,))
             kernel = args[1] if len(args) > 1 else kwargs["weight"]
-            wide = kernel.shape[2:].numel() > 1 or math.prod(shape[2:]) > 1
+            if result.ndim == kernel.ndim:
+                self.seen.channels_second[result.ndim] = True
+            wide = kernel.shape[2:].numel() > 1 or pixels(shape) > 1
             self.seen.pinched |= result.shape[2:].numel() == 1 and wide
-        elif POOLS.fullmatch(name) and isinstance(result, Tensor):
-            self.seen.pinched |= result.shape[2:].numel() == 1 < math.prod(shape[2:])
-        elif func is F.linear and result.ndim in self.seen.channels_second:
+        elif does in ("largest", "average") and isinstance(result, Tensor):
+            self.seen.pinched |= result.shape[2:].numel() == 1 < pixels(shape)
+        elif func is F.linear and result.ndim in self.seen.channels_second and result.shape[1:-1].numel() > 1:
             self.seen.channels_second[result.ndim] = False
+        self._origins.follow(Call(name, does, func, args, kwargs), result)
+        if event and isinstance(result, Tensor):
+            self._made(result, kind is not None)
         return result
 
-    def note(
+    def finished(self) -> Pass:
+        """The pass, once it is over: what became a kernel was no feature map."""
+        for number in self._origins.kernels:
+            event = self.seen.events[number]
+            self.seen.events[number] = replace(
+                event, no_map=event.no_map or "on a kernel that the network computes"
+            )
+        return self.seen
+
+    def replaced(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Note, as a forward hook, that one of our modules has returned this."""
+        tensors = [*tensors_in(output)][:1]
+        if tensors and self._noted("replaced", tensors):
+            self._made(tensors[0], activated=True)
+
+    def _made(self, result: Tensor, activated: bool) -> None:
+        number = len(self.seen.events) - 1
+        self._origins.put(result, made_by(number, self._origins.of(result), activated))
+
+    def _first_convolution(self, name: str, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.seen.first != (0, 0) or not self._origins.of(x).of_input:
+            return
+        kernel = args[1] if len(args) > 1 else kwargs["weight"]
+        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+        channels = kernel.shape[0] if "transpose" in name else kernel.shape[1] * groups
+        self.seen.first = kernel.ndim - 2, channels
+
+    def _noted(
         self,
         kind: str,
-        shape: tuple[int, ...],
-        x: Tensor | None = None,
+        inputs: Sequence[Tensor],
         original: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        """Append an event, unless it happens inside one of our own modules."""
+    ) -> Event | None:
+        """Append an event and return it, unless it happens inside one of our own modules."""
         frame: FrameType | None = sys._getframe(2)
         act = None
         while frame and frame.f_code.co_filename in PLUMBING:
@@ -129,25 +179,69 @@ class _Recorder(TorchFunctionMode):
                 act = frame.f_locals["self"]
                 kind = kind_of(act) or kind
             frame = frame.f_back
-        modules = [m for m in _running(frame) if id(m) in self._known][::-1]
+        modules = [m for m in _running(frame) if id(m) in self._known and m is not act][::-1]
         if not modules or any(id(m) in self._replaced for m in (*modules, act)):
-            return
+            return None
         offset, via = -1, ""
         if frame:
-            if frame.f_code is code_of(type(modules[-1])):
+            if (cls := type(modules[-1])) not in self._codes:
+                self._codes[cls] = code_of(cls)
+            if frame.f_code is self._codes[cls]:
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
-        like = x.new_empty(0) if x is not None else None
-        no_map = self._why_no_map(shape)
-        self.seen.events.append(Event(kind, tuple(modules), shape, no_map, like, original, act, offset, via))
+        origins = [self._origins.of(t) for t in inputs]
+        shape = tuple(inputs[0].shape)
+        no_map = next(filter(None, (self._why_no_map(shape, o) for o in origins)), "")
+        event = Event(
+            kind,
+            tuple(modules),
+            shape,
+            no_map,
+            tuple(o.sources for o in origins),
+            inputs[0].new_empty(0),
+            original,
+            act,
+            self._key(act, modules[-1]),
+            offset,
+            via,
+        )
+        self.seen.events.append(event)
+        return event
 
-    def _why_no_map(self, shape: tuple[int, ...]) -> str:
+    def _key(self, act: nn.Module | None, owner: nn.Module) -> str:
+        """The key of `act` in a Sequential, which runs its children in turn, also one that it holds twice."""
+        if act is None or type(owner).forward is not nn.Sequential.forward:
+            return ""
+        keys = [key for key, child in owner._modules.items() if child is not None and inner(child) is act]
+        self._runs[id(act), id(owner)] += 1
+        return keys[(self._runs[id(act), id(owner)] - 1) % len(keys)] if keys else ""
+
+    def _why_no_map(self, shape: tuple[int, ...], origin: Origin) -> str:
+        if not origin.of_input:
+            return "on weights or constants"
+        channels = origin.channels
+        if channels == 0:
+            return "on a map without a batch dimension (give example=... of shape (N, C, ...))"
         if len(shape) not in self.seen.channels_second:
             return "outside maps"
-        if not self.seen.channels_second[len(shape)]:
-            return "on maps with channels last"
-        return "" if math.prod(shape[2:]) > 1 else "on single pixels of this example"
+        if channels is None:
+            channels = 1 if self.seen.channels_second[len(shape)] else len(shape) - 1
+        if channels != 1:
+            return LAST
+        return "" if pixels(shape) > 1 or origin.shrunk else "on single pixels of this example"
+
+
+def inner(module: nn.Module) -> nn.Module:
+    """The module inside nn.DataParallel and torch.compile."""
+    while (child := wrapped(module)) is not None:
+        module = child
+    return module
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper of nn.DataParallel or torch.compile holds; None for any other module."""
+    return module._modules.get("module" if isinstance(module, nn.DataParallel) else "_orig_mod")
 
 
 def code_of(cls: type[nn.Module]) -> Any:
@@ -164,68 +258,3 @@ def _running(frame: FrameType | None) -> Iterator[nn.Module]:
             yield first
             last = first
         frame = frame.f_back
-
-
-def record(
-    model: nn.Module, replaced: list[nn.Module], example: Example | None
-) -> tuple[list[Pass], Example]:
-    """Passes in evaluation and in training mode, and the example they ran on."""
-    with untouched(model), torch.no_grad():
-        if example is None:
-            example, passes = _deduced(model, replaced)
-        else:
-            passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
-        before = random_numbers(model)
-        passes.append(_one_pass(model, replaced, example, True))
-        if random_numbers(model) != before:  # the path may be drawn at random: see more of them
-            passes += [_one_pass(model, replaced, example, True) for _ in range(TRIES)]
-    return passes, example
-
-
-def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, training: bool) -> Pass:
-    recorder = _Recorder(model, replaced, training)
-    hooks = [
-        m.register_forward_hook(lambda _, x, y: recorder.note("replaced", tuple(y.shape))) for m in replaced
-    ]
-    try:
-        with recorder:
-            run(model, example, training)
-    except Exception as error:
-        shapes = [tuple(t.shape) for t in tensors_in(example)]
-        mode = "training" if training else "evaluation"
-        raise SiteError(
-            f"the network does not run in {mode} mode on an example of shape {shapes}: "
-            f"{type(error).__name__}: {error}\n"
-            "Pass an input that it takes in both modes as example=, a tensor, a tuple of several arguments "
-            "or a dict of named ones; or operate on a part of it, such as model.backbone of a detector."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return recorder.seen
-
-
-def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[Pass]]:
-    """An example of the first size that shrinks no map to one pixel too early; else the largest that runs."""
-    conv = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    if conv is None:
-        raise SiteError("this network has no convolution to deduce an input from: pass example=")
-    dimensions, like = len(conv.kernel_size), next(model.parameters(), torch.empty(0))
-    found, problems = None, []
-    for size in SIZES[dimensions + 2]:
-        shape = (2, conv.in_channels, *[size] * dimensions)
-        example = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
-        try:
-            # training first: a network that wants more, such as targets, may be slow in evaluation
-            passes = [_one_pass(model, replaced, example, training) for training in (True, False)][::-1]
-        except SiteError as error:
-            problems.append(error)
-            continue
-        pinched = any(p.pinched for p in passes)
-        if found is None or not pinched or size > found[0].shape[2]:
-            found = example, passes
-        if not pinched:
-            break
-    if found is None:
-        raise problems[0]
-    return found

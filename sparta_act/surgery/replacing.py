@@ -9,10 +9,11 @@ from torch import nn
 
 from sparta_act.activations import Sparta
 from sparta_act.errors import SiteError
-from sparta_act.surgery.finding import SWAPPED, find_sites, inner
+from sparta_act.surgery.finding import SWAPPED, find_sites
 from sparta_act.surgery.grammar import select
 from sparta_act.surgery.kinds import parse_kinds
 from sparta_act.surgery.placing import Activation, build, check_activation, check_values, put, subclass_for
+from sparta_act.surgery.recording import inner
 from sparta_act.surgery.rewriting import MARK, NAME, original_class
 from sparta_act.surgery.sandbox import Example, Snapshot
 from sparta_act.surgery.sites import SiteList, shown

@@ -1,0 +1,47 @@
+"""Chooses the last call of a block: in time, but not in the shortcut."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from sparta_act.surgery.recording import Event, Pass
+
+
+def last_call(seen: Pass, inside: list[int], block: nn.Module, kinds: Iterable[str]) -> Event | None:
+    """The last call of these kinds on a feature map, among the events `inside` a block.
+
+    Where it is in the shortcut alone, computed after the rest, it is the last one outside: a shortcut is the
+    operand of the block's last addition with fewer convolutions behind it. None if there is no such call.
+    """
+    calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].on_map]
+    if not calls:
+        return None
+    shortcut = _shortcut(seen, inside)
+    rest = [i for i in calls if i not in shortcut]
+    return seen.events[(rest or calls)[-1]]
+
+
+def _shortcut(seen: Pass, inside: list[int]) -> set[int]:
+    """The events that only the shortcut of a block needs."""
+    sums = [i for i in inside if seen.events[i].kind == "add" and seen.events[i].on_map]
+    if not sums or not inside:
+        return set()
+    left, right = (_behind(seen, operand, inside[0]) for operand in seen.events[sums[-1]].operands)
+    left, right = left - right, right - left
+    short, long = sorted((left, right), key=lambda side: _convolutions(seen, side))
+    return short if _convolutions(seen, short) < _convolutions(seen, long) else set()
+
+
+def _behind(seen: Pass, sources: frozenset[int], first: int) -> set[int]:
+    """The events that these come from, themselves included, from number `first` on."""
+    found, todo = set[int](), [*sources]
+    while todo:
+        number = todo.pop()
+        if number >= first and number not in found:
+            found.add(number)
+            todo += frozenset[int]().union(*seen.events[number].operands)
+    return found
+
+
+def _convolutions(seen: Pass, events: set[int]) -> int:
+    return sum(seen.events[i].kind == "conv" for i in events)

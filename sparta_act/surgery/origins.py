@@ -1,0 +1,197 @@
+"""Follows the tensors of a pass: what each comes from, and which of its dimensions holds the channels."""
+
+import functools
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# What functions do with their tensors, by their names; all others keep places and channels where they are.
+FAMILIES = {
+    "convolution": r"conv(_transpose)?[123]d",
+    "addition": r"add_?|__i?r?add__",
+    "largest": r"_?max_pool[123]d(_with_indices)?",
+    "average": r"_?(avg|lp)_pool[123]d",
+    "mean": r"\w*mean|sum|a?max|a?min|median|std|var|norm|logsumexp|adaptive.*",
+    "product": r"(bi)?linear|(__)?matmul(__)?|mm|bmm|einsum|addmm|baddbmm|tensordot",
+    "move": r"permute|transpose|movedim|moveaxis|swapaxes|swapdims|adjoint|m?T|m?H",
+    "shape": r"dim|size|numel|shape|ndim|dtype|device|is_\w+",
+    "fresh": r"new_\w+|\w+_like",  # these read a shape, a dtype, a device: no numbers
+    "cast": r"\w+_as",  # expand_as, type_as: so does their second tensor
+}
+OTHERS = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # what every module has, and no tensors
+MANY = 4  # kernels that one tensor is made of, to remember
+
+
+class Origin(NamedTuple):
+    """What is known of a tensor."""
+
+    of_input: bool = True  # not computed from weights and constants alone
+    channels: int | None = None  # the dimension that holds them, if known
+    shrunk: bool = False  # a map of one pixel, since a convolution or a pool made it so small
+    sources: frozenset[int] = frozenset()  # the events that it comes from directly
+    kernel_of: frozenset[int] = frozenset()  # the events whose result it holds, in another form
+
+
+UNKNOWN, CONSTANT = Origin(), Origin(of_input=False)
+
+
+class Origins:
+    """The origins of all tensors of a pass, from the arguments and results of each function."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}  # by id, which another may get later
+        kept = (v for m in modules for k, v in vars(m).items() if k not in OTHERS)
+        self._constants = {*map(id, _tensors(kept))}
+        self.kernels = set[int]()  # the events whose result became the weight of a convolution or a product
+
+    def of(self, tensor: Any) -> Origin:
+        """The origin of a tensor; for what no function was seen to make, the benefit of the doubt."""
+        known = self._known.get(id(tensor))
+        if known and known[0]() is tensor:
+            return known[1]
+        return CONSTANT if id(tensor) in self._constants else UNKNOWN
+
+    def follow(self, call: "Call", result: Any) -> None:
+        """Note where the result of a call comes from, and what the call has written into."""
+        if call.name == "__setitem__":
+            self._written(call.args[0], call.args[2])
+            return
+        results = [*_tensors((result,))]
+        if not results:
+            return
+        given = call.given()
+        origins = [self.of(t) for t in given]
+        if (call.family == "convolution" or call.func is F.linear) and len(given) > 1:
+            self.kernels |= origins[1].kernel_of
+        for tensor in results:
+            self.put(tensor, _combined(call, given, origins, tensor))
+
+    def put(self, tensor: Tensor, origin: Origin) -> None:
+        """Note an origin, for a view also that of the tensor it shows."""
+        self._known[id(tensor)] = weakref.ref(tensor), origin
+        base = tensor._base if origin.of_input and tensor._is_view() else None
+        if base is not None and not (old := self.of(base)).of_input:
+            self._known[id(base)] = weakref.ref(base), old._replace(of_input=True)
+
+    def _written(self, target: Tensor, value: Any) -> None:
+        for source in map(self.of, _tensors((value,))):
+            old = self.of(target)
+            new = source if not old.of_input else old._replace(sources=old.sources | source.sources)
+            self.put(target, new._replace(channels=new.channels if old.channels is None else old.channels))
+
+
+class Call(NamedTuple):
+    """A call of a function."""
+
+    name: str
+    family: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def given(self) -> list[Tensor]:
+        """The tensors whose numbers it reads."""
+        if self.family == "fresh":
+            return []
+        tensors = [*_tensors(self.args), *_tensors(self.kwargs.values())]
+        return tensors[:1] if self.family == "cast" else tensors
+
+
+@functools.cache
+def family(name: str) -> str:
+    """The family of a function, by its name; empty for any other."""
+    return next((f for f, names in FAMILIES.items() if re.fullmatch(names, name)), "")
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, results or attributes, and in containers of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+def _combined(call: Call, given: list[Tensor], origins: list[Origin], result: Tensor) -> Origin:
+    parts = [o for o in origins if o.of_input]
+    if not parts:
+        return CONSTANT
+    sources, kernel_of = parts[0].sources, parts[0].kernel_of
+    for part in parts[1:]:
+        sources, kernel_of = sources | part.sources, kernel_of | part.kernel_of
+    if call.family in ("convolution", "product", "average", "mean"):
+        kernel_of = frozenset()
+    channels = _channels(call, given, origins, result)
+    return Origin(True, channels, _shrunk(call.family, given, origins, result), sources, kernel_of)
+
+
+def made_by(event: int, origin: Origin, activated: bool) -> Origin:
+    """The origin of what an event returns; `activated`: which may become a kernel."""
+    if not activated:
+        return origin._replace(sources=frozenset({event}))
+    older = origin.kernel_of if len(origin.kernel_of) < MANY else frozenset[int]()
+    return origin._replace(sources=frozenset({event}), kernel_of=older | {event})
+
+
+def pixels(shape: Iterable[int]) -> int:
+    """The number of places of a map with channels in its second dimension."""
+    return math.prod(tuple(shape)[2:])
+
+
+def _shrunk(family: str, given: list[Tensor], origins: list[Origin], result: Tensor) -> bool:
+    if family in ("average", "mean") or pixels(result.shape) > 1:
+        return False
+    grown = family in ("convolution", "largest") and pixels(given[0].shape) > 1
+    return grown or any(o.shrunk for o in origins)
+
+
+def _channels(call: Call, given: list[Tensor], origins: list[Origin], result: Tensor) -> int | None:
+    """The dimension of the result that holds the channels."""
+    if call.family == "convolution":
+        return 1 if result.ndim == given[1].ndim else 0  # a map alone, without a batch
+    first = origins[0].channels
+    if call.func is F.linear:
+        return result.ndim - 1 if first is None else first
+    if call.family == "product":
+        return None
+    if call.family == "move":
+        return None if first is None else _moved(call, given[0].ndim, first)
+    alike = [
+        (t.shape == result.shape, o.channels)
+        for t, o in zip(given, origins, strict=True)
+        if t.ndim == result.ndim and o.of_input and o.channels is not None
+    ]
+    if alike:
+        return max(alike)[1]
+    return (
+        None
+        if first is None or given[0].ndim == result.ndim
+        else _viewed(given[0].shape, first, result.shape)
+    )
+
+
+def _moved(call: Call, ndim: int, channels: int) -> int | None:
+    """Where a permutation puts the channels: tried on a tensor whose sizes all differ."""
+    sizes = torch.empty(tuple(range(1, ndim + 1)), device="meta")
+    args = [sizes if isinstance(a, Tensor) else a for a in call.args]
+    kwargs = {k: sizes if isinstance(a, Tensor) else a for k, a in call.kwargs.items()}
+    try:
+        return tuple(call.func(*args, **kwargs).shape).index(channels + 1)
+    except (RuntimeError, ValueError, TypeError):
+        return None
+
+
+def _viewed(old: torch.Size, channels: int, new: torch.Size) -> int | None:
+    """Where the channels are after a view, if all dimensions up to them stay, or all from them on."""
+    if old[: channels + 1] == new[: channels + 1]:
+        return channels
+    place = channels + len(new) - len(old)
+    return place if place >= 0 and old[channels:] == new[place:] else None

@@ -109,7 +109,7 @@ def _walk(
 def _block_site(slot: Slot, network: Network, group: int, block: int) -> Site:
     """The site of a block: its last call on a feature map, outside the shortcut."""
     kinds, inside = network.kinds, [(p, p.inside.get(id(slot.module), [])) for p in network.passes]
-    last = [(p, last_call(p, numbers, slot.module, kinds | {"replaced"})) for p, numbers in inside]
+    last = [(p, last_call(p, numbers, kinds | {"replaced"})) for p, numbers in inside]
     seen = [(p, event) for p, event in last if event]
     problem = ""
     if any(e.kind == "replaced" for _, e in seen):
@@ -117,6 +117,8 @@ def _block_site(slot: Slot, network: Network, group: int, block: int) -> Site:
     elif not seen:
         events = [network.passes[0].events[i] for i in inside[0][1]]
         problem = f"the block has no {in_words(kinds)} on a feature map{_instead(events)}"
+    elif form := next((e.no_map for _, e in seen if not e.on_map), ""):
+        problem = f"its last {in_words(kinds)} runs {form}; call it on (N, C, ...), or name an earlier one"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
     return _site(seen, network, slot.module, group, block)

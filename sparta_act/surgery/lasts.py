@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable
 
-from torch import nn
-
+from sparta_act.surgery.origins import REARRANGED
 from sparta_act.surgery.recording import Event, Pass
 
 
-def last_call(seen: Pass, inside: list[int], block: nn.Module, kinds: Iterable[str]) -> Event | None:
-    """The last call of these kinds on a feature map, among the events `inside` a block.
+def last_call(seen: Pass, inside: list[int], kinds: Iterable[str]) -> Event | None:
+    """The last call of these kinds on a map, in whatever form, among the events `inside` a block.
 
     Where it is in the shortcut alone, computed after the rest, it is the last one outside: a shortcut is the
-    operand of the block's last addition with fewer convolutions behind it. None if there is no such call.
+    operand of the block's last addition with fewer convolutions behind it, or as many and fewer activations.
+    None if there is no such call.
     """
-    calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].on_map]
+    calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].no_map in ("", *REARRANGED)]
     if not calls:
         return None
     shortcut = _shortcut(seen, inside)
@@ -28,8 +28,8 @@ def _shortcut(seen: Pass, inside: list[int]) -> set[int]:
         return set()
     left, right = (_behind(seen, operand, inside[0]) for operand in seen.events[sums[-1]].operands)
     left, right = left - right, right - left
-    short, long = sorted((left, right), key=lambda side: _convolutions(seen, side))
-    return short if _convolutions(seen, short) < _convolutions(seen, long) else set()
+    short, long = sorted((left, right), key=lambda side: _weight(seen, side))
+    return short if _weight(seen, short) < _weight(seen, long) else set()
 
 
 def _behind(seen: Pass, sources: frozenset[int], first: int) -> set[int]:
@@ -43,5 +43,6 @@ def _behind(seen: Pass, sources: frozenset[int], first: int) -> set[int]:
     return found
 
 
-def _convolutions(seen: Pass, events: set[int]) -> int:
-    return sum(seen.events[i].kind == "conv" for i in events)
+def _weight(seen: Pass, events: set[int]) -> tuple[int, int]:
+    kinds = [seen.events[i].kind for i in events]
+    return kinds.count("conv"), len(kinds) - kinds.count("add")

@@ -4,7 +4,7 @@ import functools
 import math
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,12 @@ FAMILIES = {
     "cast": r"\w+_as",  # expand_as, type_as: so does their second tensor
 }
 OTHERS = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # what every module has, and no tensors
+WEIGHTS, KERNEL = "on weights or constants", "on a kernel that the network computes"
+PIXELS, VECTORS = "on single pixels of this example", "outside maps"
+ALONE = "on a map without a batch dimension (give example=... of shape (N, C, ...))"
+LAST = "on maps with channels last"
+FORM = "on maps in another form than (N, C, ...)"
+REARRANGED = {ALONE, LAST, FORM}
 MANY = 4  # kernels that one tensor is made of, to remember
 
 
@@ -33,29 +39,46 @@ class Origin(NamedTuple):
 
     of_input: bool = True  # not computed from weights and constants alone
     channels: int | None = None  # the dimension that holds them, if known
-    shrunk: bool = False  # a map of one pixel, since a convolution or a pool made it so small
+    places: bool = False  # it holds those of a map, in any order; one only where a map shrank to it
     sources: frozenset[int] = frozenset()  # the events that it comes from directly
     kernel_of: frozenset[int] = frozenset()  # the events whose result it holds, in another form
 
 
-UNKNOWN, CONSTANT = Origin(), Origin(of_input=False)
+CONSTANT = Origin(of_input=False)
 
 
 class Origins:
     """The origins of all tensors of a pass, from the arguments and results of each function."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], dimensions: Collection[int]) -> None:
+        self._dimensions = dimensions  # of the maps, by the network's convolutions
+        self._shapes = set[tuple[int, ...]]()  # of the maps that went through one
         self._known: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}  # by id, which another may get later
         kept = (v for m in modules for k, v in vars(m).items() if k not in OTHERS)
         self._constants = {*map(id, _tensors(kept))}
         self.kernels = set[int]()  # the events whose result became the weight of a convolution or a product
 
     def of(self, tensor: Any) -> Origin:
-        """The origin of a tensor; for what no function was seen to make, the benefit of the doubt."""
+        """The origin of a tensor; what no function was seen to make, as the example, is taken for a map."""
         known = self._known.get(id(tensor))
         if known and known[0]() is tensor:
             return known[1]
-        return CONSTANT if id(tensor) in self._constants else UNKNOWN
+        if id(tensor) in self._constants or not isinstance(tensor, Tensor):
+            return CONSTANT
+        is_map = tensor.ndim in self._dimensions and pixels(tensor.shape) > 1
+        return Origin(True, 1 if is_map else None, is_map)
+
+    def why_no_map(self, shape: tuple[int, ...], origin: Origin) -> str:
+        """Why a tensor is no feature map (N, C, ...); empty if it is one."""
+        if not origin.of_input:
+            return WEIGHTS
+        if not origin.places:
+            return PIXELS if len(shape) in self._dimensions else VECTORS
+        if origin.channels == 0:
+            return ALONE
+        if len(shape) not in self._dimensions or (origin.channels is None and shape not in self._shapes):
+            return FORM
+        return LAST if origin.channels not in (None, 1) else ""
 
     def follow(self, call: "Call", result: Any) -> None:
         """Note where the result of a call comes from, and what the call has written into."""
@@ -69,6 +92,8 @@ class Origins:
         origins = [self.of(t) for t in given]
         if (call.family == "convolution" or call.func is F.linear) and len(given) > 1:
             self.kernels |= origins[1].kernel_of
+        if call.family == "convolution":
+            self._shapes |= {tuple(given[0].shape), tuple(results[0].shape)}
         for tensor in results:
             self.put(tensor, _combined(call, given, origins, tensor))
 
@@ -77,7 +102,7 @@ class Origins:
         self._known[id(tensor)] = weakref.ref(tensor), origin
         base = tensor._base if origin.of_input and tensor._is_view() else None
         if base is not None and not (old := self.of(base)).of_input:
-            self._known[id(base)] = weakref.ref(base), old._replace(of_input=True)
+            self._known[id(base)] = weakref.ref(base), old._replace(of_input=True, places=origin.places)
 
     def _written(self, target: Tensor, value: Any) -> None:
         for source in map(self.of, _tensors((value,))):
@@ -130,7 +155,8 @@ def _combined(call: Call, given: list[Tensor], origins: list[Origin], result: Te
     if call.family in ("convolution", "product", "average", "mean"):
         kernel_of = frozenset()
     channels = _channels(call, given, origins, result)
-    return Origin(True, channels, _shrunk(call.family, given, origins, result), sources, kernel_of)
+    places = _places(call, given, origins, channels, result)
+    return Origin(True, channels, places, sources, kernel_of)
 
 
 def made_by(event: int, origin: Origin, activated: bool) -> Origin:
@@ -146,11 +172,23 @@ def pixels(shape: Iterable[int]) -> int:
     return math.prod(tuple(shape)[2:])
 
 
-def _shrunk(family: str, given: list[Tensor], origins: list[Origin], result: Tensor) -> bool:
-    if family in ("average", "mean") or pixels(result.shape) > 1:
+def _places(
+    call: Call, given: list[Tensor], origins: list[Origin], channels: int | None, result: Tensor
+) -> bool:
+    """Whether the result still holds the places of a map: not after a mean over them or a dense layer."""
+    several, first = pixels(result.shape) > 1, origins[0]
+    if call.family == "convolution":
+        return several or (first.places and channels == 1)
+    if call.family in ("average", "largest"):
+        return several
+    if call.family == "mean":  # not over the batch
+        alike = channels is not None and result.shape[:1] == given[0].shape[:1]
+        return alike and first.places and result.numel() > result.shape[0] * result.shape[channels or 0]
+    if call.func is F.linear and given[0].ndim == 2:
         return False
-    grown = family in ("convolution", "largest") and pixels(given[0].shape) > 1
-    return grown or any(o.shrunk for o in origins)
+    if call.family == "product":
+        return any(o.places for o in origins) and (several or call.func is F.linear)
+    return any(o.places for o in origins) or (several and channels == 1 and result.ndim > 3)
 
 
 def _channels(call: Call, given: list[Tensor], origins: list[Origin], result: Tensor) -> int | None:
@@ -164,6 +202,8 @@ def _channels(call: Call, given: list[Tensor], origins: list[Origin], result: Te
         return None
     if call.family == "move":
         return None if first is None else _moved(call, given[0].ndim, first)
+    if call.family == "mean" and result.shape[:1] != given[0].shape[:1]:  # over the batch
+        return None
     alike = [
         (t.shape == result.shape, o.channels)
         for t, o in zip(given, origins, strict=True)
@@ -171,11 +211,9 @@ def _channels(call: Call, given: list[Tensor], origins: list[Origin], result: Te
     ]
     if alike:
         return max(alike)[1]
-    return (
-        None
-        if first is None or given[0].ndim == result.ndim
-        else _viewed(given[0].shape, first, result.shape)
-    )
+    if first is None or given[0].ndim == result.ndim:
+        return None
+    return _viewed(given[0].shape, first, result.shape)
 
 
 def _moved(call: Call, ndim: int, channels: int) -> int | None:

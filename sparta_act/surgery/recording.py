@@ -15,11 +15,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from sparta_act.surgery.kinds import kind_of, spelled
-from sparta_act.surgery.origins import Call, Origin, Origins, family, made_by, pixels
+from sparta_act.surgery.origins import KERNEL, Call, Origins, family, made_by, pixels
 from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sandbox import tensors_in
 
-LAST = "on maps with channels last"
 # What is on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
 ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
 PLUMBING = {ACTIVATIONS} | {
@@ -66,8 +65,6 @@ class Pass:
     """What happened in one forward pass."""
 
     training: bool
-    # For each ndim of the convolutions: was the last layer of that ndim one? nn.Linear has channels last.
-    channels_second: dict[int, bool]
     events: list[Event] = field(default_factory=list)
     pinched: bool = False  # a map shrank to one pixel, or was added as one: a larger example is safer
     first: tuple[int, int] = (0, 0)  # spatial dimensions and channels of what the first convolution takes
@@ -93,12 +90,12 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, replaced: list[nn.Module], training: bool) -> None:
         super().__init__()
         modules = [*model.modules()]
-        convolutions = {len(m.kernel_size) + 2: True for m in modules if isinstance(m, _ConvNd)}
-        self.seen = Pass(training, convolutions or {4: True})
+        self.seen = Pass(training)
+        self._dimensions = {len(m.kernel_size) + 2 for m in modules if isinstance(m, _ConvNd)} or {4}
         self._known = {id(m) for m in modules if wrapped(m) is None}
         self._replaced = {id(m) for m in replaced}
         self._runs = Counter[tuple[int, int]]()
-        self._origins = Origins(modules)
+        self._origins = Origins(modules, self._dimensions)
         self._codes = dict[type[nn.Module], Any]()
 
     def __torch_function__(
@@ -118,21 +115,17 @@ class Recorder(TorchFunctionMode):
             event = self._noted(kind, (x,), lambda x: func(x, *more, **named))
         elif does == "addition" and len(args) > 1 and shape == getattr(args[1], "shape", None):
             event = self._noted("add", (x, args[1]))
-            self.seen.pinched |= len(shape) in self.seen.channels_second and pixels(shape) == 1
+            self.seen.pinched |= len(shape) in self._dimensions and pixels(shape) == 1
         elif does == "convolution":
             self._first_convolution(name, x, args, kwargs)
         result = func(*args, **kwargs)
         if does == "convolution":
             event = self._noted("conv", (x,))
             kernel = args[1] if len(args) > 1 else kwargs["weight"]
-            if result.ndim == kernel.ndim:
-                self.seen.channels_second[result.ndim] = True
             wide = kernel.shape[2:].numel() > 1 or pixels(shape) > 1
             self.seen.pinched |= result.shape[2:].numel() == 1 and wide
         elif does in ("largest", "average") and isinstance(result, Tensor):
             self.seen.pinched |= result.shape[2:].numel() == 1 < pixels(shape)
-        elif func is F.linear and result.ndim in self.seen.channels_second and result.shape[1:-1].numel() > 1:
-            self.seen.channels_second[result.ndim] = False
         self._origins.follow(Call(name, does, func, args, kwargs), result)
         if event and isinstance(result, Tensor):
             self._made(result, kind is not None)
@@ -142,9 +135,7 @@ class Recorder(TorchFunctionMode):
         """The pass, once it is over: what became a kernel was no feature map."""
         for number in self._origins.kernels:
             event = self.seen.events[number]
-            self.seen.events[number] = replace(
-                event, no_map=event.no_map or "on a kernel that the network computes"
-            )
+            self.seen.events[number] = replace(event, no_map=event.no_map or KERNEL)
         return self.seen
 
     def replaced(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -192,7 +183,8 @@ class Recorder(TorchFunctionMode):
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
         origins = [self._origins.of(t) for t in inputs]
         shape = tuple(inputs[0].shape)
-        no_map = next(filter(None, (self._why_no_map(shape, o) for o in origins)), "")
+        why = (self._origins.why_no_map(tuple(t.shape), o) for t, o in zip(inputs, origins, strict=True))
+        no_map = next(filter(None, why), "")
         event = Event(
             kind,
             tuple(modules),
@@ -216,20 +208,6 @@ class Recorder(TorchFunctionMode):
         keys = [key for key, child in owner._modules.items() if child is not None and inner(child) is act]
         self._runs[id(act), id(owner)] += 1
         return keys[(self._runs[id(act), id(owner)] - 1) % len(keys)] if keys else ""
-
-    def _why_no_map(self, shape: tuple[int, ...], origin: Origin) -> str:
-        if not origin.of_input:
-            return "on weights or constants"
-        channels = origin.channels
-        if channels == 0:
-            return "on a map without a batch dimension (give example=... of shape (N, C, ...))"
-        if len(shape) not in self.seen.channels_second:
-            return "outside maps"
-        if channels is None:
-            channels = 1 if self.seen.channels_second[len(shape)] else len(shape) - 1
-        if channels != 1:
-            return LAST
-        return "" if pixels(shape) > 1 or origin.shrunk else "on single pixels of this example"
 
 
 def inner(module: nn.Module) -> nn.Module:

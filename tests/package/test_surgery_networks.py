@@ -144,7 +144,7 @@ class Last(nn.Module):
 
 def test_maps_with_channels_last_are_no_sites():
     net = nn.Sequential(conv(3, 4), nn.Sequential(Last(), Last()))
-    with pytest.raises(SiteError, match="no ReLU on a feature map, but relu on maps with channels last"):
+    with pytest.raises(SiteError, match="its last ReLU runs on maps with channels last; call it on"):
         replace_relus(net, "G1.B1", Probe)
     assert not [s for s in relu_sites(net) if s.edit]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from sparta_act.surgery.origins import REARRANGED
+from sparta_act.surgery.origins import ALONE, LAST
 from sparta_act.surgery.recording import Event, Pass, inner
 from sparta_act.surgery.rewriting import original_class
 
@@ -55,7 +55,7 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
 
 
 def _adds_maps(event: Event) -> bool:
-    return event.kind == "add" and event.no_map in ("", *REARRANGED)
+    return event.kind == "add" and event.no_map in ("", LAST, ALONE)
 
 
 def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:

@@ -67,18 +67,24 @@ def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
     found = {id(s.module) for s in blocks}
     inside = Counter(id(m) for s in _innermost(blocks) for m in _above(s, slots))
     stages = {type(s.module) for s in slots.values() if inside[id(s.module)] > 1}
-    alone, beside = dict[int, nn.Module](), dict[int, nn.Module]()
-    for slot in blocks:
-        wrappers = [*_wrappers(slot, slots, stages, found)]
-        holder = wrappers[-1].parent if wrappers else slot.parent
-        if wrappers and isinstance(holder, CONTAINERS):
-            single = all(len([*w.module.children()]) == 1 for w in wrappers)
-            (alone if single else beside)[id(slot.module)] = holder
-        elif slot.parent is not None and _is_holder(slot.parent, found):
-            alone[id(slot.module)] = slot.parent
-    holders = alone | beside if len({*map(id, (alone | beside).values())}) > 1 else alone
-    held = _innermost([s for s in blocks if id(s.module) in holders])
-    return _gathered(held, lambda s: id(holders[id(s.module)]))
+    wrapped = {s: _outermost(s, slots, inside, stages, found) for s in blocks}
+    tops = {id(top.module) for top, _ in wrapped.values()}
+    holders, beside = dict[Slot, nn.Module](), dict[Slot, nn.Module]()
+    for slot, (top, alone) in wrapped.items():
+        if top.parent is not None and _is_holder(top.parent, tops, found):
+            (holders if alone else beside)[slot] = top.parent
+    taken = {*map(id, holders.values())}
+    several = len(taken | {*map(id, beside.values())}) > 1
+    holders |= {s: holder for s, holder in beside.items() if several or id(holder) in taken}
+    for slot, (top, _) in wrapped.items():
+        if slot in holders or slot.parent is None or top.parent is None:
+            continue
+        of_network = slots[id(top.parent)].parent is None
+        if (top is slot or of_network) and _is_holder(slot.parent, found, found):
+            holders[slot] = slot.parent
+        elif taken and not of_network and inside[id(top.parent)] > 1:
+            holders[slot] = top.parent  # a stage with its blocks as attributes, where others are containers
+    return _gathered(_innermost([s for s in blocks if s in holders]), lambda s: id(holders[s]))
 
 
 def _above(slot: Slot, slots: Slots) -> Iterator[nn.Module]:
@@ -87,27 +93,38 @@ def _above(slot: Slot, slots: Slots) -> Iterator[nn.Module]:
         slot = slots[id(slot.parent)]
 
 
-def _wrappers(slot: Slot, slots: Slots, stages: set[type], found: set[int]) -> Iterator[Slot]:
-    """The modules around this block, the innermost first, up to a stage, a container or another block."""
-    while (parent := slot.parent) is not None and not isinstance(parent, CONTAINERS):
-        slot = slots[id(parent)]
-        if slot.parent is None or type(parent) in stages or id(parent) in found:
+def _outermost(
+    slot: Slot, slots: Slots, inside: Counter[int], stages: set[type], found: set[int]
+) -> tuple[Slot, bool]:
+    """The outermost wrapper of a block, itself if it has none; and whether wrappers hold nothing else."""
+    alone = True
+    while slot.parent is not None:
+        outer = slots[id(slot.parent)]
+        others = [c for c in outer.module.children() if inner(c) is not slot.module]
+        if outer.parent is None or id(outer.module) in found or inside[id(outer.module)] > 1:
             break
-        yield slot
+        if isinstance(outer.module, CONTAINERS):  # of one block and a dropout, say, among its like
+            held = isinstance(outer.parent, CONTAINERS)
+            if not held or not others or any(True for c in others for _ in c.parameters()):
+                break
+        elif type(outer.module) in stages:
+            break
+        slot, alone = outer, alone and not others
+    return slot, alone
 
 
 def _held(blocks: list[Slot]) -> list[Slot]:
     """Those in a Sequential, ModuleList or ModuleDict, or in another module that has no other children."""
     found = {id(s.module) for s in blocks}
-    return [s for s in blocks if _is_holder(s.parent, found)]
+    return [s for s in blocks if _is_holder(s.parent, found, found)]
 
 
-def _is_holder(parent: nn.Module | None, found: set[int]) -> bool:
+def _is_holder(parent: nn.Module | None, taken: set[int], found: set[int]) -> bool:
     if isinstance(parent, CONTAINERS):
         return True
     if parent is None or id(parent) in found:  # a block holds no blocks
         return False
-    return all(id(inner(c)) in found for c in parent.children())
+    return all(id(inner(c)) in taken for c in parent.children())
 
 
 def _among_its_like(group: list[Slot]) -> bool:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 from models import make_network
-from pgd import pgd
+from pgd import check_numbers, is_wrong, pgd
 from sparta_act import Sparta, SpartaSet, relu_sites, replace_relus
 
 
@@ -70,7 +70,7 @@ def evaluate(accelerator: Any, network: nn.Module, batches: Any, attack: Any) ->
     for x, y in batches:
         x_adv = attack(network, x, y)
         with torch.no_grad():
-            rows = torch.stack([y == y, network(x).argmax(1) != y, network(x_adv).argmax(1) != y], 1)
+            rows = torch.stack([y == y, is_wrong(network(x), y), is_wrong(network(x_adv), y)], 1)
         counts += accelerator.gather_for_metrics(rows).sum(0).cpu()
     return counts.tolist()
 
@@ -125,6 +125,7 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
     args.eps, args.step_size = float(Fraction(args.eps)), float(Fraction(args.step_size))
     if not (0 <= args.eps <= 1 and min(args.steps, args.epochs, args.batch_size, args.size) > 0 <= args.lr):
         raise ValueError("eps is a fraction of 1; steps, epochs, sizes are at least 1; lr is at least 0")
+    check_numbers(eps=args.eps, step_size=args.step_size)
     state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)
     train_set, test_set = data.load(args.data, args.size)
     network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import data
 from models import ResNet18, load_network
-from pgd import pgd
+from pgd import is_wrong, pgd
 from sparta_act import Sparta, relu_sites, replace_relus
 
 NETWORKS = Path(__file__).with_name("networks")
@@ -20,14 +20,14 @@ STEPS = (0, 1, 2, 4, 7, 10)  # where the loss is measured
 def wrong(model: nn.Module, x: Tensor, y: Tensor) -> str:
     """Number and share of the images that the network gets wrong."""
     with torch.no_grad():
-        count = int((model(x).argmax(1) != y).sum())
+        count = int(is_wrong(model(x), y).sum())
     return f"{count} of {len(x)} wrong ({count / len(x):.1%})"
 
 
 def loss_after(steps: int, model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Mean loss after some steps of PGD, from the same start for every number of steps."""
+    """Mean loss after some steps of PGD, from the same start for every number of steps; without any, of x."""
     torch.manual_seed(0)
-    x_adv = pgd(model, x, y, steps=steps, **ATTACK)
+    x_adv = pgd(model, x, y, steps=steps, **ATTACK) if steps else x
     with torch.no_grad():
         return F.cross_entropy(model(x_adv), y).item()
 

@@ -99,6 +99,21 @@ def test_which_activation_is_put_where(example):
     assert spartas["G1.B1"].identity
 
 
+def test_nan_counts_as_wrong(example):
+    """Also for class 0, the class of an argmax of NaN."""
+    training, quickstart = example("adversarial_training"), example("quickstart")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model[1].weight.data.fill_(torch.nan)
+    x, y = torch.rand(5, 3, 2, 2), torch.tensor([0, 0, 1, 2, 0])
+
+    class Alone:
+        gather_for_metrics = staticmethod(lambda rows: rows)
+
+    found = training.evaluate(Alone, model, [(x, y)], lambda _, x, y: x)
+    assert found == [5, 5, 5]
+    assert quickstart.wrong(model, x, y) == "5 of 5 wrong (100.0%)"
+
+
 def pictures(folder, *classes):
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -126,6 +141,8 @@ def pictures(folder, *classes):
         ("--batch-size 0", "steps, epochs, sizes are at least 1"),
         ("--size 0", "steps, epochs, sizes are at least 1"),
         ("--lr -1", "lr is at least 0"),
+        ("--step-size 2", "step_size is a fraction of the pixel range"),
+        ("--step-size 0", "step_size must be above 0"),
         ("--out one/test/cat/0.png", "0.png"),
         ("--sites G9.B1", "G9.B1"),
         ("--activation no/such/set", "'no/such/set' is neither a folder nor a name on the Hub"),

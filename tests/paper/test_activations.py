@@ -170,3 +170,13 @@ def test_errors(module):
             module(value)
         text = f"{module.__name__}: in_channels must be a whole number of at least 1, not {value!r}"
         assert str(error.value) == text
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("module", READINGS | OTHERS)
+def test_no_images_stay_none(module, training):
+    x = torch.rand(0, 6, 4, 3, requires_grad=True)
+    y = module(6).train(training)(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape

@@ -117,11 +117,11 @@ def test_only_the_given_parts_are_run():
 def test_warnings_of_the_library_are_returned():
     model = nn.Sequential(Brightness(), nn.Softmax(1))  # two classes, and probabilities
     x, y = torch.tensor([0.5, 0.1]).view(2, 1, 1, 1).expand(2, 3, 4, 4).contiguous(), torch.tensor([1, 1])
-    found = autoattack(model, x, y, eps=8 / 255, seed=0, batch_size=2, title="few")
+    parts = ["apgd-ce", "fab-t", "square"]
+    found = autoattack(model, x, y, eps=8 / 255, seed=0, batch_size=2, title="few", parts=parts)
     assert found.wrong.tolist() == [True, True]
-    assert found.standing == {"apgd-ce": 0, "apgd-t": 0, "fab-t": 0, "square": 0}
+    assert found.standing == {"apgd-ce": 0, "fab-t": 0, "square": 0}
     assert any("probability distribution" in w for w in found.warnings)
-    assert any("only 2 classes" in w for w in found.warnings)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
 

@@ -101,7 +101,7 @@ def test_no_images_have_no_errors():
 @pytest.mark.parametrize("what", ["steps", "restarts"])
 def test_an_attack_without_steps_is_an_error(attack, what):
     given = {"eps": 0.1, "step_size": 0.1, "steps": 1, "restarts": 1, what: 0}
-    with pytest.raises(ValueError, match="steps and restarts must be at least 1"):
+    with pytest.raises(ValueError, match=f"{what} must be a whole number of at least 1, not 0"):
         attack(net(), images(2), torch.tensor([0, 1]), **given)
 
 

@@ -14,6 +14,7 @@ from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, classes_of
 from examples.paper.attacks.robust_error import clean_errors
 from examples.paper.common.tf32 import tf32_convolutions
+from examples.pgd import NO_GRADIENT, check_images, check_logits, check_numbers
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -36,6 +37,7 @@ def load() -> tuple[Any, Any]:
     return AutoAttack, checks
 
 
+@torch.inference_mode(False)
 def autoattack(
     model: nn.Module,
     x: Tensor,
@@ -56,20 +58,30 @@ def autoattack(
     norm. The network is attacked in evaluation mode and restored, without any `.grad`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both on the model's device.
-    Raises `ValueError` if the library is not installed.
+    Raises `ValueError` if the library is not installed, for images, labels, numbers or logits that no attack
+    can work with (`examples.pgd`), and for targeted APGD on fewer than four classes.
     """
     make, checks = load()
+    check_numbers(eps=eps, batch_size=batch_size, steps=steps, queries=queries)
+    classes = check_images(x, y)
+    x, y = x.detach().clone(memory_format=torch.contiguous_format), y.clone()  # the library takes views
+    if len(x) == 0:
+        return Found(torch.zeros(0, dtype=torch.bool), x.cpu(), dict.fromkeys(parts, 0), [])
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # its counts would add up over the calls of a process
     with attacking(model), tqdm(total=len(parts), desc=title, unit="part") as bar, _Listener(bar) as listener:
-        attack = make(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
+        others = _classes_for(parts, model, x, classes) - 1
+        judged = _Answering(model, x, y)
+        narrow = x.float()  # as the library takes for granted
+        attack = make(judged, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
         attack.attacks_to_run, attack.square.n_queries = list(parts), queries
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes_of(model, x) - 1)
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, others)
         attack.fab.n_iter = steps
         for apgd in (attack.apgd, attack.apgd_targeted):
             # its authors derive the schedule from the steps
             apgd.n_iter, apgd.n_iter_2 = steps, max(int(0.22 * steps), 1)
             apgd.n_iter_min, apgd.size_decr = max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
-        x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+        x_adv, predicted = attack.run_standard_evaluation(narrow, y, batch_size=batch_size)
+        x_adv = torch.where(x_adv == narrow, x, x_adv.to(x.dtype))
     wrong = (predicted != y).cpu()
     standing, left = {}, int((~wrong).sum())
     for part in reversed(parts):
@@ -78,6 +90,18 @@ def autoattack(
     return Found(wrong, x_adv.cpu(), {part: standing[part] for part in parts}, listener.first_warnings())
 
 
+def _classes_for(parts: Sequence[str], model: nn.Module, x: Tensor, classes: int) -> int:
+    """Number of classes of the network. Raises `ValueError` if there are too few for the parts."""
+    found = classes_of(model, x, classes)
+    if "apgd-t" in parts and found < 4:
+        raise ValueError(
+            f"the targeted DLR loss of apgd-t needs at least 4 classes, and the network has {found}: give "
+            f"parts={[p for p in PARTS if p != 'apgd-t']}"
+        )
+    return found
+
+
+@torch.inference_mode(False)
 def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int, **attack: Any) -> Found:
     """`autoattack` on a faster copy, whose findings are checked on the network itself.
 
@@ -85,7 +109,13 @@ def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: in
     default. Images that only the copy gets wrong are attacked again by all parts, on the network itself in
     the caller's precision. Arguments, shapes and errors are those of `autoattack`.
     """
+    load()
+    check_numbers(eps=attack["eps"], batch_size=batch_size)
+    classes = check_images(x, y)
+    x = x.detach()
     with attacking(model):
+        if len(x):
+            _classes_for(attack.get("parts", PARTS), model, x, classes)
         wrong, images = clean_errors(model, x, y, batch_size), x.clone()
         (right,) = torch.where(~wrong)
         standing, warnings = dict.fromkeys(attack.get("parts", PARTS), 0), list[str]()
@@ -103,6 +133,36 @@ def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: in
             warnings += found.warnings
             right = right[found.wrong.to(x.device) & ~wrong[right]]
     return Found(wrong.cpu(), images.cpu(), standing, warnings)
+
+
+class _Answering(nn.Module):
+    """A network that answers NaN nowhere, so that the library sees an error there and takes no step along it.
+
+    A row of logits with a NaN becomes a sure vote for a class that is wrong for that image, which is found
+    among x (N, C, H, W), with labels y (N,), as the nearest.
+    """
+
+    def __init__(self, network: nn.Module, x: Tensor, y: Tensor):
+        super().__init__()
+        self.network, self.images, self.labels = network, x.flatten(1), y
+
+    def forward(self, x: Tensor) -> Tensor:
+        follows = x.requires_grad and torch.is_grad_enabled()
+        if follows:
+            x = x.clone()
+            x.register_hook(lambda grad: grad.nan_to_num().contiguous())
+        logits = check_logits(self.network(x.to(self.images.dtype)), len(x)).to(x.dtype)
+        if follows and not logits.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        (unanswered,) = torch.where(logits.isnan().any(1))
+        if len(unanswered) == 0:
+            return logits
+        votes = logits.detach().nan_to_num(0.0)
+        for i in unanswered:
+            own = (self.images - x[i].detach().flatten()).abs().amax(1).argmin()
+            votes[i] = -1.0
+            votes[i, (self.labels[own] + 1) % logits.shape[1]] = 1.0
+        return torch.where(logits.isnan().any(1, keepdim=True), votes, logits)
 
 
 class _ChannelsLast(nn.Module):

@@ -23,7 +23,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio: `cw` divided by the largest minus the third-largest logit, scale-invariant.
 
     Shapes: (N, K), (N,) -> (N,). Source: Croce & Hein 2020, arXiv:2003.01690, Eq. 6.
+    Raises `ValueError` for fewer than three classes.
     """
+    _check_classes(logits, 3, "DLR loss")
     first, _, third, *_ = logits.topk(3, 1).values.unbind(1)
     return cw(logits, y) / (first - third + 1e-12)
 
@@ -37,7 +39,9 @@ def dlr_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """`cw_to` divided by the largest logit minus the mean of the third and fourth.
 
     Shapes: (N, K), (N,), (N,) -> (N,). Source: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
+    Raises `ValueError` for fewer than four classes.
     """
+    _check_classes(logits, 4, "targeted DLR loss")
     first, _, third, fourth, *_ = logits.topk(4, 1).values.unbind(1)
     return cw_to(logits, y, target) / (first - (third + fourth) / 2 + 1e-12)
 
@@ -49,3 +53,11 @@ def cross_entropy_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 def _of(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _check_classes(logits: Tensor, needed: int, loss: str) -> None:
+    if logits.shape[1] < needed:
+        raise ValueError(
+            f"the {loss} needs at least {needed} classes, and the network has {logits.shape[1]}: attack it "
+            "by another loss, such as cross-entropy"
+        )

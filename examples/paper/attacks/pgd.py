@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from examples.paper.attacks.folding import folded
+from examples.pgd import check_images, check_logits, check_network, check_numbers, direction
 
 
+@torch.inference_mode(False)
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -34,12 +36,14 @@ def pgd(
     network itself, in its own precision.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
-    Raises `ValueError` for images outside [0, 1], and for fewer than one step or restart.
+    Raises `ValueError` for images, labels, numbers or logits that no attack can work with: `examples.pgd`.
     """
-    check_attack(x, steps, restarts)
+    check_numbers(eps=eps, step_size=step_size, steps=steps, restarts=restarts)
     attack = {"eps": eps, "step_size": step_size, "targeted": targeted, "random_start": random_start}
     if restarts == 1:
         return pgd_at(model, x, y, steps=[steps], amp=amp, **attack)[steps]
+    classes = check_images(x, y)
+    x, y = x.detach().clone(), y.clone()
     best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     with attacking(model):
         fast = folded(model, x[:2]) if len(x) else model
@@ -47,14 +51,16 @@ def pgd(
             (i,) = torch.where(best_margin >= 0)  # those still classified correctly
             if len(i) == 0:
                 break
-            goal = random_targets(y[i], classes_of(model, x)) if targeted else y[i]
-            *_, (x_adv, _) = pgd_steps(fast, x[i], goal, steps=steps, amp=amp, **attack)
+            goal = random_targets(y[i], classes_of(model, x, classes)) if targeted else y[i]
+            run = pgd_steps(fast, x[i], goal, steps=steps, classes=classes, amp=amp, **attack)
+            *_, (x_adv, _) = run
             m = margin(model, x_adv, y[i]).to(best_margin.dtype)
             nearer = m < best_margin[i]
             best[i[nearer]], best_margin[i[nearer]] = x_adv[nearer], m[nearer]
     return best
 
 
+@torch.inference_mode(False)
 def pgd_at(
     model: nn.Module,
     x: Tensor,
@@ -71,16 +77,21 @@ def pgd_at(
 
     Arguments, shapes and errors as `pgd`.
     """
-    check_attack(x, min(steps, default=0), 1)
+    for count in steps or [0]:
+        check_numbers(eps=eps, step_size=step_size, steps=count)
+    classes = check_images(x, y)
+    x, y = x.detach().clone(), y.clone()
     if len(x) == 0:
         return dict.fromkeys(steps, x)
     with attacking(model):
-        goal = random_targets(y, classes_of(model, x)) if targeted else y
+        goal = random_targets(y, classes_of(model, x, classes)) if targeted else y
         attack = {"eps": eps, "step_size": step_size, "steps": max(steps), "targeted": targeted, "amp": amp}
+        attack["classes"] = classes
         run = pgd_steps(folded(model, x[:2]), x, goal, random_start=random_start, **attack)
         return {k: x_adv for k, (x_adv, _) in enumerate(run, 1) if k in steps}
 
 
+@torch.inference_mode(False)
 def pgd_steps(
     model: nn.Module,
     x: Tensor,
@@ -92,43 +103,37 @@ def pgd_steps(
     targeted: bool = False,
     random_start: bool = True,
     start: Tensor | None = None,
+    classes: int = 2,
     amp: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Steps of one PGD run: yields the images after each step and the loss of `goal` before it.
 
-    `start`: first images, within eps of x, instead of those that `random_start` draws.
+    `start`: first images, within eps of x, instead of those that `random_start` draws. `classes`: the least
+    number of logits, as `check_images` finds it for images and labels, which are not checked here.
     `amp=True` runs the network forward and backward in bfloat16; images and steps keep their precision.
     Shapes: x, start (N, C, H, W), goal (N,) targets or true labels; yields (N, C, H, W) and (N,).
-    Call it inside `attacking(model)`. It never synchronizes with the device.
+    Call it inside `attacking(model)`. It never synchronizes with the device. Raises `ValueError` for numbers
+    and logits that no attack can work with.
     """
+    check_numbers(eps=eps, step_size=step_size)
+    x, goal = x.detach().clone(), goal.clone()
     sign = -1 if targeted else 1
     ball = within(x, eps)
-    x_adv = start if start is not None else random_images(x, eps) if random_start else x
+    x_adv = start.clone() if start is not None else random_images(x, eps) if random_start else x
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             with autocast(x.device, amp):
-                logits = widen(model(x_adv))
+                logits = check_logits(model(x_adv), len(x), classes)
             loss = F.cross_entropy(logits, goal, reduction="none")
-            (grad,) = torch.autograd.grad(loss.sum(), x_adv)
-        x_adv = x_adv.detach().add(grad.sign(), alpha=sign * step_size).clamp_(*ball)
+            way = direction(loss.sum(), x_adv)
+        x_adv = x_adv.detach().add(way, alpha=sign * step_size).clamp_(*ball)
         yield x_adv, loss.detach()
 
 
 def autocast(device: torch.device | str, amp: bool) -> AbstractContextManager[Any]:
     """Inside, with `amp`, convolutions and products are in bfloat16."""
     return torch.autocast(torch.device(device).type, torch.bfloat16) if amp else nullcontext()
-
-
-def check_attack(x: Tensor, steps: int, restarts: int) -> None:
-    """Raise `ValueError` for images outside [0, 1], and for fewer than one step or restart."""
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
-        raise ValueError(
-            f"images must lie in [0, 1], not in [{x.amin():.3g}, {x.amax():.3g}]; "
-            "normalize inside the network, not before the attack"
-        )
 
 
 def random_images(x: Tensor, eps: float) -> Tensor:
@@ -142,27 +147,31 @@ def within(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def random_targets(y: Tensor, num_classes: int) -> Tensor:
-    """Targets uniform over the OTHER classes. Shapes: (N,) -> (N,)."""
+    """Targets uniform over the OTHER classes, for labels that are checked already. Shapes: (N,) -> (N,).
+
+    Raises `ValueError` for fewer than two classes. It never synchronizes with the device.
+    """
+    if num_classes < 2:
+        raise ValueError(f"targets need at least two classes, not {num_classes}")
     return (y + torch.randint_like(y, 1, num_classes)) % num_classes
-
-
-def widen(logits: Tensor) -> Tensor:
-    """Half precision to float32, so that the loss keeps its digits; wider types unchanged. Any shape."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.no_grad()
 def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Logit of the true class minus the largest other one: negative where the network errs. Result (N,)."""
-    logits = widen(model(x))
+    """Logit of the true class minus the largest other one: negative where the network errs. Result (N,).
+
+    It is -inf where a logit is NaN, which is no right answer.
+    """
+    logits = check_logits(model(x), len(x))
     true = logits.gather(1, y[:, None]).squeeze(1)
-    return true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    gap = true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return gap.nan_to_num(0.0).masked_fill(logits.isnan().any(1), -torch.inf)  # inf - inf is a tie
 
 
 @torch.no_grad()
-def classes_of(model: nn.Module, x: Tensor) -> int:
-    """Number of classes, from the logits of one image."""
-    return model(x[:1]).shape[1]
+def classes_of(model: nn.Module, x: Tensor, classes: int = 2) -> int:
+    """Number of classes, from the logits of one image. Raises `ValueError` for fewer than `classes`."""
+    return check_logits(model(x[:1]), len(x[:1]), classes).shape[1]
 
 
 @contextmanager
@@ -172,20 +181,32 @@ def attacking(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[N
     With `batch_statistics`, batch norms that were in training mode use the statistics of the attacked images
     and leave their running statistics unchanged.
     """
+    check_network(model)
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     norms = [m for m, mode in modes if batch_statistics and mode and isinstance(m, _BatchNorm)]
-    counters = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    counters = [(m, m.momentum, m.num_batches_tracked) for m in norms]  # None without running statistics
+    counters = [(m, momentum, None if n is None else n.clone()) for m, momentum, n in counters]
     try:
-        model.eval().requires_grad_(False)
+        model.eval()
+        for p, _ in flags:
+            p.requires_grad = False
         for m in norms:
             m.training, m.momentum = True, 0.0
         yield
     finally:
-        for m, mode in modes:
-            m.training = mode
-        for m, (momentum, tracked) in zip(norms, counters, strict=True):
+        _restore_modes(modes)
+        for m, momentum, tracked in counters:
             m.momentum = momentum
-            m.num_batches_tracked.copy_(tracked)
+            if tracked is not None:
+                m.num_batches_tracked.copy_(tracked)
         for p, flag in flags:
             p.requires_grad = flag
+
+
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for m, mode in modes:  # parents first
+        if m.training != mode:
+            m.train(mode)  # a network may undo there what its eval() did
+    for m, mode in modes:
+        m.training = mode

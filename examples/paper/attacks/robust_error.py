@@ -9,21 +9,15 @@ from tqdm import tqdm
 
 from examples.paper.attacks.folding import folded
 from examples.paper.attacks.losses import cross_entropy, cross_entropy_to, dlr_to
-from examples.paper.attacks.pgd import (
-    attacking,
-    check_attack,
-    classes_of,
-    random_images,
-    random_targets,
-    widen,
-    within,
-)
+from examples.paper.attacks.pgd import attacking, classes_of, random_images, random_targets, within
+from examples.pgd import check_images, check_logits, check_numbers, direction, is_wrong
 
 Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
 # number of the run, indices (n,) of images: their targets (n,), none for an untargeted loss
 Targets = Callable[[int, Tensor], tuple[Tensor, ...]]
 
 
+@torch.inference_mode(False)
 def robust_errors(
     model: nn.Module,
     x: Tensor,
@@ -45,18 +39,22 @@ def robust_errors(
     `targeted`, `random_start` and `restarts` are those of `pgd`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
-    Raises `ValueError` for images outside [0, 1], and for fewer than one step or restart.
+    Raises `ValueError` for images, labels, numbers or logits that no attack can work with: `examples.pgd`.
     """
-    check_attack(x, steps, restarts)
+    check_numbers(eps=eps, step_size=step_size, steps=steps, restarts=restarts, batch_size=batch_size)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+    classes = check_images(x, y)
+    x = x.detach()
 
     def drawn(_: int, left: Tensor) -> tuple[Tensor, ...]:
-        return (random_targets(y[left], classes_of(model, x)),) if targeted else ()
+        return (random_targets(y[left], classes_of(model, x, classes)),) if targeted else ()
 
     loss = cross_entropy_to if targeted else cross_entropy
-    return _errors_of_runs(model, x, y, loss, drawn, runs=restarts, random_start=random_start, **attack)
+    more = {"runs": restarts, "random_start": random_start, "classes": classes}
+    return _errors_of_runs(model, x, y, loss, drawn, **more, **attack)
 
 
+@torch.inference_mode(False)
 def dlr_errors(
     model: nn.Module,
     x: Tensor,
@@ -71,26 +69,36 @@ def dlr_errors(
     """`robust_errors` by targeted DLR: one run for each of the likeliest wrong classes of the clean image.
 
     The likeliest class comes first, and each run has its own random start. Broken images are not attacked
-    again. Shapes and errors as `robust_errors`.
+    again. Shapes and errors as `robust_errors`; the loss needs four classes, and each target one more.
     Source of the loss: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
     """
-    check_attack(x, steps, targets)
+    check_numbers(eps=eps, step_size=step_size, steps=steps, targets=targets, batch_size=batch_size)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
+    classes = check_images(x, y)
+    x = x.detach()
 
     def likeliest(run: int, left: Tensor) -> tuple[Tensor, ...]:
         return (likeliest_wrong(model, x[left], y[left], targets, batch_size)[:, run],)
 
-    return _errors_of_runs(model, x, y, dlr_to, likeliest, runs=targets, random_start=True, **attack)
+    more = {"runs": targets, "random_start": True, "classes": classes}
+    return _errors_of_runs(model, x, y, dlr_to, likeliest, **more, **attack)
 
 
 @torch.no_grad()
 def likeliest_wrong(
     model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, count: int, batch_size: int = 250
 ) -> Tensor:
-    """Wrong classes of the largest logits, in descending order. Shapes: (N, C, H, W), (N,) -> (N, count)."""
-    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    others = [model(images).scatter(1, labels[:, None], -torch.inf) for images, labels in parts]
-    return torch.cat(others).topk(count, 1).indices
+    """Wrong classes of the largest logits, in descending order. Shapes: (N, C, H, W), (N,) -> (N, count).
+
+    Raises `ValueError` for fewer than `count` wrong classes.
+    """
+    found = []
+    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        logits = check_logits(model(images), len(images))
+        if count >= logits.shape[1]:
+            raise ValueError(f"{count} wrong classes are too many: the network has {logits.shape[1]} classes")
+        found.append(logits.scatter(1, labels[:, None], -torch.inf).topk(count, 1).indices)
+    return torch.cat(found)
 
 
 def _errors_of_runs(
@@ -104,10 +112,11 @@ def _errors_of_runs(
     runs: int,
     random_start: bool,
     batch_size: int,
+    classes: int,
     **attack: Any,
 ) -> Tensor:
     with attacking(model), tqdm(total=len(x) * runs, unit="img", desc="robust error", leave=False) as bar:
-        broken = clean_errors(model, x, y, batch_size)
+        broken = clean_errors(model, x, y, batch_size, classes)
         fast = folded(model, x[:2]) if len(x) else model
         for run in range(runs):
             (left,) = torch.where(~broken)
@@ -123,15 +132,21 @@ def _errors_of_runs(
 
 
 @torch.no_grad()
-def clean_errors(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
-    """Which images the network gets wrong, in its current mode. Shapes as `robust_errors`."""
+def clean_errors(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 250, classes: int = 2
+) -> Tensor:
+    """Which images the network gets wrong, in its current mode. Shapes as `robust_errors`.
+
+    Raises `ValueError` unless it answers with logits, `classes` of them or more.
+    """
     wrong = torch.zeros_like(y, dtype=torch.bool)
     for i in range(0, len(x), batch_size):
         part = slice(i, i + batch_size)
-        wrong[part] = model(x[part]).argmax(1) != y[part]
+        wrong[part] = is_wrong(check_logits(model(x[part]), len(x[part]), classes), y[part])
     return wrong
 
 
+@torch.inference_mode(False)
 def first_breaks(
     model: Callable[[Tensor], Tensor],
     fast: Callable[[Tensor], Tensor],
@@ -155,8 +170,9 @@ def first_breaks(
     Shapes: x, start (N, C, H, W). Results: (N,), the steps before the network erred, -1 if it never did; and
     (N, C, H, W), the image at which it erred, or the last one.
     """
-    y, (low, high) = goals[0], within(x, eps)
-    x_adv, broken, taken = start.clone(), torch.full_like(y, -1), torch.zeros_like(y)
+    check_numbers(eps=eps, step_size=step_size, steps=steps, batch_size=batch_size)
+    y, (low, high) = goals[0], within(x.detach(), eps)
+    x_adv, broken, taken = start.detach().clone(), torch.full_like(y, -1), torch.zeros_like(y)
     waiting = torch.arange(len(x), device=x.device)
     batch = waiting[:0]
     while len(batch) or len(waiting):
@@ -164,13 +180,13 @@ def first_breaks(
         batch, waiting = torch.cat([batch, waiting[:free]]), waiting[free:]
         images = x_adv[batch].requires_grad_()
         with torch.enable_grad():
-            logits = widen(fast(images))
-            (grad,) = torch.autograd.grad(loss(logits, *(g[batch] for g in goals)).sum(), images)
-        candidate = logits.argmax(1) != y[batch]
+            logits = check_logits(fast(images), len(images))
+            way = direction(loss(logits, *(g[batch] for g in goals)).sum(), images)
+        candidate = is_wrong(logits, y[batch])
         errs = candidate.clone()
         errs[candidate] = clean_errors(model, images.detach()[candidate], y[batch[candidate]], batch_size)
         broken[batch[errs]] = taken[batch[errs]]
-        moved = images.detach().add(grad.sign(), alpha=step_size).clamp_(low[batch], high[batch])
+        moved = images.detach().add(way, alpha=step_size).clamp_(low[batch], high[batch])
         x_adv[batch[~errs]] = moved[~errs]
         taken[batch] += 1
         stays = ~errs & (taken[batch] < steps)

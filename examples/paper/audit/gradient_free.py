@@ -7,8 +7,10 @@ from tqdm import tqdm
 from examples.paper.attacks.autoattack import autoattack
 from examples.paper.attacks.pgd import attacking, random_images, within
 from examples.paper.attacks.robust_error import clean_errors
+from examples.pgd import check_images, check_numbers
 
 
+@torch.inference_mode(False)
 def noise(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int, batch_size: int = 250
 ) -> tuple[Tensor, Tensor]:
@@ -16,10 +18,13 @@ def noise(
 
     Draws are uniform in the ball or at its corners, by turns. A broken image is left alone.
     Shapes: x (N, C, H, W) in [0, 1], y (N,); results (N,) of bool and as x.
+    Raises `ValueError` for images, labels, numbers or logits that no attack can work with: `examples.pgd`.
     """
-    low, high = within(x, eps)
+    check_numbers(eps=eps, batch_size=batch_size)
+    classes = check_images(x, y)
+    x, (low, high) = x.detach(), within(x.detach(), eps)
     with attacking(model):
-        broken, images = clean_errors(model, x, y, batch_size), x.clone()
+        broken, images = clean_errors(model, x, y, batch_size, classes), x.clone()
         for k in tqdm(range(draws), desc="noise", unit="draw", leave=False):
             (left,) = torch.where(~broken)
             if k % 2:
@@ -37,7 +42,7 @@ def square(
     """Which images Square breaks, and the images that it found.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,); results on the CPU, (N,) of bool and as x.
-    Source: Andriushchenko et al. 2020, arXiv:1912.00049. Raises `ValueError` without the library.
+    Source: Andriushchenko et al. 2020, arXiv:1912.00049. Errors as `autoattack`.
     """
     attack = {"eps": eps, "queries": queries, "seed": seed, "parts": ["square"]}
     found = autoattack(model, x, y, **attack, batch_size=250, title="Square")

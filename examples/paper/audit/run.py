@@ -24,10 +24,12 @@ from examples.paper.common.console import stamp
 from examples.paper.common.records import sha256, write_record
 from examples.paper.common.statistics import entry
 from examples.paper.evaluation import networks
+from examples.pgd import check_images
 
 GATES = ("gate", "gate, attacked")
 
 
+@torch.inference_mode(False)
 def audit(
     model: nn.Module,
     x: Tensor,
@@ -47,11 +49,13 @@ def audit(
     evaluation mode.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both where the model is.
-    Raises `ValueError` for a network that cannot classify such images, or if a library is missing.
+    Raises `ValueError` for other images or labels, for a network that cannot classify such images, or if a
+    library is missing.
     """
+    check_images(x, y)
     if not 0 < eps < attacks.LARGEST:
         raise ValueError(f"eps must lie between 0 and 128/255, the largest that check 4 tries, not {eps:.3g}")
-    budget, surrogates = budget or Budget(), surrogates or {}
+    x, y, budget, surrogates = x.detach().clone(), y.clone(), budget or Budget(), surrogates or {}
     fresh = networks.copied(model.eval())
     for network in (model, *(s.eval() for s in surrogates.values())):
         networks.check(network, x, y)

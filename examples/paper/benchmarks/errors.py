@@ -26,6 +26,7 @@ from examples.paper.common.statistics import format_error
 from examples.paper.evaluation.measure import MODERN
 from examples.paper.training.recipes import RECIPES, Recipe
 from examples.paper.training.trainer import Trainer
+from examples.pgd import is_wrong
 
 EPS, STEP = MODERN["eps"], MODERN["step_size"]
 BATCH = 100
@@ -42,7 +43,7 @@ def all_steps(model: nn.Module, x: Tensor, y: Tensor, steps: int, *, right: bool
 
             def watched(images: Tensor, part: Tensor = part) -> Tensor:
                 logits = fast(images)
-                wrong[part] |= logits.argmax(1) != y[part]
+                wrong[part] |= is_wrong(logits, y[part])
                 return logits
 
             run = pgd_steps(

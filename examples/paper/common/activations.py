@@ -148,7 +148,7 @@ class DynamicReLUB(_Channeled):
         """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
         self._check(x)
         theta = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))) - 1
-        return dynamic_relu(x, theta.unflatten(1, (4, -1))[..., None, None].transpose(0, 1))
+        return dynamic_relu(x, theta.unflatten(1, (4, x.shape[1]))[..., None, None].transpose(0, 1))
 
 
 class DynamicReLUC(DynamicReLUB):

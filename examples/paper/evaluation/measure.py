@@ -16,6 +16,7 @@ from examples.paper.attacks.autoattack import autoattack_by_copy
 from examples.paper.attacks.pgd import attacking, classes_of, pgd, pgd_at, pgd_steps, random_targets
 from examples.paper.attacks.robust_error import dlr_errors, robust_errors
 from examples.paper.common import data
+from examples.pgd import check_images, check_logits, check_numbers, is_wrong
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
@@ -112,7 +113,7 @@ def find_errors(
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             clean = data.to_float(images, device).contiguous(memory_format=torch.channels_last)
             goal = labels.to(device)
-            wrong["clean"].append(_errs(model, clean, goal))
+            wrong["clean"].append(_errs(model, clean, goal, check_images(clean, goal)))
             bar.update(len(clean))
             for named, count in zip(runs, passes, strict=True):
                 for steps, x_adv in _attacked(model, clean, goal, named, attacks).items():
@@ -209,9 +210,12 @@ def loss_curve(
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,); results (steps, N) and as x.
     """
+    check_numbers(eps=eps, step_size=step_size, steps=steps)
+    classes = check_images(x, y)
     with attacking(model):
-        goal = random_targets(y, classes_of(model, x)) if targeted else y
-        run = pgd_steps(model, x, goal, eps=eps, step_size=step_size, steps=steps, targeted=targeted)
+        goal = random_targets(y, classes_of(model, x, classes)) if targeted else y
+        attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
+        run = pgd_steps(model, x, goal, **attack, classes=classes)
         images, losses = zip(*run, strict=True)
     return torch.stack(losses), images[-1]
 
@@ -221,6 +225,6 @@ def _batch_size(device: str) -> int:
     return 1000 if torch.device(device).type == "cuda" else BATCH
 
 
-def _errs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _errs(model: nn.Module, x: Tensor, y: Tensor, classes: int = 2) -> Tensor:
     with torch.no_grad():
-        return (model(x).argmax(1) != y).cpu()
+        return is_wrong(check_logits(model(x), len(x), classes), y).cpu()

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from examples.paper.attacks.pgd import attacking, autocast, pgd_steps, random_images, random_targets, widen
+from examples.paper.attacks.pgd import attacking, autocast, pgd_steps, random_images, random_targets
 from examples.paper.common import data
 from examples.paper.common.activations import AsRead
 from examples.paper.common.atomic import atomic_write
 from examples.paper.training import distributed
 from examples.paper.training.checkpoint import read_checkpoint
 from examples.paper.training.recipes import Recipe
+from examples.pgd import check_images, check_logits, is_wrong
 from sparta_act import Sparta
 
 Forward = Callable[[Tensor], Tensor]
@@ -50,7 +51,7 @@ class Trainer:
     ):
         self.model = distributed.share_norms(model.to(device, memory_format=torch.channels_last))
         self.recipe, self.device, self.amp, self.flip = recipe, device, amp, flip
-        self.num_classes = num_classes
+        self.num_classes, self.labels = num_classes, 2  # of the network, and as many as the labels need
         self.batches = -(-images // recipe.batch_size)
         self.optimizer = torch.optim.SGD(
             parameter_groups(model, recipe), recipe.lr, momentum=0.9, nesterov=recipe.nesterov
@@ -74,8 +75,10 @@ class Trainer:
         """One epoch, or its rest, over uint8 images x (N, C, H, W) and labels y (N,): mean loss and error.
 
         `after_batch` may `save`: a resumed run then goes on with the next batch. Fastest with x and y on the
-        device: then nothing in the epoch waits for it.
+        device: then nothing in the epoch waits for it. Raises `ValueError` for labels that are no classes of
+        the network.
         """
+        self.labels = check_images(torch.zeros(len(x), 1, 1, 1, device=y.device), y)
         self.model.train()
         if self.seen == 0:
             self.order, self.seconds = torch.randperm(len(x), device=x.device), 0.0
@@ -101,7 +104,7 @@ class Trainer:
         """Attack one batch, learn from the adversarial images only: sum of their losses, how many were wrong.
 
         Shapes: x (N, C, H, W) in [0, 1], y (N,), the whole batch in every process; result (2,), float64, of
-        this process's share.
+        this process's share. Raises `ValueError` if targets are not drawn among all classes of the network.
         """
         r, whole = self.recipe, len(x)
         goal = random_targets(y, self.num_classes) if r.targeted and r.steps else y
@@ -113,7 +116,12 @@ class Trainer:
             for moved, _ in pgd_steps(attacked, x, goal, start=x_adv, amp=self.amp, **attack):
                 x_adv = moved
         with autocast(self.device, self.amp):
-            logits = widen(learning(x_adv))
+            logits = check_logits(learning(x_adv), len(x_adv), self.labels)
+        if r.targeted and r.steps and logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"targets are drawn among {self.num_classes} classes, and the network has {logits.shape[1]}: "
+                f"give Trainer num_classes={logits.shape[1]}"
+            )
         loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=r.label_smoothing)
         self.optimizer.zero_grad()
         (loss * distributed.processes() / whole).backward()  # the wrapper takes the mean over processes
@@ -123,7 +131,7 @@ class Trainer:
             decay = decay_after(self.scheduler.last_epoch, r.averaging)
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.model)
-        return torch.stack([loss.detach(), (logits.argmax(1) != y).sum()]).double()
+        return torch.stack([loss.detach(), is_wrong(logits, y).sum()]).double()
 
     def final(self) -> nn.Module:
         """The network to evaluate: the weight average if the recipe has one."""

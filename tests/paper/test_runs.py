@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from examples.paper.common import sets
+from examples.paper.common.lock import lock
 from examples.paper.common.records import packed
 from examples.paper.common.sets import in_pixels
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
 from examples.paper.results import export, schedule
 from examples.paper.results.queue import read_queue
-from examples.paper.results.state import State, lock
+from examples.paper.results.state import State
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from examples.paper.training.command import parser

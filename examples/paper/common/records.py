@@ -16,9 +16,12 @@ from examples.paper.common.atomic import write_text
 RECORD = "evaluation.json"
 
 
-def sha256(*parts: bytes) -> str:
-    """SHA-256 of the concatenated parts, in hexadecimal."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+def sha256(*parts: Any) -> str:
+    """SHA-256 of the concatenated parts, bytes or contiguous arrays, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def packed(wrong: Tensor) -> str:

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from examples.paper.common.data import DATASETS
+from examples.paper.common.lock import is_locked
 from examples.paper.common.sets import trained_alike
 from examples.paper.evaluation.protocols import OLD_NAMES
 from examples.paper.results.queue import Queue, Run
@@ -90,7 +89,7 @@ def pace(folder: Path, epoch: int) -> str:
             return ""
         ends = datetime.datetime.fromtimestamp(now["ends"])
         return f", {now['images']:,} images, {now['images per second']:.0f} a second, ends {ends:%a %H:%M}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ""
 
 
@@ -124,19 +123,3 @@ def read_begun(folder: Path) -> dict[str, Any] | None:
         return {"settings": dict(begun["settings"]), "git commit": str(begun["git commit"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say how the run began ({error!r}); delete {folder}") from None
-
-
-def lock(folder: Path) -> FileLock:
-    """Held by the process that works on a run."""
-    return FileLock(folder / "lock", timeout=0)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process works on a run."""
-    if not (folder / "lock").exists():
-        return False
-    try:
-        with lock(folder):
-            return False
-    except Timeout:
-        return True

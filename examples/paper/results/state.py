@@ -8,6 +8,7 @@ from typing import Any
 
 from examples.paper.common.data import DATASETS
 from examples.paper.common.lock import is_locked
+from examples.paper.common.records import check_errors
 from examples.paper.common.sets import trained_alike
 from examples.paper.evaluation.protocols import OLD_NAMES
 from examples.paper.results.queue import Queue, Run
@@ -57,6 +58,9 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(path.read_text())
         result["settings"], result["errors"]["clean"]["error"]
+        for errors in ("errors", "best errors"):
+            if errors in result:
+                check_errors(result[errors])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a result ({error!r}); restore it, or delete it and run again"

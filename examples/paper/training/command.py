@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from examples.paper.common import data
-from examples.paper.common.cli import at_least
+from examples.paper.common.cli import at_least, seed
 from examples.paper.common.lock import lock
 from examples.paper.common.models import ACTIVATIONS, BLOCKS
 from examples.paper.training import loop, recipes
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SET",
         help="name or path of a SPARTA set to put there, frozen; --activation names its variant",
     )
-    p.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    p.add_argument("--seed", type=seed, default=0, help="default %(default)s")
     p.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s"
     )

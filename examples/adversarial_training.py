@@ -105,7 +105,7 @@ def load_checkpoint(path: Path, resume: bool, settings: dict[str, str], images: 
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = state["settings"]
         changed = [f"{k} was {before[k]}, is {v}" for k, v in settings.items() if before[k] != v]
-        if state.get("images", images) != images:
+        if images and state.get("images", images) != images:
             changed.append("the training images, their labels or their order were others")
     except Exception as error:  # of pickle, zipfile or torch, by what the file is
         raise ValueError(f"{path} is not a checkpoint of this program, or damaged") from error
@@ -145,6 +145,7 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
         raise ValueError("eps is a fraction of 1, such as 8/255, and so is step-size; lr is at least 0")
     if min(args.steps, args.epochs, args.batch_size, args.size) < 1:
         raise ValueError("steps, epochs, sizes are at least 1")
+    load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)  # before the images, which may be many
     set_seed(args.seed)
     train_set, test_set = data.load(args.data, args.size)
     network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)

@@ -7,6 +7,8 @@
 
 import argparse
 import os
+import sys
+import zipfile
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -77,20 +80,35 @@ def evaluate(accelerator: Any, network: nn.Module, batches: Any, attack: Any) ->
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state. A run that is killed at any moment leaves the old checkpoint or the new one."""
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    scratch = path.with_suffix(".tmp")
+    scratch.unlink(missing_ok=True)  # of a killed run; the folder's lock keeps others out
+    try:
+        with scratch.open("xb") as file:  # a new file: a link that lies there would be followed
+            torch.save(state, file)
+        scratch.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's for a full disk
+        scratch.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({error.__context__ or error}); an old one is whole") from error
 
 
-def load_checkpoint(path: Path, resume: bool, settings: dict[str, str]) -> dict[str, Any]:
-    """The state to go on from, empty at the start. Raises `ValueError` rather than overwrite another run."""
+def load_checkpoint(path: Path, resume: bool, settings: dict[str, str], images: str = "") -> dict[str, Any]:
+    """The state to go on from, empty at the start. Raises `ValueError` rather than overwrite another run.
+
+    `images`: digest of the training images; a checkpoint of an older version has none.
+    """
     if not path.exists():
         return {}
     try:
+        with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums that it writes
+            if (bad := parts.testzip()) or any(part.external_attr for part in parts.infolist()):
+                raise ValueError(f"{bad} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = state["settings"]
         changed = [f"{k} was {before[k]}, is {v}" for k, v in settings.items() if before[k] != v]
+        if images and state.get("images", images) != images:
+            changed.append("the training images, their labels or their order were others")
     except Exception as error:  # of pickle, zipfile or torch, by what the file is
-        raise ValueError(f"{path} is not a checkpoint of this program") from error
+        raise ValueError(f"{path} is not a checkpoint of this program, or damaged") from error
     if changed:
         raise ValueError(f"{path} is of another run ({'; '.join(changed)}): give another --out")
     if not resume:
@@ -123,22 +141,29 @@ def parser() -> argparse.ArgumentParser:
 def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ...]:
     """State to go on from, data sets, network, Spartas that train. Raises for options that cannot work."""
     args.eps, args.step_size = float(Fraction(args.eps)), float(Fraction(args.step_size))
-    if not (0 <= args.eps <= 1 and min(args.steps, args.epochs, args.batch_size, args.size) > 0 <= args.lr):
-        raise ValueError("eps is a fraction of 1; steps, epochs, sizes are at least 1; lr is at least 0")
     check_numbers(eps=args.eps, step_size=args.step_size)
-    state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)
+    if min(args.steps, args.epochs, args.batch_size, args.size) < 1 or not 0 <= args.lr < float("inf"):
+        raise ValueError("steps, epochs, sizes are at least 1; lr is at least 0")
+    load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)  # before the images, which may be many
+    set_seed(args.seed)
     train_set, test_set = data.load(args.data, args.size)
     network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
     spartas = put_activation(network, args.activation, args.sites, identity=args.init is not None)
     args.out.mkdir(parents=True, exist_ok=True)
-    return state, train_set, test_set, network, spartas
+    lock, images = FileLock(args.out / "lock", timeout=0), data.digest(train_set)
+    try:
+        if os.environ.get("RANK", "0") == "0":  # the first process holds it for all, as long as it lives
+            lock.acquire()
+    except Timeout:
+        raise ValueError(f"another training writes into {args.out}: give another --out") from None
+    state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings, images)
+    return state | {"images": images, "lock": lock}, train_set, test_set, network, spartas
 
 
 def main() -> None:
     """Train, evaluate, save the set."""
     args = (p := parser()).parse_args()
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "resume")}
-    set_seed(args.seed)
     try:
         state, train_set, test_set, network, spartas = prepare(args, settings)
     except (ValueError, ArithmeticError, RuntimeError, OSError, ImportError) as error:
@@ -153,8 +178,8 @@ def main() -> None:
     model, sgd, batches, test_batches = accelerator.prepare(network, sgd, batches, load(test_set))
     schedule = OneCycleLR(sgd, args.lr, args.epochs * len(batches))
     parts = {"network": network, "optimizer": sgd, "schedule": schedule}
-    for name, part in parts.items() if state else ():
-        part.load_state_dict(state[name])
+    for name in parts.keys() & state.keys():
+        parts[name].load_state_dict(state[name])
 
     bar = partial(tqdm, leave=False, disable=not accelerator.is_main_process)
     attack = partial(pgd, eps=args.eps, step_size=args.step_size, steps=args.steps)
@@ -164,8 +189,9 @@ def main() -> None:
         loss = train_epoch(accelerator, model, bar(batches), parts.values(), attack)
         accelerator.print(f"epoch {epoch + 1} of {args.epochs}: loss {loss:.3f} on attacked images")
         if accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(args.out / "checkpoint.pt", {"epoch": epoch + 1, "settings": settings, **state})
+            known = {"epoch": epoch + 1, "settings": settings, "images": state["images"]}
+            known |= {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(args.out / "checkpoint.pt", known)
 
     set_seed(args.seed, device_specific=True)
     pgd10 = partial(pgd, eps=args.eps, step_size=args.eps / 4, steps=10)
@@ -178,4 +204,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

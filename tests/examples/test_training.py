@@ -1,4 +1,6 @@
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 
@@ -136,7 +139,18 @@ def pictures(folder, *classes):
         ("--eps wide", "Invalid literal for Fraction: 'wide'"),
         ("--eps 1/0", "Fraction(1, 0)"),
         ("--eps 8", "eps is a fraction of 1"),
+        ("--eps=-1/255", "eps is a fraction of 1"),
+        ("--eps nan", "Invalid literal for Fraction: 'nan'"),
+        ("--step-size 2", "and so is step-size"),
+        ("--step-size 0", "and so is step-size"),
+        ("--step-size=-1/255", "and so is step-size"),
+        ("--lr nan", "lr is at least 0"),
+        ("--lr inf", "lr is at least 0"),
+        ("--seed -1", "Seed must be between 0 and"),
+        ("--data hidden", "a hidden folder would become a class; delete hidden/train/.trash"),
+        ("--data empty", "Found no valid file for the classes cat"),
         ("--steps -1", "steps, epochs, sizes are at least 1"),
+        ("--steps 0", "steps, epochs, sizes are at least 1"),
         ("--epochs 0", "steps, epochs, sizes are at least 1"),
         ("--batch-size 0", "steps, epochs, sizes are at least 1"),
         ("--size 0", "steps, epochs, sizes are at least 1"),
@@ -152,6 +166,11 @@ def test_bad_input_ends_in_one_clear_error(options, message, example, tmp_path, 
     monkeypatch.chdir(tmp_path)
     for folder, classes in (("one", ["cat"]), ("other", ["cat", "dog"]), ("untested", ["cat", "dog"])):
         pictures(tmp_path / folder / "train", *classes)
+    pictures(tmp_path / "hidden" / "train", "cat", "dog", ".trash")
+    pictures(tmp_path / "hidden" / "test", "cat", "dog")
+    for split in ("train", "test"):
+        (tmp_path / "empty" / split / "cat").mkdir(parents=True)
+    (tmp_path / "empty/train/cat/._0.png").write_bytes(b"of a Mac")
     pictures(tmp_path / "one" / "test", "cat")
     pictures(tmp_path / "other" / "test", "cat", "fox")
     monkeypatch.setattr(sys, "argv", ["adversarial_training.py", *options.split()])
@@ -162,10 +181,12 @@ def test_bad_input_ends_in_one_clear_error(options, message, example, tmp_path, 
     assert not (tmp_path / "my-run").exists()
 
 
-def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(example, tmp_path, monkeypatch, capsys):
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
+    example, tiny_data, tmp_path, monkeypatch, capsys
+):
     training = example("adversarial_training")
     (tmp_path / "my-run").mkdir()
-    options = vars(training.parser().parse_args([]))
+    options = vars(training.parser().parse_args(["--data", tiny_data]))
     same = {k: str(v) for k, v in options.items() if k not in ("out", "resume")}
     monkeypatch.chdir(tmp_path)
     for settings, more, message in (
@@ -178,7 +199,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(example, t
         ({}, ["--resume"], "is not a checkpoint of this program"),
     ):
         training.save_checkpoint(tmp_path / "my-run" / "checkpoint.pt", {"settings": settings})
-        monkeypatch.setattr(sys, "argv", ["adversarial_training.py", *more])
+        monkeypatch.setattr(sys, "argv", ["adversarial_training.py", "--data", tiny_data, *more])
         with pytest.raises(SystemExit):
             training.main()
         assert message in capsys.readouterr().err
@@ -186,3 +207,85 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(example, t
     with pytest.raises(SystemExit):
         training.main()
     assert "my-run/checkpoint.pt is not a checkpoint of this program" in capsys.readouterr().err
+
+
+def flips(content, count):
+    """The content with one flipped bit, at random places."""
+    for bit in random.Random(0).sample(range(8 * len(content)), count):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bytes(damaged)
+
+
+def test_a_damaged_checkpoint_is_refused_or_read_right(example, tmp_path):
+    training, path = example("adversarial_training"), tmp_path / "checkpoint.pt"
+    training.save_checkpoint(path, {"settings": {"lr": "1"}, "images": "a", "network": torch.arange(900)})
+    content, refused = path.read_bytes(), 0
+    cuts = (content[: int(share * len(content))] for share in (0, 0.3, 0.6, 0.99))
+    for damaged in (*flips(content, 200), *cuts):
+        path.write_bytes(damaged)
+        try:
+            state = training.load_checkpoint(path, True, {"lr": "1"}, "a")
+            assert state["network"].equal(torch.arange(900))
+        except ValueError:
+            refused += 1
+    assert refused > 150
+
+
+def test_other_images_are_refused_and_an_old_checkpoint_is_taken_on_trust(example, tmp_path):
+    training, path = example("adversarial_training"), tmp_path / "checkpoint.pt"
+    training.save_checkpoint(path, {"settings": {"lr": "1"}, "images": "a"})
+    with pytest.raises(ValueError, match="the training images, their labels or their order were others"):
+        training.load_checkpoint(path, True, {"lr": "1"}, "b")
+    training.save_checkpoint(path, {"settings": {"lr": "1"}})
+    assert training.load_checkpoint(path, True, {"lr": "1"}, "b")["settings"] == {"lr": "1"}
+
+
+def test_the_digest_tells_images_apart(example, tmp_path):
+    data = example("data")
+    x, y = data.read_cifar("test")
+    sets = [(x, y), (x.flip(0), y.flip(0)), (x[:-1], y[:-1]), (x ^ 1, y), (x, 9 - y)]
+    assert len({data.digest(data.Cifar(*s, augment=True)) for s in sets}) == len(sets)
+    pytest.importorskip("torchvision")
+    for split in ("train", "test"):
+        pictures(tmp_path / split, "cat", "dog")
+    found = {data.digest(data.own_images(tmp_path, 8)[0]) for _ in range(2)}
+    assert len(found) == 1
+    Image.fromarray(np.zeros((9, 50, 3), np.uint8)).save(tmp_path / "train/cat/0.png")  # another size
+    found.add(data.digest(data.own_images(tmp_path, 8)[0]))
+    (tmp_path / "train/dog/0.png").rename(tmp_path / "train/dog/1.png")
+    found.add(data.digest(data.own_images(tmp_path, 8)[0]))
+    assert len(found) == 3
+    (tmp_path / "train/dog/1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"dog/1\.png cannot be read: "):
+        data.own_images(tmp_path, 8)[0][1]
+
+
+def test_a_checkpoint_is_written_through_no_link_and_whole_or_not_at_all(example, tmp_path):
+    training, path, victim = example("adversarial_training"), tmp_path / "checkpoint.pt", tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "checkpoint.tmp").symlink_to(victim)
+    training.save_checkpoint(path, {"settings": {}})
+    assert (victim.read_text(), path.is_symlink()) == ("precious", False)
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))  # as a disk that is full
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt .*; an old one is whole"):
+            training.save_checkpoint(path, {"settings": {}, "network": torch.ones(50_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "victim"]
+
+
+def test_a_second_training_in_one_folder_is_refused(example, tiny_data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my-run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["adversarial_training.py", "--width", "4", "--data", tiny_data])
+    with FileLock("my-run/lock"), pytest.raises(SystemExit):
+        example("adversarial_training").main()
+    assert "another training writes into my-run: give another --out" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "my-run").iterdir()] == ["lock"]

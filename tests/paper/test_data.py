@@ -1,8 +1,15 @@
+import io
+import struct
+import zlib
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
+from examples import data as example
 from examples.paper.common import data
 from tests.helpers.fixtures import write_parquet
 
@@ -111,3 +118,152 @@ def test_the_whole_set_and_our_sample_of_it():
     assert y.bincount().tolist() == [1000] * 10
     sample = {image.numpy().tobytes() for image in data.load("test")[0]}
     assert sample < {image.numpy().tobytes() for image in x}
+
+
+RAMP = np.linspace(0, 65535, 16 * 16).reshape(16, 16).astype(np.uint16)
+GRAY = Image.fromarray((RAMP >> 8).astype(np.uint8))
+COLOR = Image.merge("RGB", [GRAY, GRAY, GRAY])
+SIXTEEN = Image.fromarray(RAMP)
+OPAQUE, HALF = (Image.new("L", (16, 16), value) for value in (255, 128))
+TURNED = Image.Exif()
+TURNED[0x112] = 3  # upside down, as a camera was held
+BACKGROUND = "it has transparent pixels; save it on a background"
+RANGE = "have no known range; save it in 8 or 16 bits"
+SEVERAL = "it holds several pictures; save one"
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def sixteen_bit_png(color_type, channels):
+    """A PNG of 16 bits a channel, which Pillow reads and does not write; all channels are the ramp."""
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    pixels = np.repeat(RAMP[:, :, None], channels, 2).astype(">u2")
+    if color_type in (4, 6):
+        pixels[:, :, -1] = 65535
+    head = struct.pack(">IIBBBBB", 16, 16, 16, color_type, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+PICTURES = {
+    "gray": (encoded(GRAY), None),
+    "one bit": (encoded(GRAY.convert("1")), None),
+    "palette": (encoded(COLOR.quantize(256)), None),
+    "palette GIF": (encoded(COLOR.quantize(256), "GIF"), None),
+    "palette, opaque": (encoded(COLOR.quantize(9), transparency=200), None),
+    "palette, transparent": (encoded(COLOR.quantize(9), transparency=1), BACKGROUND),
+    "gray of 16 bits": (encoded(SIXTEEN), None),
+    "gray of 16 bits, TIFF": (encoded(SIXTEEN, "TIFF"), None),
+    "gray of 16 bits, PGM": (b"P5 16 16 65535\n" + RAMP.astype(">u2").tobytes(), None),
+    "color of 16 bits": (sixteen_bit_png(2, 3), None),
+    "color of 16 bits, opaque": (sixteen_bit_png(6, 4), None),
+    "gray of 16 bits, opaque": (sixteen_bit_png(4, 2), None),
+    "whole numbers": (encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), RANGE),
+    "floats": (encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), RANGE),
+    "gray, opaque": (encoded(Image.merge("LA", [GRAY, OPAQUE])), None),
+    "gray, half opaque": (encoded(Image.merge("LA", [GRAY, HALF])), BACKGROUND),
+    "color, opaque": (encoded(Image.merge("RGBA", [GRAY, GRAY, GRAY, OPAQUE])), None),
+    "color, half opaque": (encoded(Image.merge("RGBA", [GRAY, GRAY, GRAY, HALF])), BACKGROUND),
+    "color, one transparent": (encoded(COLOR, transparency=(0, 0, 0)), BACKGROUND),
+    "print": (encoded(COLOR.convert("CMYK"), "TIFF"), None),
+    "JPEG": (encoded(COLOR, "JPEG", quality=95), None),
+    "JPEG of print": (encoded(COLOR.convert("CMYK"), "JPEG", quality=95), None),
+    "animated": (encoded(GRAY, "GIF", save_all=True, append_images=[HALF]), SEVERAL),
+    "animated PNG": (encoded(GRAY, save_all=True, append_images=[HALF]), SEVERAL),
+    "pages": (encoded(GRAY, "TIFF", save_all=True, append_images=[HALF]), SEVERAL),
+    "cut": (encoded(COLOR)[:-30], "truncated"),
+    "cut JPEG": (encoded(COLOR, "JPEG")[:-100], "[Tt]runcated"),
+    "text": (b"no picture", "cannot identify"),
+    "empty": (b"", "cannot identify"),
+    "missing": (None, "cannot identify"),
+}
+
+
+def table(path, contents, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"img": [{"bytes": c, "path": ""} for c in contents], "label": labels}), path)
+
+
+READERS = {"laboratory": data.load, "example": example.read_cifar}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_of_any_kind_is_read_right_or_refused_by_its_row(tmp_path, kind, reader):
+    content, wrong = PICTURES[kind]
+    table(tmp_path / "train-0.parquet", [encoded(GRAY), content], [0, 1])
+    if wrong:
+        with pytest.raises(ValueError, match=f"the image of row 1 cannot be read: .*{wrong}"):
+            READERS[reader]("train", str(tmp_path))
+        return
+    x, y = READERS[reader]("train", str(tmp_path))
+    assert (x.dtype, x.shape, y.tolist()) == (torch.uint8, (2, 3, 16, 16), [0, 1])
+    distance = (x[0].int() - x[1].int()).abs().float()
+    assert distance.mean() < {"one bit": 128, "palette, opaque": 10}.get(kind, 2)
+    assert x[1].float().mean() == pytest.approx(127.5, abs=2.5)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_of_ones_own_is_read_right_or_refused_by_its_name(tmp_path, kind):
+    content, wrong = PICTURES[kind]
+    (tmp_path / "mine.png").write_bytes(content or b"")
+    if wrong:
+        with pytest.raises(ValueError, match=rf"mine\.png cannot be read: .*{wrong}"):
+            example.picture(tmp_path / "mine.png")
+    else:
+        pixels = np.asarray(example.picture(tmp_path / "mine.png"))
+        assert pixels.mean() == pytest.approx(127.5, abs=2.5)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_a_picture_is_turned_upright(kind):
+    upright = example.picture(io.BytesIO(encoded(COLOR, kind, exif=TURNED)))
+    distance = np.asarray(upright).astype(int) - np.asarray(COLOR.rotate(180))
+    assert abs(distance).mean() < 2
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("labels", "wrong"),
+    [
+        ([0, None], "labels must be 0 to 9; found"),
+        ([0, 10], r"labels must be 0 to 9; found \[0.0, 10.0\]"),
+        ([-1, 0], "labels must be 0 to 9; found"),
+        ([0.0, 1.0], "'label' integers; found"),
+        (["cat", "dog"], "'label' integers; found"),
+        ([True, False], "'label' integers; found"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path, labels, wrong, reader):
+    table(tmp_path / "test-0.parquet", [encoded(GRAY)] * 2, labels)
+    with pytest.raises(ValueError, match=wrong):
+        READERS[reader]("test", str(tmp_path))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_data_set_is_one_error(tmp_path, reader):
+    read = READERS[reader]
+    table(tmp_path / "sizes/test-0.parquet", [encoded(GRAY), encoded(GRAY.resize((8, 9)))], [0, 1])
+    with pytest.raises(ValueError, match=r"images must have one size; found \[\(9, 8, 3\), \(16, 16, 3\)\]"):
+        read("test", str(tmp_path / "sizes"))
+    table(tmp_path / "none/test-0.parquet", [], pa.array([], pa.int64()))
+    with pytest.raises(ValueError, match=r"must hold the 'bytes' of PNGs|labels must be"):
+        read("test", str(tmp_path / "none"))
+    whole = tmp_path / "whole/label=7/test-0.parquet"
+    table(whole, [encoded(GRAY)] * 2, [3, 4])
+    assert read("test", str(tmp_path / "whole"))[1].tolist() == [3, 4]  # the folder's name says nothing
+    for length in (0, 100, -1):
+        whole.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(ValueError, match=r"label=7/test-0\.parquet cannot be read as parquet"):
+            read("test", str(tmp_path / "whole"))
+    with pytest.raises((ValueError, OSError), match="name"):  # several data sets in one folder
+        read("test", str(tmp_path))

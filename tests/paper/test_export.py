@@ -115,6 +115,14 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
     assert not out.exists()
 
 
+def swapped(record):
+    """As many images are wrong, but others."""
+    entry = record["errors"]["clean"]
+    wrong = records.unpacked(entry["wrong"], entry["images"])
+    entry["wrong"] = records.packed(wrong.flip(0))
+    assert not wrong.equal(wrong.flip(0))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -123,6 +131,9 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
         (lambda r: r.update(errors={}), "not the errors of an evaluation"),
         (lambda r: r.pop("machine"), "it lacks machine"),
         (lambda r: r.pop("checkpoint"), "'checkpoint'"),
+        (lambda r: r.update(machine="another"), "a number or word in it has changed since it was written"),
+        (lambda r: r["errors"]["clean"].update(seconds=0.0), "has changed since it was written"),
+        (swapped, "has changed since it was written"),
     ],
 )
 def test_a_damaged_evaluation_makes_no_set(runs, tmp_path, change, expected):

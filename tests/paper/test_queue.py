@@ -125,12 +125,17 @@ def test_a_filed_result_is_of_its_run_whether_its_protocol_had_a_name_or_not(pat
         ('run = "sparta"', 'run = "x"', "tables.2: no run short-x"),
         ("paper = [15.48]", "paper = [1, 2]", "tables.2: paper: 1 numbers are needed, one a column: SPARTA"),
         ("paper = [15.48]", "best = true", "tables.2: best, but no validation: short-sparta"),
+        ("limit = 40", "limit = -5", "runs.short-relu.limit: Input should be greater than or equal to 0"),
+        ("seed = 0", "seed = 99999999999999999999", "runs.short-relu.seed: Input should be less than"),
+        ("seed = 0", "seed = -1", "runs.short-relu.seed: Input should be greater than or equal to 0"),
+        ("short-relu = {", 'short-relu = { name = "../x",', "runs.short-relu.name: String should match"),
+        ("seed = 0", "seed = '\udcff'", "queue.toml is not TOML: 'utf-8' codec can't decode"),
         ("[defaults]", "[default]", "defaults: Field required; default: Extra inputs are not"),
     ],
 )
 def test_an_error_names_every_wrong_entry_before_anything_runs(place, old, new, wrong):
     assert old in SMALL
-    (place / "queue.toml").write_text(SMALL.replace(old, new))
+    (place / "queue.toml").write_bytes(SMALL.replace(old, new).encode(errors="surrogateescape"))
     for name in ("tables", "status"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
             call(place, name)

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from examples.paper.common import sets
+from examples.paper.common.lock import lock
 from examples.paper.common.records import packed
 from examples.paper.common.sets import in_pixels
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
 from examples.paper.results import export, schedule
 from examples.paper.results.queue import read_queue
-from examples.paper.results.state import State, lock
+from examples.paper.results.state import State
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from examples.paper.training.command import parser
@@ -234,6 +235,9 @@ def test_the_status_shows_how_far_an_epoch_is(place, capsys):
             (json.dumps(progress), shown),
             (json.dumps(progress | {"epoch": 2}), ""),  # of an epoch that the log has already
             ("{half", ""),
+            ("[1]", ""),
+            ('{"epoch": 1, "images": "many", "images per second": 1, "ends": 0}', ""),
+            (json.dumps(progress | {"ends": 1e300}), ""),
         ):
             (folder / "progress.json").write_text(text)
             call(place, "status")
@@ -282,7 +286,9 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
     with pytest.raises(SystemExit):
         run(place, "--next", "--budget", "soon")
     (place / "results").mkdir()
-    for text in ("{half", "[]", "null", "{}", '{"settings": {}, "errors": []}'):
+    entry = {"error": 0.5, "low": 0.4, "high": 0.6, "images": 8, "wrong": packed(torch.arange(8) < 3)}
+    flipped = json.dumps({"settings": {}, "errors": {"clean": entry}})
+    for text in ("{half", "[]", "null", "{}", '{"settings": {}, "errors": []}', flipped):
         (place / "results/short-sparta.json").write_text(text)
         for name in ("status", "tables"):
             with pytest.raises(

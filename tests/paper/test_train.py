@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from examples.paper.common import data
+from examples.paper.common.lock import lock
 from examples.paper.common.models import ACTIVATIONS, build
 from examples.paper.results.run import multiply_adds
 from examples.paper.training import loop
@@ -25,6 +26,7 @@ from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from examples.paper.training.validation import held_out, validation_error
 from sparta_act import Sparta, SpartaSet
+from tests.helpers.fixtures import write_parquet
 from tests.paper.test_autoattack import TenLevels
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +200,65 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
         train(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
 
 
+def test_a_training_does_not_go_on_with_other_images(tmp_path, tiny_data):
+    arguments = ["--out", tmp_path, "--width", 8, "--epochs", 2, "--limit", 40, "--validation", 8]
+    arguments = [str(a) for a in (*arguments, "--recipe", "standard", "--device", "cpu", "--resume")]
+    begin(tmp_path, tiny_data, "standard", epochs=2)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    x, y = data.load("train", tiny_data)
+    pixel, label = x.clone(), y.clone()
+    pixel[39, 0, 31, 31] ^= 1
+    label[0] = (y[0] + 1) % 10
+    for name, (images, labels) in {
+        "a pixel": (pixel, y),
+        "a label": (x, label),
+        "the order": (x.flip(0), y.flip(0)),
+        "other images": (255 - x, y),
+    }.items():
+        write_parquet(
+            tmp_path / name / "train-0.parquet", images.permute(0, 2, 3, 1).numpy(), labels.tolist()
+        )
+        with pytest.raises(
+            ValueError, match="on other images or labels than these, or in another order; give"
+        ):
+            train([*arguments, "--data-dir", str(tmp_path / name)])
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_before_the_digest_goes_on_alike(tmp_path, tiny_data):
+    for name in ("new", "old"):
+        begin(tmp_path / name, tiny_data, "standard", epochs=2)
+    path = tmp_path / "old/checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["images"]
+    torch.save(state, path)
+    arguments = [
+        "--data-dir",
+        tiny_data,
+        "--width",
+        "8",
+        "--epochs",
+        "2",
+        "--limit",
+        "40",
+        "--validation",
+        "8",
+    ]
+    arguments += ["--recipe", "standard", "--device", "cpu", "--resume", "--out"]
+    ended = []
+    for name in ("new", "old"):
+        train([*arguments, str(tmp_path / name)])
+        ended.append(read_checkpoint(tmp_path / name / "checkpoint.pt") | {"seconds": 0})
+    assert_same(*ended)
+
+
+def test_a_second_training_in_one_folder_is_refused_at_its_start(tmp_path, tiny_data):
+    (tmp_path / "run").mkdir()
+    with lock(tmp_path / "run"), pytest.raises(ValueError, match=r"another process works in .*run"):
+        tiny_run(tmp_path / "run", tiny_data, "--seed", 1)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
+
+
 def test_a_checkpoint_holds_the_settings_of_earlier_ones():
     named = {"dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp", "validation"}
     assert Settings().recorded(TINY, 9).keys() == named | {
@@ -209,8 +270,15 @@ def test_a_checkpoint_holds_the_settings_of_earlier_ones():
 
 def test_a_log_that_is_none_is_refused(tmp_path):
     assert read_log(tmp_path / "log.csv") == []
-    for text in ("a,b\n1,2\n", "epoch,seconds\n1\n", "epoch,seconds\n1,soon\n"):
-        (tmp_path / "log.csv").write_text(text)
+    for text in (
+        b"a,b\n1,2\n",
+        b"epoch,seconds\n1\n",
+        b"epoch,seconds\n1,soon\n",
+        b"epoch,seconds\n1,2,3\n",
+        b"\xff\xfe",
+        b"epoch,seconds\n\0,1\n\0",
+    ):
+        (tmp_path / "log.csv").write_bytes(text)
         with pytest.raises(ValueError, match=r"log\.csv is no log of a training"):
             read_log(tmp_path / "log.csv")
 

@@ -2,17 +2,14 @@
 
 import dataclasses
 import functools
-import io
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 
-SAMPLE = Path(__file__).parents[2] / "data" / "cifar10-sample.parquet"
+from examples.data import SAMPLE, decode, read_parquet
+
 DIGITS = tuple("0123456789")
 
 
@@ -74,7 +71,7 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
     if source == "sample":
         if dataset != "cifar10":
             raise ValueError(f"our sample is of cifar10, not of {dataset}; give a folder of parquet files")
-        return _decode(pq.read_table(SAMPLE, filters=[("split", "==", split)]))
+        return decode(pq.read_table(SAMPLE, filters=[("split", "==", split)], partitioning=None))
     files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
     return _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
 
@@ -134,35 +131,4 @@ def _from_hub(split: str, dataset: str) -> list[Path]:
 @functools.lru_cache(maxsize=2)  # both splits of a data set: a process that trains many networks reads once
 def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[Tensor, Tensor]:
     """Images and labels of files (path, time, size); callers must not change them."""
-    return _decode(pa.concat_tables([pq.read_table(f) for f, _, _ in files]))
-
-
-def _decode(table: pa.Table) -> tuple[Tensor, Tensor]:
-    column = next((c for c in ("img", "image") if c in table.column_names), None)
-    if column is None or "label" not in table.column_names:
-        raise ValueError(
-            f"the columns must include 'img' or 'image', and 'label'; found {table.column_names}"
-        )
-    kinds = table.schema.field(column).type, table.schema.field("label").type
-    if (
-        not pa.types.is_struct(kinds[0])
-        or kinds[0].get_field_index("bytes") < 0
-        or not pa.types.is_integer(kinds[1])
-    ):
-        raise ValueError(f"'{column}' must hold the 'bytes' of PNGs, and 'label' integers; found {kinds}")
-    labels = table["label"].to_numpy().astype(np.float64)  # a missing one becomes NaN
-    if len(labels) == 0 or not ((labels >= 0) & (labels < len(DIGITS))).all():
-        raise ValueError(f"labels must be 0 to {len(DIGITS) - 1}; found {np.unique(labels).tolist()}")
-    pngs = table[column].combine_chunks().field("bytes")
-    images = [_image(i, png.as_py()) for i, png in enumerate(pngs)]
-    if len(shapes := {image.shape for image in images}) > 1:
-        raise ValueError(f"images must have one size; found {sorted(shapes)}")
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return x, torch.from_numpy(labels.astype(np.int64))
-
-
-def _image(row: int, png: bytes | None) -> np.ndarray:
-    try:
-        return np.asarray(Image.open(io.BytesIO(png or b"")).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"the image of row {row} cannot be read") from error
+    return decode(read_parquet([f for f, _, _ in files]))

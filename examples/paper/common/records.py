@@ -13,12 +13,15 @@ from torch import Tensor
 
 from examples.paper.common.atomic import write_text
 
-RECORD = "evaluation.json"
+RECORD, SEAL = "evaluation.json", "sha256 of this record"
 
 
-def sha256(*parts: bytes) -> str:
-    """SHA-256 of the concatenated parts, in hexadecimal."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+def sha256(*parts: Any) -> str:
+    """SHA-256 of the concatenated parts, bytes or contiguous arrays, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def packed(wrong: Tensor) -> str:
@@ -45,6 +48,21 @@ def check_errors(errors: Any) -> None:
                 raise ValueError(f"{name}: {entry['error']} is not in [{entry['low']}, {entry['high']}]")
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not the errors of an evaluation: {error!r}") from None
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own sha256, by which `check_seal` knows that nothing in it has changed."""
+    return {**record, SEAL: _seal(record)}
+
+
+def check_seal(record: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a record that was changed after it was `sealed`; old ones have no seal."""
+    if record.get(SEAL) not in (None, _seal(record)):
+        raise ValueError("a number or word in it has changed since it was written")
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return sha256(json.dumps({k: v for k, v in record.items() if k != SEAL}).encode())
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -115,7 +115,7 @@ def _evaluate(
         **curve,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    records.write_record(record, found)
+    records.write_record(record, records.sealed(found))
     return outcomes
 
 

@@ -33,7 +33,7 @@ from examples.paper.common import data
 from examples.paper.common.cli import at_least
 from examples.paper.common.console import print_table, stamp
 from examples.paper.common.gates import gates
-from examples.paper.common.records import sha256, unpacked, write_record
+from examples.paper.common.records import check_errors, sha256, unpacked, write_record
 from examples.paper.common.statistics import difference, entry, format_difference
 from examples.paper.evaluation import networks
 from examples.paper.results.control_networks import HALF, SHUFFLED, Make, drop_in, mean_gate, transfer
@@ -83,7 +83,8 @@ def read(path: Path) -> dict[str, Any]:
     """What `once` wrote. Raises `ValueError` for a file that is not a result."""
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        result["options"], result["gate"], result["errors"]["clean"]["wrong"]
+        result["options"], result["gate"]
+        check_errors(result["errors"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a result of `controls` ({error!r}); delete it, or name another --out"

@@ -48,6 +48,7 @@ def measured(run: Path) -> dict[str, Any]:
         records.check_errors(record["errors"])
         if lacking := {*ALIKE, "machine", "torch", "date", "settings"} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        records.check_seal(record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used: {error}; evaluate {checkpoint} again") from None
     return record

@@ -7,7 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from examples.paper.common.models import ACTIVATIONS, BLOCKS
 from examples.paper.evaluation.protocols import PROTOCOLS
@@ -36,7 +44,7 @@ def one_of(known: Collection[str]) -> AfterValidator:
 class Run(BaseModel, frozen=True, extra="forbid", strict=True):
     """A network, and how it is trained and evaluated; `set` names the run whose SPARTA it gets, frozen."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a folder and a file
     epochs: PositiveInt
     dataset: Annotated[str, one_of(FOLDERS)]
     arch: Annotated[str, one_of(BLOCKS)]
@@ -44,11 +52,11 @@ class Run(BaseModel, frozen=True, extra="forbid", strict=True):
     activation: Annotated[str, one_of(ACTIVATIONS)]
     sites: str
     recipe: Annotated[str, one_of(RECIPES)]
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     evaluation: Annotated[str, one_of(PROTOCOLS)]
     set: str | None = None
     sample: bool = False
-    limit: int | None = None
+    limit: NonNegativeInt | None = None
     validation: PositiveInt | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def read_queue(path: Path = QUEUE) -> Queue:
         }
         tables = {number: {"number": number} | entry for number, entry in file.tables.items()}
         return Queue.model_validate({"runs": runs, "tables": tables})
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         wrong = [

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import Timeout
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,19 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from examples.paper.attacks import autoattack
 from examples.paper.common import data
 from examples.paper.common.gates import activations_of, round_to_half
-from examples.paper.common.records import RECORD, write_record
+from examples.paper.common.lock import lock
+from examples.paper.common.records import RECORD, check_errors, check_seal, write_record
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import FOLDERS, Queue, Run
-from examples.paper.results.state import given_set, lock, read_begun, state
+from examples.paper.results.state import given_set, read_begun, state
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import BEST, load_trained, read_best, read_checkpoint
 from examples.paper.training.recipes import Recipe
 from sparta_act import SpartaSet
-
-
-class BusyError(ValueError):
-    """Another process works on the run."""
 
 
 def source(run: Run, folder: str | None) -> str:
@@ -69,18 +65,15 @@ def carry_out(queue: Queue, run: Run, args: argparse.Namespace, deadline: float)
     if PROTOCOLS[run.evaluation].autoattack:
         autoattack.load()  # before hours of training, not after them
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock(folder):
-            if read_begun(folder) is None:
-                write_record(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
-            if not trained(run, args, images, given_set(queue, run, args.runs), deadline):
-                return False
-            best = queue.shows_best(run)
-            if not evaluated(run, args, images, best, deadline):
-                return False
-            file_result(run, args, best)
-    except Timeout:
-        raise BusyError(f"{run.name}: another process works on it ({folder / 'lock'})") from None
+    with lock(folder):
+        if read_begun(folder) is None:
+            write_record(folder / "run.json", {"settings": run.settings(), "git commit": commit()})
+        if not trained(run, args, images, given_set(queue, run, args.runs), deadline):
+            return False
+        best = queue.shows_best(run)
+        if not evaluated(run, args, images, best, deadline):
+            return False
+        file_result(run, args, best)
     return True
 
 
@@ -196,6 +189,8 @@ def _command(name: str, places: list[Path], options: dict[str, Any]) -> str:
 
 def _measured(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    check_errors(record["errors"])
+    check_seal(record)
     return record
 
 

@@ -4,8 +4,9 @@ import argparse
 import difflib
 import time
 
+from examples.paper.common.lock import BusyError
 from examples.paper.results.queue import Queue, Run
-from examples.paper.results.run import BusyError, carry_out, source
+from examples.paper.results.run import carry_out, source
 from examples.paper.results.state import state
 from sparta_act import SpartaError
 

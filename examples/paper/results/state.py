@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from examples.paper.common.data import DATASETS
+from examples.paper.common.lock import is_locked
+from examples.paper.common.records import check_errors
 from examples.paper.common.sets import trained_alike
 from examples.paper.evaluation.protocols import OLD_NAMES
 from examples.paper.results.queue import Queue, Run
@@ -58,6 +58,9 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(path.read_text())
         result["settings"], result["errors"]["clean"]["error"]
+        for errors in ("errors", "best errors"):
+            if errors in result:
+                check_errors(result[errors])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a result ({error!r}); restore it, or delete it and run again"
@@ -90,7 +93,7 @@ def pace(folder: Path, epoch: int) -> str:
             return ""
         ends = datetime.datetime.fromtimestamp(now["ends"])
         return f", {now['images']:,} images, {now['images per second']:.0f} a second, ends {ends:%a %H:%M}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ""
 
 
@@ -124,19 +127,3 @@ def read_begun(folder: Path) -> dict[str, Any] | None:
         return {"settings": dict(begun["settings"]), "git commit": str(begun["git commit"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say how the run began ({error!r}); delete {folder}") from None
-
-
-def lock(folder: Path) -> FileLock:
-    """Held by the process that works on a run."""
-    return FileLock(folder / "lock", timeout=0)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process works on a run."""
-    if not (folder / "lock").exists():
-        return False
-    try:
-        with lock(folder):
-            return False
-    except Timeout:
-        return True

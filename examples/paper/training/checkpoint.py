@@ -1,6 +1,8 @@
 """The checkpoints of a training: read them, and load the network that they hold."""
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,29 @@ BEST = Path("best", "checkpoint.pt")  # in the folder of a training that holds o
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Trainer.save` or `Trainer.save_network` wrote. Raises `ValueError` for any other file."""
+    """What `Trainer.save` or `Trainer.save_network` wrote. Raises `ValueError` for any other file.
+
+    Also for a damaged one: torch writes checksums and never looks at them.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; `train` writes checkpoint.pt into its --out")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as parts:
+                # torch skips what is marked as a folder, and gives numbers from nowhere
+                damaged = parts.testzip() or any(part.external_attr for part in parts.infolist())
+            file.seek(0)
+            state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of zipfile, pickle or torch, by what is wrong with the file
         raise ValueError(
-            f"{path} cannot be read as a checkpoint of a training ({type(error).__name__})"
+            f"{path} cannot be read as a checkpoint of a training ({type(error).__name__}): it is damaged or "
+            "another file; bring back a copy, or begin anew in another --out"
         ) from error
+    if damaged:
+        raise ValueError(
+            f"{path} is damaged: its bytes do not match its checksums; bring back a copy, or begin "
+            "anew in another --out"
+        )
     if not isinstance(state, dict) or not {"settings", "epoch", "model", "average"} <= state.keys():
         raise ValueError(f"{path} is no checkpoint of a training; give the checkpoint.pt in its --out")
     return state
@@ -57,8 +75,19 @@ def load_trained(path: Path | str) -> tuple[ResNet, dict[str, Any]]:
     Where the training averages the weights, it is their average.
     """
     state = read_checkpoint(Path(path))
-    model, weights = network(state["settings"]), state["model"]
-    if state["average"] is not None:
-        weights = {k.removeprefix("module."): v for k, v in state["average"].items() if k != "n_averaged"}
-    model.load_state_dict(weights)
+    with fitting(path):
+        model, weights = network(state["settings"]), state["model"]
+        if state["average"] is not None:
+            weights = {k.removeprefix("module."): v for k, v in state["average"].items() if k != "n_averaged"}
+        model.load_state_dict(weights)
     return model.eval(), state["settings"]
+
+
+@contextmanager
+def fitting(path: Path | str) -> Iterator[None]:
+    """Turn what a checkpoint of another program or version raises into a `ValueError`."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"{path} is of another program or version: {text}") from error

@@ -12,12 +12,14 @@ It learns the same as one process would: the batch size is that of all processes
 import argparse
 import dataclasses
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from examples.paper.common import data
-from examples.paper.common.cli import at_least
+from examples.paper.common.cli import at_least, seed
+from examples.paper.common.lock import lock
 from examples.paper.common.models import ACTIVATIONS, BLOCKS
 from examples.paper.training import loop, recipes
 from examples.paper.training.checkpoint import BEST, read_checkpoint
@@ -71,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SET",
         help="name or path of a SPARTA set to put there, frozen; --activation names its variant",
     )
-    p.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    p.add_argument("--seed", type=seed, default=0, help="default %(default)s")
     p.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s"
     )
@@ -104,9 +106,12 @@ def main(argv: list[str] | None = None) -> None:
         resume=args.resume,
         compile=args.compile,
     )
-    for row in rows:
-        if first:
-            print(f"epoch {row['epoch']}: {format_row(row)}")
+    if first:
+        args.out.mkdir(parents=True, exist_ok=True)
+    with lock(args.out) if first else nullcontext():
+        for row in rows:
+            if first:
+                print(f"epoch {row['epoch']}: {format_row(row)}")
     if first:
         checkpoints = f"{args.out / 'checkpoint.pt'}"
         if args.validation:

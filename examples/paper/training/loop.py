@@ -15,6 +15,7 @@ from tqdm import tqdm
 from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write, write_text
 from examples.paper.common.cli import check_device
+from examples.paper.common.records import sha256
 from examples.paper.training import distributed
 from examples.paper.training.checkpoint import BEST, network, read_best
 from examples.paper.training.gate_statistics import gate_statistics
@@ -76,7 +77,9 @@ def epochs(
         torch.backends.cudnn.benchmark = True
         if compile:
             torch.compiler.reset()  # after a few networks in one process torch would give up compiling
-        x, y, held = _images(settings, recipe, data_dir, device)
+        x, y = (t[: settings.limit] for t in data.load("train", data_dir, settings.dataset))
+        digest = sha256(x.numpy(), y.numpy())
+        x, y, held = _split(x.to(device), y.to(device), settings, recipe)
         recorded, dataset = settings.recorded(recipe, len(x)), data.DATASETS[settings.dataset]
         trainer = Trainer(
             network(recorded),
@@ -87,20 +90,20 @@ def epochs(
             flip=dataset.flip,
             num_classes=len(dataset.classes),
             compiler=COMPILERS[compile] if compile else None,
+            digest=digest,
         )
         if resume:
             trainer.load(checkpoint, recorded)
         yield from fit(trainer, x, y, out, recorded, held)
 
 
-def _images(
-    settings: Settings, recipe: Recipe, data_dir: str, device: str
+def _split(
+    x: Tensor, y: Tensor, settings: Settings, recipe: Recipe
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """Images and labels to train on, and those held out."""
-    x, y = (t[: settings.limit].to(device) for t in data.load("train", data_dir, settings.dataset))
     held = None
     if settings.validation:
-        chosen = held_out(settings.validation, len(x)).to(device)
+        chosen = held_out(settings.validation, len(x)).to(x.device)
         held, x, y = (x[chosen], y[chosen]), x[~chosen], y[~chosen]
     rest, processes = len(x) % recipe.batch_size, distributed.processes()
     if 0 < rest < processes:
@@ -179,12 +182,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """Lines of log.csv, one an epoch; none where it is not. Raises `ValueError` for another file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
         for row in rows:
             float(row["seconds"])
-    except (KeyError, TypeError, ValueError):
+            if None in row:
+                raise ValueError("a line has more numbers than the head has names")
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path} is no log of a training; move it away, its checkpoint can go on") from None
     return rows
 

@@ -16,7 +16,7 @@ from examples.paper.common import data
 from examples.paper.common.activations import AsRead
 from examples.paper.common.atomic import atomic_write
 from examples.paper.training import distributed
-from examples.paper.training.checkpoint import read_checkpoint
+from examples.paper.training.checkpoint import fitting, read_checkpoint
 from examples.paper.training.recipes import Recipe
 from examples.pgd import check_images, check_logits, is_wrong
 from sparta_act import Sparta
@@ -35,6 +35,7 @@ class Trainer:
     """Network, optimizer and schedule of one run. Several processes of `torchrun` share each batch.
 
     `compiler`: arguments of `torch.compile`, if the network is to be compiled; a smaller last batch is not.
+    `digest`: of the training images, which a resumed run must have too.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Trainer:
         flip: bool = True,
         num_classes: int = 10,
         compiler: dict[str, Any] | None = None,
+        digest: str | None = None,
     ):
         self.model = distributed.share_norms(model.to(device, memory_format=torch.channels_last))
         self.recipe, self.device, self.amp, self.flip = recipe, device, amp, flip
         self.num_classes, self.labels = num_classes, 2  # of the network, and as many as the labels need
+        self.digest = digest
         self.batches = -(-images // recipe.batch_size)
         self.optimizer = torch.optim.SGD(
             parameter_groups(model, recipe), recipe.lr, momentum=0.9, nesterov=recipe.nesterov
@@ -141,6 +144,7 @@ class Trainer:
         """Write everything a resumed run needs; the old file stays whole until the new one is."""
         state = {
             "settings": settings,
+            "images": self.digest,
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -164,7 +168,10 @@ class Trainer:
             torch.save(state, scratch)
 
     def load(self, path: Path, settings: dict[str, Any]) -> None:
-        """Go on from `path`. Raises `ValueError` if it belongs to another run."""
+        """Go on from `path`. Raises `ValueError` if it belongs to another run, or to other images.
+
+        The images of a checkpoint that has no digest of them, as old ones, are taken on trust.
+        """
         state = read_checkpoint(path)
         changed = {
             k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v
@@ -174,17 +181,23 @@ class Trainer:
             raise ValueError(f"{path} is of another run: {text}; give the old settings or another --out")
         if "optimizer" not in state:
             raise ValueError(f"{path} is the network of one epoch alone; go on with the run it came from")
-        self.epoch = state["epoch"]
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.order, self.total = state["order"], state["total"].to(self.device)
-        self.seen, self.seconds = state["seen"], state["seconds"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self._on_cuda():
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        if self.digest and state.get("images") not in (None, self.digest):
+            raise ValueError(
+                f"{path} was trained on other images or labels than these, or in another order; "
+                "give the old --data-dir, or another --out"
+            )
+        with fitting(path):
+            self.epoch = state["epoch"]
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.order, self.total = state["order"], state["total"].to(self.device)
+            self.seen, self.seconds = state["seen"], state["seconds"]
+            torch.set_rng_state(state["rng"])
+            if state["cuda_rng"] is not None and self._on_cuda():
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
     def _start(self, x: Tensor) -> Tensor:
         r = self.recipe

@@ -92,8 +92,8 @@ def locate(
             raise WeightsError(
                 f"cannot load {shown}: there is no such folder, our sets are {list(SHIPPED)}, and {repo_id} "
                 f"at revision {readable(revision or 'main', 100)} cannot be fetched: {reason(error)}. "
-                f"Check the name, the revision, and `token` if the set is private or gated; offline, only folders, sets in the "
-                f"package and sets downloaded before can be loaded"
+                f"Check the name, the revision, and `token` if the set is private or gated; offline, only "
+                f"folders, sets in the package and sets downloaded before can be loaded"
             ) from error
         cause = "A newer sparta-act may know it" if hashes else "It may be broken on the Hub"
         cache = folder.parents[1]  # holds the files, to which the commits link

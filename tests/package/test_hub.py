@@ -124,7 +124,7 @@ def troubled(hub, trouble):
 
 @pytest.fixture(scope="module")
 def impatient(the_hub, home):
-    client = Client(the_hub, home, HF_HUB_ETAG_TIMEOUT="1", WAIT="4")
+    client = Client(the_hub, home, HF_HUB_ETAG_TIMEOUT="1", WAIT="6")
     yield client
     client.close()
 
@@ -245,7 +245,7 @@ def test_cache_answers_when_the_hub_does_not(hub, impatient, two_commits, tmp_pa
             assert answer.startswith(
                 f"WeightsError: cannot load '{unknown}': there is no such folder, our sets are ["
             )
-            assert impatient.seconds < 20
+            assert impatient.seconds < 25
 
 
 def test_a_hub_that_fails_for_a_moment_is_asked_again(hub, client, two_commits, tmp_path):
@@ -266,7 +266,7 @@ def test_a_download_is_not_waited_for_without_end(hub, impatient, two_commits, t
     finally:
         hub.files = None
     assert "TimeoutError: the Hub has not sent the files in " in answer
-    assert impatient.seconds < 20
+    assert impatient.seconds < 25
     assert impatient.load(name, **cache) == weights[1]  # the same process, at once
 
 
@@ -412,4 +412,4 @@ def test_push_is_refused_clearly(hub, client, impatient, tmp_path):
     with troubled(hub, "down"):
         assert "refused" in client(**ask, token=TOKEN)
     with troubled(hub, "silent"):
-        assert "TimeoutError: the Hub did not answer within 4 s" in impatient(**ask, token=TOKEN)
+        assert "TimeoutError: the Hub did not answer within 6 s" in impatient(**ask, token=TOKEN)

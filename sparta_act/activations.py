@@ -119,9 +119,13 @@ class Sparta(nn.Module):
         return SF.scores(x, **self._weights(), neighborhood=self.neighborhood)
 
     def freeze(self) -> "Self":
-        """Freeze this module, in place: its parameters get no gradient, and it stays in evaluation mode."""
+        """Freeze this module, in place: its parameters get no gradient, and it stays in evaluation mode.
+
+        So it stays under `net.requires_grad_(True)` and `net.train()`, until `unfreeze`.
+        """
         self.frozen = True
         self.requires_grad_(False)
+        self.zero_grad(set_to_none=True)  # or an optimizer's next step would still take it
         return self.train(False)
 
     def unfreeze(self) -> "Self":
@@ -152,7 +156,8 @@ class Sparta(nn.Module):
     def _weights(self) -> dict[str, Tensor]:
         # by name: FSDP, pruning, parametrizations and DataParallel's replicas take them out of the parameters
         names = ("conv1", "conv2", "conv3", "conv4", "gain", "conv6" if self.dynamic else "conv5")
-        return {name: getattr(self, name) for name in names}
+        weights = {name: getattr(self, name) for name in names}
+        return {name: weight.detach() for name, weight in weights.items()} if self.frozen else weights
 
 
 @torch.fx.wrap  # whose tracer then keeps it as one call: its symbols have no shape to look at

@@ -15,3 +15,11 @@ class SiteError(SpartaError):
 
 class WeightsError(SpartaError):
     """A set cannot be loaded, saved or sent: it is missing, broken, changed or no set."""
+
+
+def readable(value: object, most: int = 2000) -> str:
+    """Text of somebody else's value for a message: one line, printable, and not endless."""
+    text = str(value)
+    cut = f"... ({len(text)} characters)" if len(text) > most else ""
+    line = " ".join(text[:most].split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) + cut

@@ -81,6 +81,9 @@ def scores(
 def normalize(t: Tensor, dims: tuple[int, ...]) -> Tensor:
     """To mean 0 and variance 1 over `dims`: (t - mean) / sqrt(variance + 1e-5); a single number becomes 0.
 
+    The 1e-5 does not grow with t: numbers of a variance far below it stay near 0. Squares above 1e38 are
+    infinite in float32, which gives 0: so is a fresh gate one half for X above some 1e10.
+
     Shapes: any, kept; float32 or wider. Source: ours (the paper is silent on normalization).
     """
     t = _widen(t)
@@ -137,12 +140,12 @@ def pool(x: Tensor) -> Tensor:
 
 
 def average(x: Tensor, neighborhood: int) -> Tensor:
-    """Mean of N x N neighbors, fewer at the border.
+    """Mean of N x N neighbors, fewer at the border; where N is larger than the map, of the whole of it.
 
     Shapes: x (N, C, H, W), result (N, C, ceil(H / N), ceil(W / N)). Source: SPARTA, Eq. 6.
     """
-    if not _symbolic():
-        return F.avg_pool2d(x, neighborhood, ceil_mode=True)
+    if not _symbolic():  # a kernel no larger than the map: torch pads up to it, and has no larger ones
+        return F.avg_pool2d(x, [min(neighborhood, size) for size in x.shape[2:]], ceil_mode=True)
     # torch 2.13 finds guards on the size in `ceil_mode=True`: so zeros around both, and a division
     margin = (0, -x.shape[3] % neighborhood, 0, -x.shape[2] % neighborhood)
     padded, ones = F.pad(x, margin), F.pad(x.new_ones(1, 1, *x.shape[2:]), margin)
@@ -158,7 +161,7 @@ def share(s: Tensor, neighborhood: int, size: torch.Size) -> Tensor:
     if _symbolic():  # a cut to a size is a guard on it
         rows, columns = (torch.arange(n, device=s.device) // neighborhood for n in size)
         return s.index_select(2, rows).index_select(3, columns)
-    s = s.repeat_interleave(neighborhood, 2).repeat_interleave(neighborhood, 3)
+    s = s.repeat_interleave(min(neighborhood, size[0]), 2).repeat_interleave(min(neighborhood, size[1]), 3)
     return s[:, :, : size[0], : size[1]]
 
 

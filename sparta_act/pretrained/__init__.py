@@ -1,6 +1,6 @@
 """Trained activations: sets of them, their files, and where they come from."""
 
-from sparta_act.pretrained.files import CARD, CONFIG, WEIGHTS
+from sparta_act.pretrained.folder import CARD, CONFIG, WEIGHTS
 from sparta_act.pretrained.hub import SETS, SHIPPED
 from sparta_act.pretrained.sets import SpartaSet
 

@@ -1,5 +1,6 @@
 """The model card of a set: only what the set knows about itself."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). T
 ```python
 from sparta_act import Sparta, replace_relus
 
-activations = Sparta.from_pretrained("{name}")
-replace_relus(net, "{sites}", activations)  # net: your network, with as many channels at each site
+activations = Sparta.from_pretrained({quoted})
+replace_relus(net, {sites}, activations)  # net: your network, with as many channels at each site
 ```
 
 ## Sites
@@ -71,8 +72,9 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
         datasets=[dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,  # a name on the Hub
     )
     text = TEXT.format(
-        name=name,
-        sites=",".join(activations),
+        name=_cell(name),
+        quoted=_quoted(name),
+        sites=_quoted(",".join(activations)),
         table=_table(sites),
         measured=_show(info.get("measured", "Nothing was recorded.")),
         audit=f"## Audit\n{_show(info['audit'])}\n\n" if "audit" in info else "",
@@ -89,7 +91,7 @@ def _show(value: Any) -> str:
         if all(isinstance(row, Mapping) for row in value):
             return _table(value)
         return "\n\n".join(map(_show, value))
-    return str(value)
+    return _paragraph(str(value))
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,4 +109,19 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    """Text that Markdown shows as it is: no HTML, link, picture, column or section of its own."""
+    text = " ".join(str(value).split())
+    for character in ("\\", "|", "["):
+        text = text.replace(character, f"\\{character}")
+    return text.replace("<", "&lt;")
+
+
+def _paragraph(text: str) -> str:
+    """The same as a paragraph, whose first characters could make it a title, a quotation or code."""
+    text = _cell(text)
+    return f"\\{text}" if re.match(r"[#>+=~-]|```", text) else text
+
+
+def _quoted(text: str) -> str:
+    """The text in Python, on one line."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,9 +1,8 @@
-"""The files of a set: `model.safetensors` and `config.json`, written whole and read strictly."""
+"""What is in the files of a set, `model.safetensors` and `config.json`: made whole and read strictly."""
 
 import hashlib
 import json
-import os
-import tempfile
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from sparta_act.activations import Sparta
-from sparta_act.errors import WeightsError
+from sparta_act.errors import WeightsError, readable
+from sparta_act.pretrained.folder import CONFIG, LARGEST_CONFIG, WEIGHTS, configs, read, stamp
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2  # 1 held an activation that is gone
+DEPTH = 32  # levels of lists and dictionaries in a configuration
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
 ARGUMENTS = {"in_channels": int, "hidden": int, "identity": bool, "dynamic": bool, "neighborhood": int}
@@ -64,30 +64,19 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
         "info": dict(info),
     }
     try:
-        text = json.dumps(config, indent=2, allow_nan=False)
+        text = json.dumps(config, indent=2, allow_nan=False).encode()
+        _parse(text)  # numbers as names may become the same text
     except (TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"cannot save the set: JSON cannot hold its info ({error}); nothing was written. Use texts, "
-            f"finite numbers, booleans, None, lists and dictionaries"
+            f"cannot save the set: JSON cannot hold its info ({readable(error)}); nothing was written. Use "
+            f"texts, finite numbers, booleans, None, lists and dictionaries"
         ) from error
-    return {WEIGHTS: weights, CONFIG: text.encode()}
-
-
-def write(files: Mapping[str, bytes], folder: Path) -> None:
-    """Put all `files` into `folder`, in their order, each by an atomic write; other files there stay."""
-    wrong = [f"the folder {p}" for p in (folder / name for name in files) if p.is_dir()]
-    if folder.exists() and not folder.is_dir():
-        wrong = ["a file of that name"]
-    if wrong:
+    if len(text) > LARGEST_CONFIG:
         raise WeightsError(
-            f"cannot save into {folder}: {', '.join(wrong)} is in the way; nothing was written"
+            f"cannot save the set: {CONFIG} would have {len(text)} bytes, more than {LARGEST_CONFIG}; "
+            f"nothing was written. Keep what is large in info in a file of its own"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-        for name, data in files.items():
-            Path(temporary, name).write_bytes(data)
-        for name in files:
-            os.replace(Path(temporary, name), folder / name)
+    return {WEIGHTS: weights, CONFIG: text}
 
 
 def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
@@ -95,13 +84,27 @@ def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
 
     Raises `WeightsError`, which lists all problems, unless every key, shape, dtype and number is right.
     """
+    for _ in range(100):
+        before, problems = stamp(folder), list[WeightsError]()
+        for config in configs(folder):
+            try:
+                return _unpack(config, folder / WEIGHTS)
+            except WeightsError as error:
+                problems.append(error)
+        if stamp(folder) == before:  # else it was saved meanwhile
+            break
+    raise problems[0]
+
+
+def _unpack(config_path: Path, weights_path: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
+    text = read(config_path, LARGEST_CONFIG)
     try:
-        config, weights = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{CONFIG} and {WEIGHTS} cannot be read ({type(error).__name__}: {error})"
-        ) from error
+        config = _parse(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{CONFIG} cannot be read ({type(error).__name__}: {error})") from error
     activations = _build(config)
+    numbers = sum(math.prod(value.shape) for value in _states(activations).values())
+    weights = read(weights_path, 4 * numbers + 4 * len(text) + 2**20)  # float32, and a header
     if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
         raise WeightsError(
             f"{WEIGHTS} is not the file that {CONFIG} was written with: cut off, changed or mixed up"
@@ -120,6 +123,31 @@ def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
         state = {key: _widen(found[f"{label}.{key}"]) for key in activation.state_dict()}
         activation.load_state_dict(state, assign=True)
     return activations, config["info"]
+
+
+def too_deep(value: Any, levels: int = DEPTH) -> bool:
+    """Whether lists and dictionaries lie in each other more than `levels` deep: copies would fail."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return levels < 0 or any(too_deep(entry, levels - 1) for entry in inner)
+
+
+def _parse(text: str | bytes) -> Any:
+    """Value of a JSON text. Raises `ValueError` for what other readers could take for something else."""
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=_number)
+    if too_deep(value, DEPTH + 1):
+        raise ValueError(f"more than {DEPTH} lists or dictionaries in each other")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice in one dictionary")
+    return found
+
+
+def _number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _build(config: Any) -> dict[str, Sparta]:
@@ -142,7 +170,7 @@ def _build_sites(sites: Mapping[str, Any]) -> dict[str, Sparta]:
             try:
                 with torch.device("meta"):  # takes no memory and draws no random numbers
                     activations[label] = Sparta(**{name: site[name] for name in ARGUMENTS})
-            except (ValueError, TypeError, RuntimeError) as error:
+            except (ValueError, TypeError, RuntimeError, OverflowError) as error:
                 problems.append(f"{label}: {error}")
             else:
                 if site["shapes"] != (shapes := _shapes(activations[label])):
@@ -159,7 +187,7 @@ def _sites_of(weights: bytes) -> Any:
     """The sites as `pack` wrote them with the tensors: `identity` and `neighborhood` change no shape."""
     length = int.from_bytes(weights[:8], "little")  # of the header, which safetensors has checked
     try:
-        return json.loads(json.loads(weights[8 : 8 + length])["__metadata__"]["sites"])
+        return _parse(_parse(weights[8 : 8 + length])["__metadata__"]["sites"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparta_act.activations import Sparta
-from sparta_act.errors import WeightsError
+from sparta_act.errors import WeightsError, readable
+from sparta_act.pretrained import fetching
 from sparta_act.pretrained.card import model_card
-from sparta_act.pretrained.files import CARD, pack, unpack, write
-from sparta_act.pretrained.hub import locate, reason
+from sparta_act.pretrained.files import pack, too_deep, unpack
+from sparta_act.pretrained.folder import CARD, name_of, write
+from sparta_act.pretrained.hub import Found, locate, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -32,13 +34,16 @@ class SpartaSet(Mapping[str, Sparta]):
 
     def __init__(self, mapping: Mapping[str, Sparta], info: Mapping[str, Any] | None = None) -> None:
         wrong = [f"{k!r} ({type(a).__name__})" for k, a in mapping.items() if not isinstance(a, Sparta)]
-        unnamed = [repr(label) for label in mapping if not isinstance(label, str) or not label]
+        unnamed = [
+            repr(k) for k in mapping if not isinstance(k, str) or not 0 < len(k) <= 200 or not k.isprintable()
+        ]
         problems = [f"not a Sparta: {', '.join(wrong)}"] if wrong else []
         problems += [f"not a label: {', '.join(unnamed)}"] if unnamed else []
+        problems += ["its info has too many lists and dictionaries in each other"] if too_deep(info) else []
         if problems or not mapping:
             raise WeightsError(
                 'SpartaSet maps site labels to Sparta modules, e.g. {"G1.B2": Sparta(16)}; '
-                + ("; ".join(problems) or "it cannot be empty")
+                + (readable("; ".join(problems)) or "it cannot be empty")
             )
         self.info = copy.deepcopy(dict(info or {}))
         self._activations = dict(mapping)
@@ -78,12 +83,19 @@ class SpartaSet(Mapping[str, Sparta]):
     ) -> Path:
         """Write the set's three files into `folder`, made if needed, and return it.
 
-        Other files there stay. The model card is made from `info` unless `card` is given.
-        Raises `WeightsError`, and writes nothing, for weights which `dtype` (float16 or float32) cannot hold.
+        Other files there stay. The model card is made from `info` unless `card` is given. Whenever it ends,
+        even killed, the set that was there loads, or the new one.
+        Raises `WeightsError` for weights which `dtype` (float16 or float32) cannot hold, for a folder with
+        files of those names that are no set's, and where nothing can be written.
         """
-        files = self._files(Path(folder).absolute().name, dtype, card)
-        write(files, Path(folder))
-        return Path(folder)
+        name = name_of(folder)
+        if not name or name.startswith("~"):
+            raise WeightsError(
+                f"a set is saved into a folder, not into {readable(repr(folder), 300)}; nothing was written. "
+                f'Name one, e.g. save_pretrained("my-set")'
+            )
+        write(self._files(Path(name).absolute().name, dtype, card), Path(name))
+        return Path(name)
 
     def push_to_hub(
         self,
@@ -108,6 +120,7 @@ class SpartaSet(Mapping[str, Sparta]):
             write(files, Path(folder))
             api = HfApi(token=token)
             try:
+                fetching.within(fetching.WAIT, lambda: api.repo_exists(repo_id))  # the rest waits for ever
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 if private is not None and api.model_info(repo_id).private is not private:
                     raise WeightsError(f"it exists already with private={not private}; change it on the Hub")
@@ -140,7 +153,7 @@ class SpartaSet(Mapping[str, Sparta]):
 
         >>> activations = Sparta.from_pretrained("folder")  # doctest: +SKIP
         """
-        folder = locate(
+        found = locate(
             name_or_path,
             revision=revision,
             cache_dir=cache_dir,
@@ -148,21 +161,36 @@ class SpartaSet(Mapping[str, Sparta]):
             local_files_only=local_files_only,
         )
         try:
-            return SpartaSet(*unpack(folder)).freeze()
+            return _load(found)
         except WeightsError as error:
-            raise WeightsError(
-                f"cannot load {os.fspath(name_or_path)!r} from {folder}: {error}; nothing was loaded. "
-                f"Get the set again from where it was made, or save it again with save_pretrained"
-            ) from error
+            if found.again is None:
+                raise
+            broken = error
+        try:
+            found = found.again()  # in case it was broken on the way, or is in the cache
+        except WeightsError as error:
+            raise broken from error
+        return _load(found)
 
     def _files(self, name: str, dtype: torch.dtype, card: "str | ModelCard | None") -> dict[str, bytes]:
         info = {**self.info, "version": _version()}
         files = pack(self, info, dtype)
         card = model_card(name, self, info) if card is None else card
-        return {CARD: str(card).encode(), **files}
+        return {CARD: str(card).encode(errors="replace"), **files}
 
 
 Sparta.from_pretrained = staticmethod(SpartaSet.from_pretrained)
+
+
+def _load(found: Found) -> SpartaSet:
+    try:
+        found.check()
+        return SpartaSet(*unpack(found.folder)).freeze()
+    except WeightsError as error:
+        name = readable(repr(found.name), 300)
+        raise WeightsError(
+            f"cannot load {name} from {found.folder}: {readable(error)}; nothing was loaded. {found.advice}"
+        ) from error
 
 
 def _version() -> str:

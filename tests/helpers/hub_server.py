@@ -21,7 +21,9 @@ class Hub:
         self.requests = []  # (method, path, token)
         self.server = None
         self.silent = False  # takes connections and never answers
+        self.slow = False  # sends one header after the other, without end
         self.failing = False  # answers 503 to all
+        self.files = None  # large ones: "busy" (429, come back in an hour), "dripping", "flipped" (a bit)
         self.start()
         self.port = self.server.server_port
 
@@ -72,6 +74,9 @@ class Handler(BaseHTTPRequestHandler):
             while hub.silent:
                 time.sleep(0.05)
             return  # whoever asked has gone
+        if hub.slow:
+            self.drip(b"HTTP/1.1 200 OK\r\n", b"X-Wait: 1\r\n", lambda: hub.slow)
+            return
         if hub.failing:
             self.reply({"error": "Service Unavailable"}, 503)
             return
@@ -113,6 +118,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def drip(self, head, more, still):
+        """Send `head`, and then `more` now and then, until `still()` is over or nobody listens."""
+        try:
+            self.wfile.write(head)
+            while still():
+                self.wfile.write(more)
+                time.sleep(0.2)
+        except OSError:
+            pass
 
     def refuse(self, status, code):
         headers = {"X-Error-Code": code, "X-Error-Message": code}
@@ -222,6 +237,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT" and sha(self.body) == sha256:
             large_files[sha256] = self.body
             self.reply(b"")
+        elif self.server.hub.files == "busy":
+            self.reply({"error": "slow down"}, 429, {"Retry-After": "3600"})
+        elif self.server.hub.files == "dripping":
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(large_files[sha256])}\r\n\r\n"
+            self.drip(head.encode(), b"x", lambda: self.server.hub.files)
+        elif self.server.hub.files == "flipped":
+            data = large_files[sha256]
+            self.reply(data[:-1] + bytes([data[-1] ^ 1]))
         elif self.command != "PUT" and sha256 in large_files:
             self.reply(large_files[sha256], headers={"ETag": f'"{sha256}"'})
         else:

@@ -118,6 +118,24 @@ def test_each_identity_is_the_long_way(shape):
         torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 9), (1, 3, 1, 4)])
+@pytest.mark.parametrize("n", [10, 10**4, 10**9, 2**63, 10**30])
+def test_neighborhoods_larger_than_the_map_are_the_whole_map(n, shape):
+    """And take no more memory."""
+    x = normal(*shape).double()
+    module, other = (reference.scatter(Sparta(3, neighborhood=k)).double() for k in (n, 9))
+    torch.testing.assert_close(SF.average(x, n), x.mean((2, 3), keepdim=True), rtol=1e-12, atol=1e-14)
+    assert torch.equal(module(x), other(x))
+    torch.testing.assert_close(gradients(module, x), gradients(other, x))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_mean_of_neighbors_is_torchs_own(n, memory_format):
+    x = normal(2, 3, 5, 6).contiguous(memory_format=memory_format)
+    assert torch.equal(SF.average(x, n), F.avg_pool2d(x, n, ceil_mode=True))
+
+
 def test_normalize_keeps_the_digits_beside_a_large_mean():
     t = normal(2, 3, 4, 5)
     torch.testing.assert_close(SF.normalize(t + 1e3, (2, 3)), SF.normalize(t, (2, 3)), rtol=0, atol=1e-3)
@@ -839,6 +857,33 @@ def test_frozen_does_not_move():
     assert torch.equal(module(x), y)
     x = x.requires_grad_()
     assert torch.autograd.grad(module(x).sum(), x)[0].abs().max() > 0  # what an attack needs
+
+
+def test_frozen_stays_though_all_parameters_are_told_to_learn():
+    module, x = reference.scatter(Sparta(3)).freeze(), normal(4, 3, 5, 6)
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), module)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    net.train().requires_grad_(True)  # as those do who train a whole network
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        net(x).square().sum().backward()
+        optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert net[0].weight.grad.abs().max() > 0
+    module.unfreeze()(x).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_frozen_between_a_backward_and_a_step_does_not_move(make):
+    module, x = reference.scatter(Sparta(3)), normal(4, 3, 5, 6)
+    optimizer = make(module.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        module(x).square().sum().backward()
+        optimizer.step()  # there is momentum now, and there are gradients
+    before = {k: v.clone() for k, v in module.freeze().state_dict().items()}
+    optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 def test_unfrozen_learns_again():

@@ -249,48 +249,6 @@ def half(module):
     return {key: value.half().float() for key, value in module.state_dict().items()}
 
 
-def breaks_off(monkeypatch, owner, name, done):
-    """Make `owner.name` fail, as on a full disk, after `done` calls."""
-    works, calls = getattr(owner, name), []
-
-    def full(*arguments):
-        calls.append(arguments)
-        if len(calls) > done:
-            raise OSError("no space left on device")
-        return works(*arguments)
-
-    monkeypatch.setattr(owner, name, full)
-
-
-@pytest.mark.parametrize("done", [0, 1, 2])
-def test_save_which_cannot_write_changes_nothing(tmp_path, monkeypatch, done):
-    two_sites().save_pretrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with monkeypatch.context() as patch:
-        breaks_off(patch, Path, "write_bytes", done)
-        with pytest.raises(OSError, match="no space"):
-            SpartaSet({"G1.B2": Sparta(3)}).save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize("done", [0, 1, 2])
-def test_save_which_breaks_off_never_leaves_a_mix(tmp_path, monkeypatch, done):
-    old, new = (SpartaSet({"G1.B2": fill(Sparta(3), seed)}) for seed in (1, 2))
-    old.save_pretrained(tmp_path)
-    with monkeypatch.context() as patch:
-        breaks_off(patch, os, "replace", done)
-        with pytest.raises(OSError, match="no space"):
-            new.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == FILES
-    if done < 2:  # only the model card is new
-        assert_same(state(Sparta.from_pretrained(tmp_path)["G1.B2"]), half(old["G1.B2"]))
-    else:
-        with pytest.raises(WeightsError, match="cut off, changed or mixed up"):
-            Sparta.from_pretrained(tmp_path)
-    new.save_pretrained(tmp_path)
-    assert_same(state(Sparta.from_pretrained(tmp_path)["G1.B2"]), half(new["G1.B2"]))
-
-
 # loading strictly
 
 

@@ -7,15 +7,21 @@ from torch import nn
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery.blocks import Slot, Slots, groups_of_blocks
-from sparta_act.surgery.branches import check_all_seen
+from sparta_act.surgery.branches import check_all_seen, check_block, runs_once
 from sparta_act.surgery.kinds import KINDS, hint, in_words
+from sparta_act.surgery.locating import locate_all
 from sparta_act.surgery.recording import Event, Pass, record
-from sparta_act.surgery.rewriting import MARK, NAME, Span, locate, original_class
+from sparta_act.surgery.rewriting import MARK, NAME, Span, original_class
 from sparta_act.surgery.sandbox import Example
 from sparta_act.surgery.sites import Cut, Site, SiteList
 
 SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+UNWRAP = (
+    "undo what has put it there (accelerate: remove_hook_from_module(model, recurse=True); else del "
+    "module.forward), replace the ReLUs, then wrap or compile again"
+)
 
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
 
@@ -154,6 +160,8 @@ def _site(
     calls = max(p.counts[event.place] for p in passes)
     try:
         target, key, spans = _edit(seen, passes, kinds)
+        if group:
+            check_block(event, passes, within, replaced(within), kinds)
         if calls > 1:
             raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
     except SiteError as error:
@@ -173,18 +181,24 @@ def _edit(seen: Seen, passes: list[Pass], kinds: frozenset[str]) -> tuple[nn.Mod
     if any(_child(e, passes) != child or e.modules[-1] is not owner for e in events):
         raise SiteError("its last ReLU is called by another module in some passes than in others")
     last = {e.offset for e in events if e.offset >= 0}
-    ran = {e.offset for p in passes for e in p.events if e.modules[-1] is owner and e.offset >= 0}
-    if child:
-        assert events[0].act
-        if any(getattr(events[0].act, hooks) for hooks in HOOKS):
+    if child and runs_once(*child, passes, kinds):
+        act = events[0].act
+        if any(getattr(act, hooks) for hooks in HOOKS):
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
-        check_all_seen(owner, last, ran, child[1], kinds)
+        if "forward" in vars(act):
+            raise SiteError(f"its ReLU has a forward of its own, which would go with it; {UNWRAP}")
+        check_all_seen(owner, last, passes, child[1], kinds)
         return *child, ()
+    if "forward" in vars(owner):
+        raise SiteError(f"the module has a forward of its own, which hides that of its class; {UNWRAP}")
     for event in events:
         if event.offset < 0:
             forward = f"{original_class(owner).__qualname__}.forward"
-            raise SiteError(f"its ReLU is called in {event.via}, not in one expression of {forward}")
-    check_all_seen(owner, last, ran, "", kinds)
+            raise SiteError(
+                f"its ReLU is called in {event.via}, not in one expression of {forward}; write the call into "
+                "that forward, or make it an nn.ReLU of its own"
+            )
+    check_all_seen(owner, last, passes, "", kinds)
     if hasattr(owner, NAME):
-        raise SiteError(f"the module has an attribute {NAME!r} already")
-    return owner, NAME, tuple(sorted({locate(type(owner), e.offset) for e in events}))
+        raise SiteError(f"the module has an attribute {NAME!r} already; give that another name")
+    return owner, NAME, locate_all(type(owner), last)

@@ -55,7 +55,8 @@ class Forward:
         """The calls of an activation that no pass ran, and where each may run."""
         reached = {*self.source.calls.values()}  # the compiler leaves out what nothing leads to
         for call in self.calls:
-            inner = any(isinstance(node, INNER) for node in above(self.source, call))
+            around = (n for n in above(self.source, call) if n is not self.source.function)
+            inner = any(isinstance(n, INNER) for n in around)
             if call not in self._ran and (inner or call in reached) and self._activates(call):
                 ran = inner and any(
                     file == self.file and call.lineno <= int(line) <= (call.end_lineno or 0)
@@ -163,9 +164,9 @@ def check_block(
             places = uses(forward.source, call) if holding and not ran_before else ()
             if any(forward.may_be_last(place, final) for place in places):
                 raise SiteError(
-                    f"line {call.lineno} ({forward.where}) calls a module with {in_words(kinds)} in it, which "
-                    "no pass on the example runs and which may come last; pass an example= that runs it, or "
-                    "name the call to replace by the dotted name of its module"
+                    f"line {call.lineno} ({forward.where}) calls a module with {in_words(kinds)} in it, "
+                    "which no pass on the example runs and which may come last; pass an example= that runs "
+                    "it, or name the call to replace by the dotted name of its module"
                 )
 
 

@@ -194,10 +194,8 @@ def is_activation(value: Any, kinds: frozenset[str]) -> bool:
         return is_activation(value.func, kinds)
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
         return kind_of(value.__self__) in kinds
-    name = getattr(value, "__name__", "")
-    return (
-        callable(value) and not isinstance(value, type) and isinstance(name, str) and spelled(name) in kinds
-    )
+    name = str(getattr(value, "__name__", "")).split(".")[0]  # "relu.default" of torch.ops
+    return callable(value) and not isinstance(value, type) and spelled(name) in kinds
 
 
 def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str]) -> bool:

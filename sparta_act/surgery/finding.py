@@ -19,8 +19,8 @@ SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 UNWRAP = (
-    "undo what has put it there (accelerate: remove_hook_from_module(model, recurse=True); else del "
-    "module.forward), replace the ReLUs, then wrap or compile again"
+    "undo what has put it there (accelerate: remove_hook_from_module(model, recurse=True)), then type "
+    'for m in model.modules(): vars(m).pop("forward", None); replace the ReLUs, and wrap or compile again'
 )
 
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
@@ -182,11 +182,8 @@ def _edit(seen: Seen, passes: list[Pass], kinds: frozenset[str]) -> tuple[nn.Mod
         raise SiteError("its last ReLU is called by another module in some passes than in others")
     last = {e.offset for e in events if e.offset >= 0}
     if child and runs_once(*child, passes, kinds):
-        act = events[0].act
-        if any(getattr(act, hooks) for hooks in HOOKS):
+        if any(getattr(events[0].act, hooks) for hooks in HOOKS):
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
-        if "forward" in vars(act):
-            raise SiteError(f"its ReLU has a forward of its own, which would go with it; {UNWRAP}")
         check_all_seen(owner, last, passes, child[1], kinds)
         return *child, ()
     if "forward" in vars(owner):

@@ -62,10 +62,8 @@ def excludes(source: Source, first: ast.AST, second: ast.AST) -> bool:
 
 def _ends(way: list[Arm], before: tuple[int, int] | None) -> bool:
     """Whether the function is over after the node at the end of the way, within the first part of the way."""
-    caught = False
-    for parent, field, i in reversed(way):
-        part = getattr(parent, field)
-        caught = caught or (isinstance(parent, ast.Try) and field == "body" and bool(parent.handlers))
+    for depth, (parent, field, i) in reversed([*enumerate(way)]):
+        part, caught = getattr(parent, field), any(map(_catches, way[: depth + 1]))
         if not isinstance(part, list) or not isinstance(part[i], ast.stmt):
             continue
         for statement in part[i:]:
@@ -80,12 +78,13 @@ def _ends(way: list[Arm], before: tuple[int, int] | None) -> bool:
 
 def raises(source: Source, node: ast.AST) -> bool:
     """Whether the pass ends in an error whenever `node` has run."""
-    for parent, field, i in reversed([*_way(source, node)]):
+    way = [*_way(source, node)]
+    if any(map(_catches, way)):
+        return False
+    for parent, field, i in reversed(way):
         part = getattr(parent, field)
         if isinstance(parent, ast.Assert) and field == "msg":
             return True
-        if isinstance(parent, ast.Try) and field == "body" and parent.handlers:
-            return False
         if isinstance(part, list) and isinstance(part[i], ast.stmt):
             for statement in part[i:]:
                 if isinstance(statement, ast.Raise):
@@ -95,6 +94,11 @@ def raises(source: Source, node: ast.AST) -> bool:
         if isinstance(parent, FUNCTIONS):
             return False
     return False
+
+
+def _catches(arm: Arm) -> bool:
+    """Whether an error in this part may be caught."""
+    return arm[1] == "body" and bool(getattr(arm[0], "handlers", None))
 
 
 def above(source: Source, node: ast.AST) -> Iterator[ast.AST]:

@@ -33,11 +33,13 @@ def without_compile(module: nn.Module) -> Callable[..., Any] | None:
     """The forward of a module below its `torch.compile`; None where there is none."""
     own = vars(module).get("forward")
     outer: Any = own or type(module).forward
+    if isinstance(own, types.MethodType):  # such as this function has put there
+        return None
     layer = outer
-    while not hasattr(layer, COMPILED):
-        if not hasattr(layer, "__wrapped__"):
-            return None
+    while hasattr(layer, "__wrapped__") and getattr(layer, COMPILED, None) is not layer.__wrapped__:
         layer = layer.__wrapped__
+    if not hasattr(layer, COMPILED):
+        return None
     try:
         plain: Any = _rewrap(outer, layer, getattr(layer, COMPILED))
     except SiteError:  # a decorator of another kind is above it
@@ -175,7 +177,7 @@ def _rewrap(outer: Any, function: Any, new: Any) -> Any:
     """The decorators of `function` around `new`: copies of the same wrappers, with `new` in their closure."""
     if outer is function:
         return new
-    inner = outer.__wrapped__
+    inner, innermost = outer.__wrapped__, new
     new = _rewrap(inner, function, new)
     old = getattr(outer, "__closure__", None) or ()
     held = [cell.cell_contents is inner for cell in old]
@@ -189,4 +191,5 @@ def _rewrap(outer: Any, function: Any, new: Any) -> Any:
     copy.__kwdefaults__ = outer.__kwdefaults__
     functools.update_wrapper(copy, outer)
     vars(copy).update({name: new for name, value in vars(outer).items() if value is inner})  # __wrapped__ too
+    vars(copy).update({name: innermost for name, value in vars(outer).items() if value is function})
     return copy

@@ -18,8 +18,6 @@ from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sources import read
 
 INNER = (*FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
 VIA = re.compile(r"(.*) \((.*):(\d+)\)")  # of an event: function, file, line
 
 

@@ -456,7 +456,7 @@ WRITTEN = {  # how a forward is written; how its site is edited, or why it is no
     "COMPILE\n    @no_grad()\n    def forward(self, x): return CALL": "rewrite",
     "@torch.compiler.disable\n    def forward(self, x): return CALL": "rewrite",
     "def forward(*args): return F.relu(args[0].a(args[1]) + args[1])": "has no argument self",
-    "def forward(self, x):\n        a, self = self.a, 0\n        return F.relu(a(x) + x)": "self another value",
+    "def forward(self, x):\n        a, self = self.a, 0\n        return F.relu(a(x) + x)": "another value",
     "def forward(this, x): return F.relu(this.a(x) + x)": "rewrite",
     "def forward(self, x): return self._forward(x)\n    def _forward(self, x): return CALL":
         "called in _forward",

@@ -1,96 +1,184 @@
 """Finds activation calls in the source of a forward that no pass has run, and that may come last."""
 
 import ast
+import inspect
+import re
 from collections.abc import Iterator
+from functools import cached_property
+from itertools import combinations, zip_longest
+from typing import Any
 
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.kinds import in_words, kind_of, spelled
-from sparta_act.surgery.rewriting import Source, forward_of, read
+from sparta_act.surgery.callees import Names, holds, is_activation, mentions
+from sparta_act.surgery.flow import FUNCTIONS, above, always_before, excludes, raises, uses
+from sparta_act.surgery.kinds import in_words, spelled
+from sparta_act.surgery.recording import Event, Pass
+from sparta_act.surgery.rewriting import forward_of
+from sparta_act.surgery.sources import read
 
-ARMS = {  # the parts of a statement or expression that do not always run
-    ast.If: ("body", "orelse"),
-    ast.IfExp: ("body", "orelse"),
-    ast.Try: ("handlers", "orelse"),
-    ast.Match: ("cases",),
-    ast.For: ("body", "orelse"),
-    ast.While: ("body", "orelse"),
-    ast.BoolOp: ("values",),
-}
+INNER = (*FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+VIA = re.compile(r"(.*) \((.*):(\d+)\)")  # of an event: function, file, line
 
 
-def check_all_seen(
-    owner: nn.Module, last: set[int], seen: set[int], replaced: str, kinds: frozenset[str]
-) -> None:
+class Forward:
+    """The forward of a module, and what it has called: these events. Raises `SiteError` without source."""
+
+    def __init__(self, owner: nn.Module, events: list[Event], kinds: frozenset[str]) -> None:
+        function = forward_of(type(owner))
+        self.source = read(function)
+        self.where, self.file = function.__qualname__, function.__code__.co_filename
+        self.names, self._owner, self._kinds = Names(owner, function, self.source), owner, kinds
+        self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
+        self._ran = {call for e in events for call in self.at({e.offset})}
+        same = [call for e in events if e.kind in kinds for call in self.at({e.offset})]
+        self._seen = {ast.dump(call.func) for call in same}
+        self.calls = sorted((n for n in self.source.parents if isinstance(n, ast.Call)), key=_start)
+
+    def at(self, offsets: set[int]) -> list[ast.Call]:
+        """The calls at these instructions; -1 is in another function."""
+        return [call for o in offsets if o >= 0 and (call := self.source.at(o))]
+
+    def of(self, child: nn.Module) -> list[ast.Call]:
+        """The calls of a child, and of what it is in."""
+        return [
+            call
+            for call in self.calls
+            for value in self.names.of(call.func)
+            if isinstance(value, nn.Module) and any(m is child for m in value.modules())
+        ]
+
+    def unseen(self) -> Iterator[tuple[ast.Call, ast.AST]]:
+        """The calls of an activation that no pass ran, and where each may run."""
+        reached = {*self.source.calls.values()}  # the compiler leaves out what nothing leads to
+        for call in self.calls:
+            around = (n for n in above(self.source, call) if n is not self.source.function)
+            inner = any(isinstance(n, INNER) for n in around)
+            if call not in self._ran and (inner or call in reached) and self._activates(call):
+                ran = inner and any(
+                    file == self.file and call.lineno <= int(line) <= (call.end_lineno or 0)
+                    for _, file, line in self._via
+                )
+                for place in uses(self.source, call):
+                    if not ran or isinstance(place, ast.Name):  # which may be a second use
+                        yield call, place
+
+    def _activates(self, call: ast.Call) -> bool:
+        values = self.names.of(call.func)
+        if any(is_activation(v, self._kinds) or self._helps(v) for v in values):
+            return True
+        if ast.dump(call.func) in self._seen:
+            return True
+        function: Any = call.func
+        if isinstance(function, ast.Attribute) and function.attr == "default":  # torch.ops.aten.relu.default
+            function = function.value
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        return not values and name.islower() and spelled(name) in self._kinds
+
+    def _helps(self, function: Any) -> bool:
+        """Whether it is a function of somebody's with an activation in it, and did not run."""
+        code = getattr(inspect.unwrap(function), "__code__", None) if inspect.isroutine(function) else None
+        if code is None or str(function.__module__).split(".")[0] == "torch":
+            return False
+        ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via)
+        return not ran and mentions(inspect.unwrap(function), self._owner, self._kinds)
+
+    def may_be_last(self, place: ast.AST, final: list[ast.Call]) -> bool:
+        """Whether a pass may run what is at this place, and none of the final calls after it."""
+        return not raises(self.source, place) and not any(
+            always_before(self.source, place, self._lifted(place, call)) for call in final
+        )
+
+    def _lifted(self, place: ast.AST, call: ast.AST) -> ast.AST:
+        """The loop over modules that a call is in, and the place is not: it has run."""
+        loops = [n for n in above(self.source, call) if isinstance(n, ast.For)]
+        outside = [n for n in loops if n not in {*above(self.source, place)}]
+        return outside[-1] if outside else call
+
+
+class Forwards:
+    """The forwards of a network's modules, each read once; `skipped`: modules whose calls are not recorded."""
+
+    def __init__(self, passes: list[Pass], kinds: frozenset[str], skipped: list[nn.Module]) -> None:
+        self._passes, self.kinds, self._skipped = passes, kinds, skipped
+        self._read: dict[nn.Module, Forward | None] = {}
+
+    def of(self, module: nn.Module) -> Forward | None:
+        """The forward of a module; None without source."""
+        if module not in self._read:
+            inside = (p.events[i] for p in self._passes for i in p.inside.get(id(module), ()))
+            try:
+                self._read[module] = Forward(
+                    module, [e for e in inside if e.modules[-1] is module], self.kinds
+                )
+            except SiteError:
+                self._read[module] = None
+        return self._read[module]
+
+    @cached_property
+    def ran(self) -> set[int]:
+        """The ids of the modules that some pass ran, as far as it made a call that is recorded."""
+        acts = {id(e.act) for p in self._passes for e in p.events}
+        return acts.union(*(p.inside for p in self._passes), map(id, self._skipped))
+
+
+def check_all_seen(forwards: Forwards, owner: nn.Module, last: set[int], replaced: str) -> None:
     """Refuse when the forward of `owner` has a call of these kinds that may be the last, and never ran.
 
-    `last` and `seen`: offsets in the bytecode, of the last calls and of all. `replaced`: the key of the child
-    that will be another module, wherever it is called. Raises `SiteError`.
+    `last`: offsets in the bytecode, of the last calls. `replaced`: the key of the child that will be another
+    module, wherever it is called. Raises `SiteError`.
     """
-    function = forward_of(type(owner))
-    try:
-        source = read(function)
-    except SiteError:  # nothing to be read, and for a swap nothing need be
-        return
-    ran, final = {source.at(o) for o in seen}, [call for o in last if (call := source.at(o))]
-    its_name = function.__code__.co_varnames[0]
-    for call in sorted(filter(None, {*source.calls.values()} - ran), key=_start):
-        if _is_activation(call, owner, its_name, replaced, kinds) and not any(
-            _always_before(source, call, k) for k in final
-        ):
+    if forward := forwards.of(owner):  # where there is nothing to be read, for a swap nothing need be
+        _check(forward, forward.at(last), forwards.kinds, owner._modules.get(replaced))
+
+
+def _check(
+    forward: Forward, final: list[ast.Call], kinds: frozenset[str], child: nn.Module | None = None
+) -> None:
+    for call, place in forward.unseen():
+        its_own = child is not None and any(v is child for v in forward.names.of(call.func))
+        if not its_own and forward.may_be_last(place, final):
             raise SiteError(
-                f"line {call.lineno} ({function.__qualname__}) calls {in_words(kinds)} too, which may be the "
-                "last call in a pass unlike those on the example, and would not be replaced"
+                f"line {call.lineno} ({forward.where}) calls {in_words(kinds)} too, which may be the last "
+                "call in a pass unlike those on the example, and would not be replaced; let all ways end in "
+                "one call"
             )
 
 
-def _is_activation(
-    call: ast.Call, owner: nn.Module, its_name: str, replaced: str, kinds: frozenset[str]
-) -> bool:
-    function = call.func
-    if isinstance(function, ast.Attribute):
-        if isinstance(function.value, ast.Name) and function.value.id == its_name:  # self.relu(x)
-            child = owner._modules.get(function.attr)
-            return child is not None and function.attr != replaced and kind_of(child) in kinds
-        return function.attr.islower() and spelled(function.attr) in kinds  # F.relu(x), x.relu()
-    if isinstance(function, ast.Name):
-        return function.id.islower() and spelled(function.id) in kinds  # relu(x)
-    made = function.func if isinstance(function, ast.Call) else None  # nn.ReLU()(x)
-    return isinstance(made, ast.Attribute) and spelled(made.attr) in kinds
-
-
-def _always_before(source: Source, call: ast.Call, last: ast.Call) -> bool:
-    """Whether `last` runs whenever `call` has run."""
-    if not {*_arms(source, last)} <= {*_arms(source, call)}:
-        return False
-    if last in _above(source, call):  # as its argument
+def runs_once(forwards: Forwards, owner: nn.Module, key: str) -> bool:
+    """Whether no pass calls this child at two places of the forward of `owner`."""
+    if (forward := forwards.of(owner)) is None:
         return True
-    returns = [n for n in source.parents if isinstance(n, ast.Return)]
-    leaves = any(_end(call) <= _end(r) <= _start(last) for r in returns)  # with the call, or after it
-    return _end(call) <= _start(last) and not leaves
+    child = owner._modules[key]
+    calls = [c for c in forward.calls if (v := forward.names.of(c.func)) and all(one is child for one in v)]
+    return all(excludes(forward.source, a, b) for a, b in combinations(calls, 2))
 
 
-def _above(source: Source, node: ast.AST) -> Iterator[ast.AST]:
-    while node in source.parents:
-        node = source.parents[node]
-        yield node
+def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
+    """Refuse when something else in a block may come last: a call around the last one, or a module.
+
+    `seen`: the last call. `within`: the block. Raises `SiteError`.
+    """
+    chain, kinds = [*seen.modules[[m is within for m in seen.modules].index(True) :]], forwards.kinds
+    for module, child in zip_longest(chain, chain[1:]):
+        if (forward := forwards.of(module)) is None:
+            continue
+        final = forward.of(child) if child is not None else forward.at({seen.offset})
+        if child is not None:
+            _check(forward, final, kinds)
+        for call in forward.calls if final else ():
+            modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
+            ran_before = any(id(m) in forwards.ran for v in modules for m in v.modules())
+            holding = any(not is_activation(v, kinds) and holds(v, kinds) for v in modules)
+            places = uses(forward.source, call) if holding and not ran_before else ()
+            if any(forward.may_be_last(place, final) for place in places):
+                raise SiteError(
+                    f"line {call.lineno} ({forward.where}) calls a module with {in_words(kinds)} in it, "
+                    "which no pass on the example runs and which may come last; pass an example= that runs "
+                    "it, or name the call to replace by the dotted name of its module"
+                )
 
 
-def _arms(source: Source, node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """The conditional parts around a node."""
-    while node in source.parents:
-        parent = source.parents[node]
-        for name in ARMS.get(type(parent), ()):
-            part = getattr(parent, name)
-            if node is part or (isinstance(part, list) and any(node is p for p in part)):
-                yield parent, name
-        node = parent
-
-
-def _start(node: ast.AST) -> tuple[int, int]:
-    return node.lineno, node.col_offset  # type: ignore[attr-defined]
-
-
-def _end(node: ast.AST) -> tuple[int, int]:
-    return node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
+def _start(node: ast.Call) -> tuple[int, int]:
+    return node.lineno, node.col_offset

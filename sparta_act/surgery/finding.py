@@ -7,17 +7,23 @@ from torch import nn
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery.blocks import Slot, Slots, groups_of_blocks
-from sparta_act.surgery.branches import check_all_seen
+from sparta_act.surgery.branches import Forwards, check_all_seen, check_block, runs_once
 from sparta_act.surgery.kinds import KINDS, hint, in_words
 from sparta_act.surgery.lasts import last_call
+from sparta_act.surgery.locating import locate_all
 from sparta_act.surgery.passes import record
 from sparta_act.surgery.recording import Event, Pass, inner
-from sparta_act.surgery.rewriting import MARK, NAME, Span, locate, original_class
+from sparta_act.surgery.rewriting import MARK, NAME, Span, original_class
 from sparta_act.surgery.sandbox import Example
 from sparta_act.surgery.sites import Cut, Site, SiteList
 
 SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+UNWRAP = (
+    "undo what has put it there (accelerate: remove_hook_from_module(model, recurse=True)), then type "
+    'for m in model.modules(): vars(m).pop("forward", None); replace the ReLUs, and wrap or compile again'
+)
 
 Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
 
@@ -53,6 +59,7 @@ class Network:
 
     def __init__(self, model: nn.Module, passes: list[Pass], kinds: frozenset[str]) -> None:
         self.passes, self.kinds = passes, kinds
+        self.forwards = Forwards(passes, kinds, replaced(model))
         slots = [*_walk(model)]
         self.slots: Slots = {id(s.module): s for s in reversed(slots)}  # a module has its first name
         self._places: dict[int, dict[tuple[int, str], nn.Module]] = {}
@@ -162,6 +169,8 @@ def _site(seen: Seen, network: Network, within: nn.Module, group: int = 0, block
     calls = max(p.counts[event.place] for p in network.passes)
     try:
         target, key, spans = _edit(seen, network)
+        if group:
+            check_block(network.forwards, event, within)
         if calls > 1:
             raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
     except SiteError as error:
@@ -176,24 +185,26 @@ def _site(seen: Seen, network: Network, within: nn.Module, group: int = 0, block
 
 def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...]]:
     """What to change: a child of a module (no spans), or calls in the forward of a module."""
-    events, passes, kinds = [event for _, event in seen], network.passes, network.kinds
+    events = [event for _, event in seen]
     child, owner = network.child(events[0]), events[0].modules[-1]
     if any(network.child(e) != child or e.modules[-1] is not owner for e in events):
         raise SiteError("its last ReLU is called by another module in some passes than in others")
     last = {e.offset for e in events if e.offset >= 0}
-    own = (p.events[i] for p in passes for i in p.inside.get(id(owner), ()))
-    ran = {e.offset for e in own if e.modules[-1] is owner and e.offset >= 0}
-    if child:
-        assert events[0].act
+    if child and runs_once(network.forwards, *child):
         if any(getattr(events[0].act, hooks) for hooks in HOOKS):
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
-        check_all_seen(owner, last, ran, child[1], kinds)
+        check_all_seen(network.forwards, owner, last, child[1])
         return *child, ()
+    if "forward" in vars(owner):
+        raise SiteError(f"the module has a forward of its own, which hides that of its class; {UNWRAP}")
     for event in events:
         if event.offset < 0:
             forward = f"{original_class(owner).__qualname__}.forward"
-            raise SiteError(f"its ReLU is called in {event.via}, not in one expression of {forward}")
-    check_all_seen(owner, last, ran, "", kinds)
+            raise SiteError(
+                f"its ReLU is called in {event.via}, not in one expression of {forward}; write the call into "
+                "that forward, or make it an nn.ReLU of its own"
+            )
+    check_all_seen(network.forwards, owner, last, "")
     if hasattr(owner, NAME):
-        raise SiteError(f"the module has an attribute {NAME!r} already")
-    return owner, NAME, tuple(sorted({locate(type(owner), e.offset) for e in events}))
+        raise SiteError(f"the module has an attribute {NAME!r} already; give that another name")
+    return owner, NAME, locate_all(type(owner), last)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from sparta_act.surgery.rewriting import without_compile
+
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 TRIES = 10  # passes in training mode, for blocks that are skipped at random
@@ -92,6 +94,8 @@ def _lay_open(module: nn.Module) -> None:
     vars(module).pop("_compiled_call_impl", None)  # of module.compile()
     if "_orig_mod" in module._modules:  # of torch.compile(module)
         vars(module)["forward"] = module._modules["_orig_mod"]
+    elif forward := without_compile(module):
+        vars(module)["forward"] = forward
 
 
 def _gpus(model: nn.Module) -> set[int]:

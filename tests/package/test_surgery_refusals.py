@@ -120,7 +120,7 @@ def sourceless():
         (Starred, "hides the input of the ReLU"),
         (Gelu, 'no ReLU on a feature map, but gelu, relu6; to replace that, ask for kinds="relu6, gelu"'),
         (Named, "has an attribute 'sparta' already"),
-        (IsSequential, "must run once in evaluation mode, but ran: G1.B1: 2 times"),
+        (IsSequential, "IsSequential.forward goes over its own children"),
         (Decorated, "a decorator of Decorated.forward hides it"),
         (sourceless(), "the source of Sourceless.forward is not available"),
     ],

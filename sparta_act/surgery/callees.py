@@ -1,0 +1,248 @@
+"""What an expression in a forward may stand for, found without running anything."""
+
+import ast
+import builtins
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from sparta_act.surgery.kinds import kind_of, spelled
+from sparta_act.surgery.sources import Source
+
+PASSED_ON = (
+    "enumerate",
+    "zip",
+    "reversed",
+    "iter",
+    "list",
+    "tuple",
+    "partial",
+)  # functions of what is in them
+OF_CHILDREN = ("children", "named_children", "values", "items")
+DEPTH = 12  # of expressions that lead to expressions
+
+
+class Names:
+    """The names in the forward of a module, and what they may stand for."""
+
+    def __init__(self, owner: nn.Module, function: Any, source: Source) -> None:
+        self._owner, self._function = owner, function
+        self._its_name = next(iter(function.__code__.co_varnames), "")
+        self._class = [*function.__qualname__.split("."), ""][-3:][0].lstrip("_")  # whose body it is in
+        self._bound: dict[str, list[ast.expr]] = {}  # names that are one of these
+        self._items: dict[str, list[ast.expr]] = {}  # names that are in one of these
+        self._found: dict[str, list[Any]] = {}
+        for node in source.parents:
+            self._note(node)
+        defaults, cells = function.__defaults__ or (), function.__closure__ or ()
+        arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+        pairs = [*zip(reversed(arguments), reversed(defaults), strict=False)]
+        for name, value in (*pairs, *(function.__kwdefaults__ or {}).items()):
+            self._found.setdefault(name, []).append(value)
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+            if cell != types.CellType():
+                self._found.setdefault(name, []).append(cell.cell_contents)
+
+    def of(self, node: ast.AST, depth: int = 0) -> list[Any]:
+        """The objects that an expression may stand for; empty where that cannot be told."""
+        if depth > DEPTH:
+            return []
+        if isinstance(node, ast.Name):
+            return self._of_name(node.id, depth + 1)
+        if isinstance(node, ast.Attribute):
+            return [*_members(self.of(node.value, depth + 1), self._mangled(node.attr))]
+        if isinstance(node, ast.Subscript):
+            return self._of_item(node, depth + 1)
+        if isinstance(node, ast.Call):
+            return self._of_call(node, depth + 1)
+        parts = {ast.IfExp: ("body", "orelse"), ast.BoolOp: ("values",), ast.NamedExpr: ("value",)}
+        return [v for e in _expressions(node, parts.get(type(node), ())) for v in self.of(e, depth + 1)]
+
+    def _of_name(self, name: str, depth: int) -> list[Any]:
+        if name == self._its_name:
+            return [self._owner]
+        if name in self._bound or name in self._items or name in self._found:
+            found = [v for e in self._bound.get(name, ()) for v in self.of(e, depth)]
+            inside = [v for e in self._items.get(name, ()) for v in self._inside(e, depth)]
+            return [v for v in (*found, *inside, *self._found.get(name, ())) if v is not None]
+        if name in self._function.__code__.co_varnames:
+            return []
+        scopes = (self._function.__globals__, vars(builtins))
+        return next(([scope[name]] for scope in scopes if name in scope), [])
+
+    def _of_item(self, node: ast.Subscript, depth: int) -> list[Any]:
+        try:
+            index = ast.literal_eval(node.slice)
+        except ValueError:
+            return self._inside(node.value, depth)
+        found = []
+        for value in self.of(node.value, depth):
+            within: Any = value
+            if isinstance(value, nn.Module):
+                named = isinstance(index, str)
+                within = value._modules if named else [*value._modules.values()]
+            if isinstance(within, list | tuple | dict):
+                with suppress(LookupError, TypeError):
+                    found.append(within[index])
+        return found or self._inside(node.value, depth)
+
+    def _of_call(self, node: ast.Call, depth: int) -> list[Any]:
+        found = self.of(node.func, depth)
+        if getattr in found and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            name = str(node.args[1].value)
+            return [
+                *_members(self.of(node.args[0], depth), name),
+                *(v for e in node.args[2:] for v in self.of(e, depth)),
+            ]
+        if functools.partial in found and node.args:
+            return self.of(node.args[0], depth)
+        return [Made(value) for value in found if isinstance(value, type) and issubclass(value, nn.Module)]
+
+    def _inside(self, node: ast.expr, depth: int) -> list[Any]:
+        """What is in a container."""
+        if depth > DEPTH:
+            return []
+        if isinstance(node, ast.Tuple | ast.List | ast.Dict | ast.Set):
+            return [
+                v
+                for e in _expressions(node, ("elts", "values"))
+                for v in (*self.of(e, depth + 1), *self._inside(e, depth + 1))
+            ]
+        if isinstance(node, ast.Subscript):  # a slice
+            return self._inside(node.value, depth + 1)
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if called in PASSED_ON:
+                return [v for e in node.args for v in self._inside(e, depth + 1)]
+            if called in OF_CHILDREN and isinstance(node.func, ast.Attribute):
+                return self._inside(node.func.value, depth + 1)
+        found: list[Any] = []
+        for value in self.of(node, depth + 1):
+            within = value._modules if isinstance(value, nn.Module) else value
+            found += (
+                within.values()
+                if isinstance(within, dict)
+                else within
+                if isinstance(within, list | tuple)
+                else ()
+            )
+        return found
+
+    def _mangled(self, name: str) -> str:
+        private = name.startswith("__") and not name.endswith("__")
+        return f"_{self._class}{name}" if private and self._class else name
+
+    def _note(self, node: ast.AST) -> None:
+        """Note what gives a name its value."""
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                self._assign(target, node.value)
+        elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value:
+            self._assign(node.target, node.value)
+        elif isinstance(node, ast.For | ast.comprehension):
+            for name in _names(node.target):
+                self._items.setdefault(name, []).append(node.iter)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                name = alias.asname or alias.name.split(".")[0]
+                self._found.setdefault(name, []).extend(self._imported(node, alias))
+
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Name):
+            self._bound.setdefault(target.id, []).append(value)
+        elif (
+            isinstance(target, ast.Tuple)
+            and isinstance(value, ast.Tuple)
+            and len(target.elts) == len(value.elts)
+        ):
+            for one, its_value in zip(target.elts, value.elts, strict=True):
+                self._assign(one, its_value)
+        elif isinstance(target, ast.Tuple | ast.List):
+            for name in _names(target):
+                self._items.setdefault(name, []).append(value)
+
+    def _imported(self, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> Iterable[Any]:
+        if isinstance(node, ast.Import):
+            name = alias.name if alias.asname else alias.name.split(".")[0]
+            return [sys.modules[name]] if name in sys.modules else []
+        package = self._function.__globals__.get("__package__") or ""
+        above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+        module = ".".join(filter(None, [*above, node.module or ""]))
+        return _members([sys.modules[module]], alias.name) if module in sys.modules else []
+
+
+class Made:
+    """A new module of a class."""
+
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self.cls = cls
+
+
+def is_activation(value: Any, kinds: frozenset[str]) -> bool:
+    """Whether to call the object is to call one of these activations."""
+    if isinstance(value, Made):
+        return any(spelled(c.__name__) in kinds for c in value.cls.__mro__)
+    if isinstance(value, nn.Module):
+        return kind_of(value) in kinds
+    if isinstance(value, functools.partial):
+        return is_activation(value.func, kinds)
+    if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+        return kind_of(value.__self__) in kinds
+    name = str(getattr(value, "__name__", "")).split(".")[0]  # "relu.default" of torch.ops
+    return callable(value) and not isinstance(value, type) and spelled(name) in kinds
+
+
+def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str]) -> bool:
+    """Whether a Python function names such an activation, or such a child of `owner`."""
+    names, todo = set[str](), [getattr(function, "__code__", None)]
+    while todo:
+        code = todo.pop()
+        if isinstance(code, types.CodeType):
+            names |= {*code.co_names}
+            todo += code.co_consts
+    children = owner._modules if owner is not None else {}
+    return any(
+        (name.islower() and spelled(name) in kinds)
+        or (isinstance(child := children.get(name), nn.Module) and kind_of(child) in kinds)
+        for name in names
+    )
+
+
+def holds(module: nn.Module, kinds: frozenset[str]) -> bool:
+    """Whether a module has such an activation in it, by its children or by the name in its forward."""
+    return any(
+        kind_of(m) in kinds or mentions(inspect.unwrap(type(m).forward), None, kinds)
+        for m in module.modules()
+    )
+
+
+def _members(values: Iterable[Any], name: str) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, nn.Module | Made) and name in ("forward", "__call__"):
+            yield value
+        elif isinstance(value, nn.Module) and name in value._modules:
+            yield value._modules[name]
+        elif type(value).__module__ == "torch._ops":  # fills itself when it is asked
+            yield getattr(value, name, None)
+        else:
+            found = inspect.getattr_static(value, name, None)
+            found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
+            found = found.func if isinstance(found, functools.partialmethod) else found
+            if found is not None and not isinstance(found, property | functools.cached_property):
+                yield found
+
+
+def _expressions(node: ast.AST, fields: Iterable[str]) -> Iterator[ast.expr]:
+    for field in fields:
+        part = getattr(node, field, [])
+        yield from part if isinstance(part, list) else [part]
+
+
+def _names(target: ast.AST) -> Iterator[str]:
+    return (n.id for n in ast.walk(target) if isinstance(n, ast.Name))

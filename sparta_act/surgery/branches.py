@@ -98,7 +98,7 @@ class Forward:
 
 
 class Forwards:
-    """The forwards of a network's modules, each read once; `skipped`: modules whose calls are not recorded."""
+    """The forwards of the modules, each read once; `skipped`: those whose calls are not recorded."""
 
     def __init__(self, passes: list[Pass], kinds: frozenset[str], skipped: list[nn.Module]) -> None:
         self._passes, self.kinds, self._skipped = passes, kinds, skipped

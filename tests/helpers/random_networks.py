@@ -1,7 +1,8 @@
 """Writes random networks of which it is known, by the way they are written, what the surgery must do.
 
 `write(seed)` gives two source texts: a network, and its twin, in which a person has put `self.spot` at the last
-ReLU of each block. A text of ours marks such a call as «F.relu(h)|h»: the call, and what goes into it.
+ReLU of each block. Before that, a text of ours marks the call, and what goes into it: «F.relu(h)|h». An argument
+that begins with ! is the whole text of the twin.
 """
 
 import random
@@ -9,20 +10,31 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.helpers.random_parts import (
-    EDIT,
-    LASTS,
-    MAY,
-    PARTS,
-    PLAIN,
-    PRELUDE,
-    REFUSE,
-    SPOT,
-    STAGES,
-    UNITS,
-    UNSEEN,
-    Part,
-)
+from tests.helpers.random_parts import CALLS, EDIT, LASTS, MAY, PARTS, REFUSE, STAGES, UNITS, Part
+
+HEADER = """import random
+from functools import partial, reduce
+
+import torch
+import torch.nn.functional as F
+import torch.nn.utils.parametrize
+import torch.utils.checkpoint
+from torch import nn
+from torch.nn.functional import relu as activate
+
+from tests.helpers.network_pieces import *
+
+
+def conv(inputs, outputs, size=3, stride=1):
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2)
+
+
+def norm(channels):
+    return nn.BatchNorm2d(channels)
+"""
+ADDITIONS = ("h = h + s", "h += s", "h = torch.add(h, s)", "h = s + h", "s += h\nh = s")
+RELU_IN_SHORTCUT = "nn.Sequential(conv(inputs, outputs, 1, stride), nn.ReLU(), conv(outputs, outputs, 1))"
+PLAIN_SHORTCUT = "nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))"
 
 
 class Block(NamedTuple):
@@ -30,7 +42,7 @@ class Block(NamedTuple):
 
     label: str
     truth: int
-    parts: tuple[str, ...]  # its unusual features, in words
+    parts: tuple[str, ...]  # what is in it, in words
 
 
 @dataclass
@@ -44,279 +56,240 @@ class Written:
     dimensions: int
 
 
+def read(text: str, twin: bool) -> str:
+    """A marked text, as the network has it or as its twin has it."""
+
+    def one(match: re.Match[str]) -> str:
+        original, argument = match[1].rsplit("|", 1)
+        if not twin or argument.startswith("!"):
+            return argument[1:] if twin else original
+        return "self.spot" if argument == "=" else f"self.spot({argument})"
+
+    return re.sub("«(.*?)»", one, text, flags=re.DOTALL)
+
+
 @dataclass
 class _Class:
-    """The source of a class of blocks, or of a part of one."""
+    """A class of blocks, or of a part of one, as it is written."""
 
     name: str
+    takes: str  # by __init__, after self
+    inplace: bool  # whether the modules of ReLU are
+    spot: bool = False  # whether the last ReLU is
     init: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
-    truth: int = EDIT
+    truth: int = 0
     words: list[str] = field(default_factory=list)
 
-    def text(self, head: str, takes: str, x: str) -> str:
+    def text(self) -> str:
+        """Its source, with the last calls marked."""
         body = "\n".join(self.lines)
-        spot = (
-            [f'vars(self)["spot"] = Spot({head})']
-            if "self.spot" in _read(body + str(self.methods), True)
-            else []
-        )
-        lines = [f"class {self.name}(nn.Module):", "    flag = False", f"    def __init__(self, {takes}):"]
-        lines += [" " * 8 + i for i in ["super().__init__()", *self.init]]
-        lines += [f"        #SPOT {s}" for s in spot]
-        for method in self.methods:
-            lines += ["    " + m for m in method.splitlines()]
-        lines += [f"    def forward(self, {x}):", *(" " * 8 + i for i in body.splitlines())]
-        return "\n".join(lines)
+        spot = '«|!; vars(self)["spot"] = Spot(SPOT)»' if "self.spot" in read(body, True) else ""
+        init = "\n".join([f"super().__init__(){spot}", *dict.fromkeys(self.init)])
+        methods = [*dict.fromkeys(self.methods)]
+        pieces = [f"def __init__(self{self.takes}):\n" + _indented(init), *methods]
+        pieces += ["def forward(self, h):\n" + _indented(body)]
+        text = f"class {self.name}(nn.Module):\n    flag = False\n\n" + _indented("\n\n".join(pieces))
+        return text.replace("INPLACE", str(self.inplace)).replace("Spot(SPOT)", f"Spot({self.spot})")
 
 
-def _read(text: str, twin: bool) -> str:
-    """The text of a network, or of its twin."""
-
-    def call(match: re.Match[str]) -> str:
-        original, argument = match[1].rsplit("|", 1)
-        original, _, raw = original.partition("||")
-        if not twin:
-            return original
-        if raw or argument.startswith("!"):
-            return argument[1:]
-        return "self.spot" if argument == "=" else f"self.spot({argument})"
-
-    text = re.sub("«(.*?)»", call, text, flags=re.DOTALL)
-    return text.replace("#SPOT ", "") if twin else re.sub(".*#SPOT .*\n", "", text)
+def _indented(text: str) -> str:
+    return "\n".join("    " + line if line else line for line in text.splitlines())
 
 
 class _Writer:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.dimensions = self.rng.choice([2, 2, 2, 2, 2, 1, 3])
         self.classes: list[str] = []
-        self.made: dict[str, tuple[int, list[str]]] = {}  # the truth and the words of the classes of blocks
+        self.made: dict[str, _Class] = {}  # the classes of blocks
         self.count = 0
 
     def likely(self, chance: float) -> bool:
         return self.rng.random() < chance
 
-    def spelled(self, text: str, to: _Class, spellings: tuple[str, ...] = PLAIN) -> str:
-        """The text with a way to call ReLU for each RELU(...)."""
-        while (start := text.find("RELU(")) >= 0:
-            depth, end = 0, start + 4
-            while True:
+    def name(self, what: str) -> str:
+        self.count += 1
+        return f"{what}{self.count}"
+
+    def relu(self, argument: str, to: _Class, last: bool = False, unseen: bool = False) -> str:
+        """A call of ReLU in any spelling; a last one is marked."""
+        calls = [
+            c for c in CALLS if last or not ("in place" in c.options or "INPLACE" in c.init and to.inplace)
+        ]
+        call = self.rng.choice([c for c in calls if not unseen or "limit" not in c.options])
+        to.init += call.init.splitlines()
+        to.methods += [call.methods] if call.methods else []
+        text = call.lines.replace("{}", argument)
+        if not last:
+            return text
+        to.truth = max(to.truth, call.truth)
+        to.words.append(call.name)
+        to.spot |= "in place" in call.options or ("INPLACE" in call.init and to.inplace)
+        return f"«{text}|{argument}»"
+
+    def spelled(self, text: str, to: _Class, unseen: bool = False) -> str:
+        """The text with a call of ReLU for each RELU(...) and LAST(...)."""
+        while match := re.search(r"\b(RELU|LAST)\(", text):
+            depth, end = 1, match.end()
+            while depth:
                 depth += (text[end] == "(") - (text[end] == ")")
-                if not depth:
-                    break
                 end += 1
-            spelling = self.rng.choice(spellings)
-            if "self.relu" in spelling and not any("self.relu =" in i for i in to.init):
-                spelling = PLAIN[0]
-            if "self.own" in spelling:
-                self.count += 1
-                spelling = spelling.replace("self.own", f"self.own{self.count}")
-                to.init.append(f"self.own{self.count} = nn.ReLU()")
-            text = text[:start] + spelling.format(text[start + 5 : end]) + text[end + 1 :]
+            called = self.relu(text[match.end() : end - 1], to, match[1] == "LAST", unseen)
+            text = text[: match.start()] + called + text[end:]
         return text
 
-    def add(self, part: Part, to: _Class, channels: str, inplace: str = "False", child: bool = False) -> None:
+    def add(self, part: Part, to: _Class, channels: str, child: bool = False) -> None:
         """Put a part into a class, or into a child module of its own."""
-        target = to
-        if child:
-            self.count += 1
-            target = _Class(f"Part{self.count}")
-            to.init.append(f"self.part{self.count} = {target.name}({channels})")
-            to.lines.append(f"h = self.part{self.count}(h)")
-            channels = "C"
-        spellings = UNSEEN if part.truth == REFUSE else PLAIN
-        init = (
-            part.init.replace("|»", f"|!Spot({inplace})»")
-            .replace("C,", f"{channels},")
-            .replace("C)", f"{channels})")
-        )
-        target.init += init.splitlines()
-        target.methods += [part.methods] if part.methods else []
-        target.lines += self.spelled(part.lines, target, spellings).splitlines()
+        target = _Class(self.name("Part"), ", C", to.inplace, to.spot) if child else to
+        if "«" in part.init + part.lines:
+            target.spot |= "in place" in part.options or ("INPLACE" in part.init and to.inplace)
+        marked = part.init.replace("|»", "|!Spot(SPOT)»")
+        target.init += (marked if child else re.sub(r"\bC(?=[,)])", channels, marked)).splitlines()
+        target.lines += self.spelled(part.lines, target, unseen=part.truth == REFUSE).splitlines()
+        to.truth = max(to.truth, part.truth)
         if child:
             target.lines.append("return h")
-            self.classes.append(target.text(inplace, "C", "h").replace("INPLACE", inplace))
-        to.truth = max(to.truth, part.truth)
+            self.classes.append(target.text())
+            attribute = target.name.lower()
+            to.init.append(f"self.{attribute} = {target.name}({channels})")
+            to.lines.append(f"h = self.{attribute}(h)")
+            to.truth, to.spot = max(to.truth, target.truth), target.spot
+            to.words += [*target.words, "in a child"]
+
+    def last(self, to: _Class, channels: str, fresh: bool) -> None:
+        """The last ReLU of a block; something may keep what goes into it."""
+        part = self.rng.choice(LASTS) if self.likely(0.5) else LASTS[0]
+        kept = self.rng.choice(["feature", "view", "hook", "after"]) if self.likely(0.15) else ""
+        before = {"feature": "self.feature = h", "view": "view = h[:, 1:]"}
+        to.lines += [before[kept]] if kept in before else []
+        if kept == "hook":
+            to.init.append("self.norm2.register_forward_hook(keep)")
+        to.words.append(part.name)
+        self.add(part, to, channels, child=self.likely(0.2))
+        after = {"view": "h = h + 0.3 * view.mean(1, keepdim=True)", "after": "self.feature = h"}
+        to.lines += [after[kept]] if kept in after else []
+        if kept:
+            to.words.append(f"kept: {kept}" + (", in place" if to.spot else ""))
+            shared = (
+                to.spot and "fresh" not in part.options and (kept in before or (kept == "hook" and not fresh))
+            )
+            to.truth = max(to.truth, MAY if shared else EDIT)
+
+    def parts(self, several: list[Part], to: _Class, channels: str, harmless: bool = False) -> None:
+        """Put parts between the calls; before the last ReLU another one does no harm."""
+        for part in several:
+            if part.name not in to.words:
+                truth = to.truth
+                to.words.append(part.name)
+                self.add(part, to, channels, child="fixed" not in part.options and self.likely(0.5))
+                to.truth = truth if harmless else to.truth
 
     def block(self) -> str:
         """Write a class of blocks; its name."""
         rng = self.rng
-        self.count += 1
-        cls = _Class(f"Block{self.count}")
-        last: Part = rng.choice(LASTS) if self.likely(0.7) else LASTS[0]
-        inplace = str(self.likely(0.4) if last.inplace is None else last.inplace)
         kind = rng.choice(["basic", "basic", "bottleneck", "pre-activation", "inner"])
-        words = cls.words
-        words += [kind, last.name + (", in place" if inplace == "True" else "")]
+        cls = _Class(self.name("Block"), ", inputs, outputs, stride, label", self.likely(0.4), words=[kind])
+        early_norm, post = kind == "pre-activation", kind in ("basic", "bottleneck")
         mid = rng.choice(["outputs", "outputs", "2 * outputs"])
-        first = "inputs" if kind == "pre-activation" else mid
-        second = mid if kind == "pre-activation" else "outputs"
+        gated_shortcut, late = self.likely(0.2), self.likely(0.4)
+        cls.words += ["shortcut with ReLU"] if gated_shortcut else []
         cls.init += [
-            f"self.conv1, self.norm1 = conv(inputs, {mid}, 3, stride), norm({first})",
-            f"self.conv2, self.norm2 = conv({mid}, outputs), norm({second})",
+            "self.label = label",
+            f"self.conv1, self.norm1 = conv(inputs, {mid}, 3, stride), norm({'inputs' if early_norm else mid})",
+            f"self.conv2, self.norm2 = conv({mid}, outputs), norm({mid if early_norm else 'outputs'})",
             "self.shortcut = nn.Sequential()",
             "if stride > 1 or inputs != outputs:",
+            f"    self.shortcut = {RELU_IN_SHORTCUT if gated_shortcut else PLAIN_SHORTCUT}",
         ]
-        if self.likely(0.25):
-            cls.init.append(
-                "    self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.ReLU(), conv(outputs, outputs, 1))"
-            )
-            words.append("shortcut with ReLU")
-        else:
-            cls.init.append(
-                "    self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))"
-            )
-        late, into_x = self.likely(0.4), False
-        lines = cls.lines
-        if not late:
-            lines.append("s = self.shortcut(x)")
-        elif kind in ("pre-activation", "inner") and "shortcut with ReLU" in words:
-            words.append("computed late")
+        cls.lines += ["x = h", *([] if late else ["s = self.shortcut(x)"])]
         if self.likely(0.1):
-            lines += ["if self.training and random.random() < 0.3:", "    return self.shortcut(x)"]
-            words.append("leaves early at random")
+            cls.lines += ["if self.training and random.random() < 0.3:", "    return self.shortcut(x)"]
+            cls.words.append("leaves early")
+        if gated_shortcut and not post and (late or "leaves early" in cls.words):
+            cls.words.append("shortcut late")
+            cls.truth = MAY
         chosen = [rng.choice(PARTS) for _ in range(rng.choice([0, 0, 1, 1, 2]))]
-        early = [p for p in chosen if p.place != "after" and (p.place == "before" or self.likely(0.4))]
+        early = [p for p in chosen if "after" not in p.options and self.likely(0.4)]
         after = [p for p in chosen if p not in early]
-        kept = rng.choice(["feature", "view", "hook", "feature after"]) if self.likely(0.15) else ""
-        add = rng.choice(["h = h + s", "h += s", "h = torch.add(h, s)", "h = s + h", "s += h\nh = s"])
-        child = last.movable and not kept and self.likely(0.25)
-        own = not child and "self.relu(" in last.lines  # one module called at several places
-        if own and self.likely(0.6):
-            middle = lambda x: f"self.relu({x})"  # noqa: E731
-        else:
-            middle = lambda x: self.spelled(f"RELU({x})", cls)  # noqa: E731
-
-        def parts(several: list[Part], channels: str) -> None:
-            for part in several:
-                if part.name in words:
-                    continue
-                words.append(part.name)
-                truth = cls.truth
-                self.add(part, cls, channels, child=part.movable and self.likely(0.5))
-                if part in early and part.truth == REFUSE:  # before the last call it does no harm
-                    cls.truth = truth
-                lines.extend([])
-
-        def last_relu(fresh: bool) -> None:
-            aliased = kept in ("feature", "view") or (kept == "hook" and not fresh)
-            aliased &= "- 0.1" not in last.lines and "conv(" not in last.init
-            if kept == "feature":
-                lines.append("self.feature = h")
-            elif kept == "view":
-                lines.append("view = h[:, 1:]")
-            elif kept == "hook":
-                cls.init.append("self.norm2.register_forward_hook(keep)")
-            self.add(last, cls, second, inplace, child)
-            words.extend(["in a child"] if child else [])
-            if kept == "view":
-                lines.append("h = h + 0.3 * view.mean(1, keepdim=True)")
-            elif kept == "feature after":
-                lines.append("self.feature = h")
-            if kept:
-                words.append(f"kept: {kept}")
-                cls.truth = max(cls.truth, REFUSE if aliased and inplace == "True" else EDIT)
-
-        if kind in ("basic", "bottleneck", "inner"):
-            lines.append(f"h = {middle('self.norm1(self.conv1(x))')}")
-            if kind == "bottleneck":
-                cls.init.append(f"self.conv3, self.norm3 = conv({mid}, {mid}, 1), norm({mid})")
-                lines.append(f"h = {middle('self.norm3(self.conv3(h))')}")
-            parts(early, mid)
-            lines.append("h = self.norm2(self.conv2(h))")
-        else:
-            lines.append(f"h = {middle('self.norm1(x)')}")
-            lines.append("h = self.conv1(h)")
-            parts(early, mid)
-            lines.append("h = self.norm2(h)")
-        if kind in ("pre-activation", "inner"):
-            last_relu(fresh=False)
-            if kind == "pre-activation":
-                lines.append("h = self.conv2(h)")
-            if after and self.likely(0.5):
-                parts(after, "outputs")
-                after = []
-        if late:
-            lines.append("s = self.shortcut(x)")
-            cls.truth = max(cls.truth, MAY if "computed late" in words else EDIT)
-        lines += add.splitlines()
-        if kind in ("basic", "bottleneck"):
-            last_relu(fresh=add != "h += s")
-        parts(after, "outputs")
+        add = rng.choice(ADDITIONS)
+        first = ["norm1", "conv1"] if early_norm else ["conv1", "norm1"]
+        cls.lines.append(
+            "h = "
+            + self.spelled("RELU(self.norm1(h))" if early_norm else "RELU(self.norm1(self.conv1(h)))", cls)
+        )
+        cls.lines += ["h = self.conv1(h)"] if early_norm else []
+        if kind == "bottleneck":
+            cls.init.append(f"self.conv3, self.norm3 = conv({mid}, {mid}, 1), norm({mid})")
+            cls.lines.append("h = " + self.spelled("RELU(self.norm3(self.conv3(h)))", cls))
+        self.parts(early, cls, mid, harmless=True)
+        cls.lines.append("h = self.norm2(h)" if early_norm else "h = self.norm2(self.conv2(h))")
+        if not post:
+            self.last(cls, mid if early_norm else "outputs", fresh=False)
+            cls.lines += ["h = self.conv2(h)"] if early_norm else []
+        cls.lines += [*(["s = self.shortcut(x)"] if late else []), add]
+        if post:
+            self.last(cls, "outputs", fresh=add != "h += s")
+        self.parts(after, cls, "outputs")
         if self.likely(0.1):
             cls.init.append("nn.init.zeros_(self.norm2.weight)")
-            words.append("zero-initialized norm")
-        lines.append("return h")
-        self.classes.append(
-            cls.text(inplace, "inputs, outputs, stride, label", "x")
-            .replace("INPLACE", inplace)
-            .replace("super().__init__()", "super().__init__()\n        self.label = label", 1)
-        )
-        self.made[cls.name] = cls.truth, words
+            cls.words.append("zero-initialized norm")
+        cls.lines.append("return h")
+        self.classes.append(cls.text())
+        self.made[cls.name] = cls
         return cls.name
+
+    def stage(
+        self, g: int, form: str, names: list[str], inputs: int, outputs: int
+    ) -> tuple[str, list[Block]]:
+        """The expression that makes the blocks of a stage, and the truth of each."""
+        made, blocks, common = [], list[Block](), self.rng.choice(names)
+        for b in range(1, self.rng.choice([1, 2, 2, 3]) + 1):
+            name = common if self.likely(0.7) else self.rng.choice(names)
+            label, cls = f"G{g}.B{b}", self.made[name]
+            begins = b == 1 and form != "convolution"
+            size = f"{inputs if begins else outputs}, {outputs}, {2 if begins and g > 1 else 1}"
+            unit = self.rng.choice(UNITS) if self.likely(0.2) else "BLOCK"
+            text = re.sub(r"\bC(?=[,)])", str(outputs), unit)
+            made.append(text.replace("BLOCK", f'{name}({size}, "{label}")'))
+            more = ([unit] if unit != "BLOCK" else []) + ([form] if form != "Sequential" else [])
+            blocks.append(Block(label, cls.truth, (*cls.words, *more)))
+        made = made[::-1] if form == "reversed" else made
+        keyed = ", ".join(f"k{i}={m}" for i, m in enumerate(made))
+        return STAGES[form][0].format(blocks=", ".join(made), keyed=keyed, i=inputs, o=outputs), blocks
 
     def network(self, seed: int) -> Written:
         """Write the classes of blocks, and the network that holds them."""
-        rng = self.rng
-        names = [self.block() for _ in range(rng.choice([1, 1, 2, 3]))]
-        stages = rng.choice([1, 2, 2, 3])
-        blocks, init, run, width = list[Block](), list[str](), list[str](), 4
-        all_in_attributes = self.likely(0.1)
-        for g in range(1, stages + 1):
-            form = "attributes beside others" if all_in_attributes else rng.choice([*STAGES])
-            outputs, made = width * rng.choice([1, 2]) if g > 1 else width, []
-            stage_class = rng.choice(names)
-            for b in range(1, rng.choice([1, 2, 2, 3]) + 1):
-                name = stage_class if self.likely(0.7) else rng.choice(names)
-                label, truth = f"G{g}.B{b}", self.made[name]
-                stride = 2 if b == 1 < g and form != "after a convolution" else 1
-                inputs = outputs if b > 1 or form == "after a convolution" else width
-                unit = rng.choice([*UNITS]) if self.likely(0.25) else "BLOCK"
-                made.append(
-                    unit.replace("BLOCK", f'{name}({inputs}, {outputs}, {stride}, "{label}")').replace(
-                        "C)", f"{outputs})"
-                    )
-                )
-                words = [
-                    *truth[1],
-                    *([unit] if unit != "BLOCK" else []),
-                    *([form] if form != "Sequential" else []),
-                ]
-                blocks.append(Block(label, truth[0], tuple(words)))
-            maker, runner = STAGES[form]
-            if "reversed" in runner:
-                made.reverse()
-            listed = ", ".join(made)
-            init.append(
-                f"self.layer{g} = "
-                + maker.format(
-                    blocks=listed,
-                    inputs=width,
-                    outputs=outputs,
-                    keyed=", ".join(f"k{i}={m}" for i, m in enumerate(made)),
-                )
-            )
-            run += [*runner.format(g=g).splitlines(), "maps.append(x)"]
-            width = outputs
-        if self.likely(0.3):
-            init.reverse()  # registered in another order than run
+        rng, net = self.rng, _Class("Net", "", False)
+        dimensions = rng.choice([2, 2, 2, 2, 2, 1, 3])
+        names = [self.block() for _ in range(rng.choice([1, 1, 2]))]
+        blocks, width, trees = list[Block](), 4, self.likely(0.1)
         stem = rng.choice(["nn.ReLU()", "nn.ReLU(True)", "nn.Identity()"])
-        net = _Class("Net", init)
-        head = self.spelled("RELU(mean(x).flatten(1))", net) if self.likely(0.3) else "mean(x).flatten(1)"
+        net.lines += [f"x, maps = self.stem(h), []"]
+        for g in range(1, rng.choice([1, 2, 2, 3]) + 1):
+            form = "tree" if trees else rng.choice([f for f in STAGES if f != "tree"])
+            outputs = width * rng.choice([1, 2]) if g > 1 else width
+            made, more = self.stage(g, form, names, width, outputs)
+            net.init.append(f"self.layer{g} = {made}")
+            net.lines += [*STAGES[form][1].format(g=g).splitlines(), "maps.append(x)"]
+            blocks, width = blocks + more, outputs
+        if self.likely(0.3):
+            net.init.reverse()  # registered in another order than they run
+        net.init += [
+            f"self.stem = nn.Sequential(conv(3, 4), norm(4), {stem})",
+            f"self.head = nn.Linear({width}, 5)",
+        ]
+        pooled = "mean(x).flatten(1)"
+        net.lines.append(
+            f"y = self.head({self.spelled(f'RELU({pooled})', net) if self.likely(0.3) else pooled})"
+        )
         answer = rng.choice(
             ["y", "y", "y", "y, maps[0]", "[y, *maps]", '{"y": y, "maps": maps}', "Answer(y, maps)"]
         )
-        lines = ["class Net(nn.Module):", "    def __init__(self):", "        super().__init__()"]
-        lines += [f"        self.stem = nn.Sequential(conv(3, 4), norm(4), {stem})"]
-        lines += [" " * 8 + i for i in [*init, f"self.head = nn.Linear({width}, 5)"]]
-        lines += ["    def forward(self, x):", "        x, maps = self.stem(x), []"]
-        lines += [" " * 8 + i for i in [*run, f"y = self.head({head})", f"return {answer}"]]
-        prelude = PRELUDE.replace("2d", f"{self.dimensions}d")
-        text = "\n\n\n".join([prelude, *self.classes, "\n".join(lines)]) + "\n"
-        twin = text.replace(prelude, prelude + SPOT)
-        return Written(seed, _read(text, False), _read(twin, True), blocks, self.dimensions)
+        net.lines.append(f"return {answer}")
+        header = HEADER.replace("2d", f"{dimensions}d")
+        text = "\n\n\n".join([header.strip(), *self.classes, net.text()]) + "\n"
+        return Written(seed, read(text, False), read(text, True), blocks, dimensions)
 
 
 def write(seed: int) -> Written:

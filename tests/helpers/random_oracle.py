@@ -114,6 +114,9 @@ def observed(net: nn.Module, situation: Situation) -> list[Tensor]:
     modes = [(m, m.training) for m in net.modules()]
     flagged = [m for m in net.modules() if hasattr(type(m), "flag")]
     dimensions = next(m.weight.ndim for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd)) - 2
+    for m in net.modules():
+        for name in KEPT[:2]:
+            vars(m).pop(name, None)
     try:
         for parameter in zeros:
             parameter.data.fill_(0.7)

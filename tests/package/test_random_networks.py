@@ -9,13 +9,13 @@ from sparta_act import replace_relus
 from sparta_act.errors import SiteError
 from tests.helpers.random_networks import Block, Written, write
 from tests.helpers.random_oracle import judge
-from tests.helpers.random_parts import EDIT, MAY, REFUSE, SPOT
+from tests.helpers.random_parts import EDIT, MAY, REFUSE
 
-HAND = f"""
-import torch
+HAND = """
 import torch.nn.functional as F
 from torch import nn
-{SPOT}
+
+from tests.helpers.network_pieces import Spot
 
 
 class Block(nn.Module):
@@ -42,18 +42,22 @@ def hand(steps, twin, truth=EDIT):
     return Written(0, HAND.replace("STEPS", steps), HAND.replace("STEPS", twin), blocks, 2)
 
 
+BOTH = "h = F.relu(F.relu(x) - self.conv(x) + x)"
+LOOP = "for f in [F.relu]: h = f(self.conv(x) + x)", "h = self.spot(self.conv(x) + x)"
+
+
 @pytest.mark.parametrize(
     ("steps", "twin", "truth", "result"),
     [
         (*PLAIN, EDIT, "right"),
         ("h = self.act(self.conv(x) + x)", "h = self.spot(self.conv(x) + x)", EDIT, "right"),
-        ("h = F.relu(F.relu(x) - self.conv(x) + x)", "h = self.spot(F.relu(x) - self.conv(x) + x)", EDIT, "right"),
-        ("h = F.relu(F.relu(x) - self.conv(x) + x)", "h = F.relu(self.spot(x) - self.conv(x) + x)", EDIT, "wrong"),
+        (BOTH, "h = self.spot(F.relu(x) - self.conv(x) + x)", EDIT, "right"),
+        (BOTH, "h = F.relu(self.spot(x) - self.conv(x) + x)", EDIT, "wrong"),
         (*PLAIN, REFUSE, "wrong"),
-        ("for f in [F.relu]: h = f(self.conv(x) + x)", "h = self.spot(self.conv(x) + x)", MAY, "refused"),
-        ("for f in [F.relu]: h = f(self.conv(x) + x)", "h = self.spot(self.conv(x) + x)", EDIT, "refused without need"),
+        (*LOOP, MAY, "refused"),
+        (*LOOP, EDIT, "refused without need"),
     ],
-)  # fmt: skip
+)
 def test_the_oracle_knows_right_from_wrong(tmp_path, steps, twin, truth, result):
     verdicts = judge(hand(steps, twin, truth), tmp_path)
     assert [(v.label, v.result) for v in verdicts] == [("G1.B1", result), ("G1.B2", result)]

@@ -1,8 +1,8 @@
 """Tries the surgery on random networks of which it is known what is right.
 
-`python -m benchmarks.fuzz --networks 3000 --seed 0` writes networks, edits their blocks, and compares each with
-a twin in which the generator has put the new activation itself. It prints how many blocks were edited rightly,
-refused by which reason, and wrong; and of each wrong network the seed and the source.
+`python -m benchmarks.fuzz --networks 3000 --seed 0` writes networks, edits their blocks, and compares each
+with a twin in which the generator has put the new activation itself. It prints how many blocks were edited
+rightly, refused for which reason, and wrong; and of each wrong network the seed and the source.
 """
 
 import argparse

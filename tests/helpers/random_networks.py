@@ -1,8 +1,8 @@
 """Writes random networks of which it is known, by the way they are written, what the surgery must do.
 
-`write(seed)` gives two source texts: a network, and its twin, in which a person has put `self.spot` at the last
-ReLU of each block. Before that, a text of ours marks the call, and what goes into it: «F.relu(h)|h». An argument
-that begins with ! is the whole text of the twin.
+`write(seed)` gives two source texts: a network, and its twin, in which a person has put `self.spot` at the
+last ReLU of each block. Before that, a text of ours marks the call, and what goes into it: «F.relu(h)|h». An
+argument that begins with ! is the whole text of the twin.
 """
 
 import random
@@ -115,7 +115,7 @@ class _Writer:
     def relu(self, argument: str, to: _Class, last: bool = False, unseen: bool = False) -> str:
         """A call of ReLU in any spelling; a last one is marked."""
         calls = [
-            c for c in CALLS if last or not ("in place" in c.options or "INPLACE" in c.init and to.inplace)
+            c for c in CALLS if last or not ("in place" in c.options or ("INPLACE" in c.init and to.inplace))
         ]
         call = self.rng.choice([c for c in calls if not unseen or "limit" not in c.options])
         to.init += call.init.splitlines()
@@ -192,12 +192,13 @@ class _Writer:
         cls = _Class(self.name("Block"), ", inputs, outputs, stride, label", self.likely(0.4), words=[kind])
         early_norm, post = kind == "pre-activation", kind in ("basic", "bottleneck")
         mid = rng.choice(["outputs", "outputs", "2 * outputs"])
+        normed = ("inputs", mid) if early_norm else (mid, "outputs")
         gated_shortcut, late = self.likely(0.2), self.likely(0.4)
         cls.words += ["shortcut with ReLU"] if gated_shortcut else []
         cls.init += [
             "self.label = label",
-            f"self.conv1, self.norm1 = conv(inputs, {mid}, 3, stride), norm({'inputs' if early_norm else mid})",
-            f"self.conv2, self.norm2 = conv({mid}, outputs), norm({mid if early_norm else 'outputs'})",
+            f"self.conv1, self.conv2 = conv(inputs, {mid}, 3, stride), conv({mid}, outputs)",
+            f"self.norm1, self.norm2 = norm({normed[0]}), norm({normed[1]})",
             "self.shortcut = nn.Sequential()",
             "if stride > 1 or inputs != outputs:",
             f"    self.shortcut = {RELU_IN_SHORTCUT if gated_shortcut else PLAIN_SHORTCUT}",
@@ -213,11 +214,8 @@ class _Writer:
         early = [p for p in chosen if "after" not in p.options and self.likely(0.4)]
         after = [p for p in chosen if p not in early]
         add = rng.choice(ADDITIONS)
-        first = ["norm1", "conv1"] if early_norm else ["conv1", "norm1"]
-        cls.lines.append(
-            "h = "
-            + self.spelled("RELU(self.norm1(h))" if early_norm else "RELU(self.norm1(self.conv1(h)))", cls)
-        )
+        first = "RELU(self.norm1(h))" if early_norm else "RELU(self.norm1(self.conv1(h)))"
+        cls.lines.append("h = " + self.spelled(first, cls))
         cls.lines += ["h = self.conv1(h)"] if early_norm else []
         if kind == "bottleneck":
             cls.init.append(f"self.conv3, self.norm3 = conv({mid}, {mid}, 1), norm({mid})")
@@ -225,7 +223,7 @@ class _Writer:
         self.parts(early, cls, mid, harmless=True)
         cls.lines.append("h = self.norm2(h)" if early_norm else "h = self.norm2(self.conv2(h))")
         if not post:
-            self.last(cls, mid if early_norm else "outputs", fresh=False)
+            self.last(cls, normed[1], fresh=False)
             cls.lines += ["h = self.conv2(h)"] if early_norm else []
         cls.lines += [*(["s = self.shortcut(x)"] if late else []), add]
         if post:
@@ -265,7 +263,7 @@ class _Writer:
         names = [self.block() for _ in range(rng.choice([1, 1, 2]))]
         blocks, width, trees = list[Block](), 4, self.likely(0.1)
         stem = rng.choice(["nn.ReLU()", "nn.ReLU(True)", "nn.Identity()"])
-        net.lines += [f"x, maps = self.stem(h), []"]
+        net.lines += ["x, maps = self.stem(h), []"]
         for g in range(1, rng.choice([1, 2, 2, 3]) + 1):
             form = "tree" if trees else rng.choice([f for f in STAGES if f != "tree"])
             outputs = width * rng.choice([1, 2]) if g > 1 else width

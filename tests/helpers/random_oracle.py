@@ -1,29 +1,22 @@
 """Judges the surgery on a written network by its twin, in which a person has put the new activations."""
 
-import dataclasses
-import importlib.util
-import itertools
-import random
 import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_act import SpartaError, relu_sites, replace_relus, restore_relus
 from sparta_act.errors import SiteError
+from tests.helpers.observing import Situation, build, drawn, example, fingerprint, observed, same, situations
 from tests.helpers.random_networks import Written
-from tests.helpers.random_parts import EDIT, REFUSE
+from tests.helpers.random_parts import EDIT, MAY, REFUSE
 
-SIZE = {1: 24, 2: 12, 3: 8}  # of the images, by their dimensions
-KEPT = ("feature", "penalty", "seen")  # attributes that a pass sets
-numbered = itertools.count()
+KIND = {EDIT: "refused without need", MAY: "refused", REFUSE: "refused"}
 
 
 class Verdict(NamedTuple):
@@ -56,120 +49,6 @@ class Act(nn.Module):
         return torch.tanh(x - 0.3) * self.slope.view(-1, *[1] * (x.ndim - 2)) + 0.3 * x
 
 
-def build(text: str, folder: Path) -> nn.Module:
-    """The network that the text of a module defines."""
-    name = f"written_network_{next(numbered)}"
-    (folder / f"{name}.py").write_text(text)
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    torch.manual_seed(0)
-    net: nn.Module = module.Net()
-    return net
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in what a network returns."""
-    if isinstance(value, Tensor):
-        return [value]
-    if dataclasses.is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
-        value = [*value.values()]
-    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
-
-
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-
-
-class Situation(NamedTuple):
-    """The circumstances of a pass."""
-
-    training: bool
-    flag: bool
-    size: int
-    seed: int
-
-
-def situations(written: Written) -> list[Situation]:
-    """Those in which the network may act differently."""
-    sizes = [SIZE[written.dimensions]] + (
-        [60] if "shape[-1] " in written.text and written.dimensions < 3 else []
-    )
-    seeds = range(4) if "random()" in written.text else range(1)
-    flags = (False, True) if "self.flag" in written.text else (False,)
-    several = [Situation(False, f, s, 0) for s in sizes for f in flags]
-    return several + [Situation(True, f, sizes[0], seed) for f in flags for seed in seeds]
-
-
-def observed(net: nn.Module, situation: Situation) -> list[Tensor]:
-    """What the network returns and keeps; the network is afterwards as before, but for what it keeps."""
-    zeros = [p for p in net.parameters() if not p.any()]  # a norm initialized to zero hides its block
-    state = [(t, t.clone()) for t in (*zeros, *net.buffers())]
-    modes = [(m, m.training) for m in net.modules()]
-    flagged = [m for m in net.modules() if hasattr(type(m), "flag")]
-    dimensions = next(m.weight.ndim for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd)) - 2
-    for m in net.modules():
-        for name in KEPT[:2]:
-            vars(m).pop(name, None)
-    try:
-        for parameter in zeros:
-            parameter.data.fill_(0.7)
-        for m in flagged:
-            m.flag = situation.flag
-        seeded(situation.seed)
-        x = torch.rand(3, 3, *[situation.size] * dimensions)
-        with torch.no_grad():
-            found = tensors(net.train(situation.training)(x))
-        kept = [vars(m)[k] for m in net.modules() for k in KEPT[:2] if isinstance(vars(m).get(k), Tensor)]
-        statistics = [b.float() for n, b in net.named_buffers()]
-        return [t.clone() for t in (*found, *kept, *statistics)]
-    finally:
-        for tensor, value in state:
-            tensor.data.copy_(value)
-        for m, mode in modes:
-            m.training = mode
-        for m in flagged:
-            del m.flag
-
-
-def same(left: list[Tensor], right: list[Tensor]) -> bool:
-    """Whether all numbers agree, but for the order of additions."""
-    return len(left) == len(right) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
-        for a, b in zip(left, right, strict=True)
-    )
-
-
-def fingerprint(net: nn.Module, kept: bool = True) -> list[object]:
-    """Everything of a network that the surgery could leave changed; tensors by their place and their bytes."""
-    found: list[object] = []
-    for name, m in net.named_modules(remove_duplicate=False):
-        own = {k: v for k, v in vars(m).items() if kept or k not in KEPT}
-        found.append(
-            (name, id(m), type(m), m.training, [(k, id(v)) for k, v in own.items() if k != "training"])
-        )
-        found += [[*map(id, v)] for v in own.values() if isinstance(v, list)]
-        found += [(k, id(v)) for group in (m._parameters, m._buffers, m._modules) for k, v in group.items()]
-        found += [(k, id(h)) for k, h in m._forward_hooks.items()]
-    for name, t in (*net.named_parameters(), *net.named_buffers()):
-        found.append(
-            (name, t.data_ptr(), t.dtype, t.requires_grad, t.grad is None, t.detach().numpy().tobytes())
-        )
-    return found
-
-
-def drawn() -> list[object]:
-    """The state of all random numbers."""
-    numpy = np.random.get_state()[1].tobytes()  # type: ignore[union-attr]  # noqa: NPY002
-    return [torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy]
-
-
 def spots(block: nn.Module) -> dict[str, nn.Module]:
     """The places for a new activation in a block of the twin, by the name of the module that holds them."""
     found = {n: m for n, m in block.named_modules() if type(m).__name__ == "Spot"}
@@ -188,10 +67,10 @@ class _Judgment:
         labelled = [(vars(m)["label"], n, m) for n, m in self.twin.named_modules() if "label" in vars(m)]
         self.twins = {label: (name, m) for label, name, m in labelled}
         self.truths = {b.label: b for b in written.blocks}
-        self.example = torch.rand(2, 3, *[SIZE[written.dimensions]] * written.dimensions)
+        self.example = example(written)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of the package; it must neither fail by an unclear error nor draw random numbers."""
+        """Call a function of the package; no unclear error, no random numbers."""
         before = drawn()
         try:
             return function(self.net, *args, example=self.example)
@@ -259,35 +138,32 @@ class _Judgment:
         return ""
 
     def compare(self, acts: dict[str, Act]) -> None:
-        own = [self.net.state_dict(keep_vars=True)]
-        added = [k for k in own[0] if k not in self.twin.state_dict()]
-        if len(added) != len(acts):
-            raise Wrong(f"{[*acts]}: new parameters {added}")
-        seen = False
+        """Compare with what was before, with ReLU put for ReLU; then with the twin."""
+        places = [(spot, act) for label, act in acts.items() for spot in spots(self.twins[label][1]).values()]
+        if len(self.net.state_dict()) != len(self.twin.state_dict()) + len(acts):
+            raise Wrong(f"{[*acts]}: not one new parameter for each")
+        makes_a_difference = False
         for s, before in zip(self.situations, self.before, strict=True):
             Act.plain = True
-            try:
-                actual = self.results(s)
-            finally:
-                Act.plain = False
+            actual = self.results(s)
+            Act.plain = False
             if not same(actual, before):
                 raise Wrong(f"{[*acts]}, {s}: with ReLU put for ReLU, something else than before")
-            for label, act in acts.items():
-                for spot in spots(self.twins[label][1]).values():
-                    vars(spot)["new"] = act
+            for spot, act in places:
+                vars(spot)["new"] = act
             expected = observed(self.twin, s)
-            for label in acts:
-                for spot in spots(self.twins[label][1]).values():
-                    vars(spot)["new"] = None
-            seen |= not same(expected, before)
+            for spot, _ in places:
+                vars(spot)["new"] = None
+            makes_a_difference |= not same(expected, before)
             if not same(self.results(s), expected):
                 raise Wrong(f"{[*acts]}, {s}: something else than a person's edit gives")
-        assert seen, "the edit makes no difference: the comparison shows nothing"
+        assert makes_a_difference, "a comparison that shows nothing"
 
     def results(self, s: Situation) -> list[Tensor]:
         try:
             return observed(self.net, s)
         except Exception as error:
+            Act.plain = False
             raise Wrong(f"{s}: the changed network fails: {type(error).__name__}: {error}") from error
 
 
@@ -323,6 +199,6 @@ def judge(written: Written, folder: Path, replace: Callable[..., nn.Module] = re
     if together.result == "wrong" and not verdicts:
         return [together]
     for label, why in whys.items():
-        need = "refused" if judgment.truths[label].truth != EDIT else "refused without need"
-        verdicts.append(Verdict(label, need if why else "right", why, judgment.truths[label].parts))
+        _, truth, parts = judgment.truths[label]
+        verdicts.append(Verdict(label, KIND[truth] if why else "right", why, parts))
     return verdicts

@@ -1,7 +1,7 @@
 """The parts that the random networks are made of: ways to call ReLU, and what stands around the calls.
 
-A part is a few lines that work on the map `h`, of C channels; lines that begin with @ belong into `__init__`, and
-those with % are methods. LAST(h) is a last ReLU of a block, RELU(h) another one; both are spelled by chance.
+A part is a few lines that work on the map `h`, of C channels; lines that begin with @ belong into `__init__`,
+and those with % are methods. LAST(h) is a last ReLU of a block, RELU(h) another one, both in any spelling.
 """
 
 from typing import NamedTuple
@@ -235,7 +235,8 @@ h = h + RELU(torch.full_like(h, 0.1))
 @ self.apply_kernel = getattr(F, f'conv{c.weight.ndim - 2}d')
 @ self.predict = nn.Linear(C, c.weight[:, 0].numel())
 k = self.predict(mean(h).flatten(1)).view(-1, 1, *[3] * (h.ndim - 2))
-h = h + 0.3 * self.apply_kernel(h.reshape(1, -1, *h.shape[2:]), RELU(k), padding=1, groups=len(k)).reshape(h.shape)
+one = h.reshape(1, -1, *h.shape[2:])
+h = h + 0.3 * self.apply_kernel(one, RELU(k), padding=1, groups=len(k)).reshape(h.shape)
 # ReLU on attention scores | may
 q = h.flatten(2).unflatten(1, (2, -1))
 a = RELU(q.transpose(2, 3) @ q) / q[0, 0].numel()

@@ -119,14 +119,14 @@ def copies(net, labels, activations, **more):
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (nothing, "new parameters"),
+        (nothing, "not one new parameter for each"),
         (fails, "fails fails: IndexError: no"),
         (every_call, "with ReLU put for ReLU, something else than before"),
         (other_block, "something else than a person's edit gives"),
         (refuses_after_a_change, "a refused edit changes the network"),
         (refuses_in_another_mode, "a refused edit changes the network"),
         (draws, "draws draws random numbers"),
-        (copies, "new parameters"),
+        (copies, "not one new parameter for each"),
     ],
 )
 def test_a_broken_surgery_is_caught(tmp_path, broken, why):

@@ -1,37 +1,18 @@
 """Writes random networks of which it is known, by the way they are written, what the surgery must do.
 
 `write(seed)` gives two source texts: a network, and its twin, in which a person has put `self.spot` at the
-last ReLU of each block. Before that, a text of ours marks the call, and what goes into it: «F.relu(h)|h». An
-argument that begins with ! is the whole text of the twin.
+last ReLU of each block.
 """
 
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.helpers.random_parts import CALLS, EDIT, LASTS, MAY, PARTS, REFUSE, STAGES, UNITS, Part
+from tests.helpers.random_calls import CALLS, EDIT, LASTS, MAY, REFUSE, Part
+from tests.helpers.random_classes import HEADER, Class, read
+from tests.helpers.random_parts import PARTS, STAGES, UNITS
 
-HEADER = """import random
-from functools import partial, reduce
-
-import torch
-import torch.nn.functional as F
-import torch.nn.utils.parametrize
-import torch.utils.checkpoint
-from torch import nn
-from torch.nn.functional import relu as activate
-
-from tests.helpers.network_pieces import *
-
-
-def conv(inputs, outputs, size=3, stride=1):
-    return nn.Conv2d(inputs, outputs, size, stride, size // 2)
-
-
-def norm(channels):
-    return nn.BatchNorm2d(channels)
-"""
 ADDITIONS = ("h = h + s", "h += s", "h = torch.add(h, s)", "h = s + h", "s += h\nh = s")
 RELU_IN_SHORTCUT = "nn.Sequential(conv(inputs, outputs, 1, stride), nn.ReLU(), conv(outputs, outputs, 1))"
 PLAIN_SHORTCUT = "nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))"
@@ -56,53 +37,11 @@ class Written:
     dimensions: int
 
 
-def read(text: str, twin: bool) -> str:
-    """A marked text, as the network has it or as its twin has it."""
-
-    def one(match: re.Match[str]) -> str:
-        original, argument = match[1].rsplit("|", 1)
-        if not twin or argument.startswith("!"):
-            return argument[1:] if twin else original
-        return "self.spot" if argument == "=" else f"self.spot({argument})"
-
-    return re.sub("«(.*?)»", one, text, flags=re.DOTALL)
-
-
-@dataclass
-class _Class:
-    """A class of blocks, or of a part of one, as it is written."""
-
-    name: str
-    takes: str  # by __init__, after self
-    inplace: bool  # whether the modules of ReLU are
-    spot: bool = False  # whether the last ReLU is
-    init: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)
-    truth: int = 0
-    words: list[str] = field(default_factory=list)
-
-    def text(self) -> str:
-        """Its source, with the last calls marked."""
-        body = "\n".join(self.lines)
-        spot = '«|!; vars(self)["spot"] = Spot(SPOT)»' if "self.spot" in read(body, True) else ""
-        init = "\n".join([f"super().__init__(){spot}", *dict.fromkeys(self.init)])
-        methods = [*dict.fromkeys(self.methods)]
-        pieces = [f"def __init__(self{self.takes}):\n" + _indented(init), *methods]
-        pieces += ["def forward(self, h):\n" + _indented(body)]
-        text = f"class {self.name}(nn.Module):\n    flag = False\n\n" + _indented("\n\n".join(pieces))
-        return text.replace("INPLACE", str(self.inplace)).replace("Spot(SPOT)", f"Spot({self.spot})")
-
-
-def _indented(text: str) -> str:
-    return "\n".join("    " + line if line else line for line in text.splitlines())
-
-
 class _Writer:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.classes: list[str] = []
-        self.made: dict[str, _Class] = {}  # the classes of blocks
+        self.made: dict[str, Class] = {}  # the classes of blocks
         self.count = 0
 
     def likely(self, chance: float) -> bool:
@@ -112,7 +51,7 @@ class _Writer:
         self.count += 1
         return f"{what}{self.count}"
 
-    def relu(self, argument: str, to: _Class, last: bool = False, unseen: bool = False) -> str:
+    def relu(self, argument: str, to: Class, last: bool = False, unseen: bool = False) -> str:
         """A call of ReLU in any spelling; a last one is marked."""
         calls = [
             c for c in CALLS if last or not ("in place" in c.options or ("INPLACE" in c.init and to.inplace))
@@ -128,7 +67,7 @@ class _Writer:
         to.spot |= "in place" in call.options or ("INPLACE" in call.init and to.inplace)
         return f"«{text}|{argument}»"
 
-    def spelled(self, text: str, to: _Class, unseen: bool = False) -> str:
+    def spelled(self, text: str, to: Class, unseen: bool = False) -> str:
         """The text with a call of ReLU for each RELU(...) and LAST(...)."""
         while match := re.search(r"\b(RELU|LAST)\(", text):
             depth, end = 1, match.end()
@@ -139,9 +78,9 @@ class _Writer:
             text = text[: match.start()] + called + text[end:]
         return text
 
-    def add(self, part: Part, to: _Class, channels: str, child: bool = False) -> None:
+    def add(self, part: Part, to: Class, channels: str, child: bool = False) -> None:
         """Put a part into a class, or into a child module of its own."""
-        target = _Class(self.name("Part"), ", C", to.inplace, to.spot) if child else to
+        target = Class(self.name("Part"), ", C", to.inplace, to.spot) if child else to
         if "«" in part.init + part.lines:
             target.spot |= "in place" in part.options or ("INPLACE" in part.init and to.inplace)
         marked = part.init.replace("|»", "|!Spot(SPOT)»")
@@ -157,7 +96,7 @@ class _Writer:
             to.truth, to.spot = max(to.truth, target.truth), target.spot
             to.words += [*target.words, "in a child"]
 
-    def last(self, to: _Class, channels: str, fresh: bool) -> None:
+    def last(self, to: Class, channels: str, fresh: bool) -> None:
         """The last ReLU of a block; something may keep what goes into it."""
         part = self.rng.choice(LASTS) if self.likely(0.5) else LASTS[0]
         kept = self.rng.choice(["feature", "view", "hook", "after"]) if self.likely(0.15) else ""
@@ -176,7 +115,7 @@ class _Writer:
             )
             to.truth = max(to.truth, MAY if shared else EDIT)
 
-    def parts(self, several: list[Part], to: _Class, channels: str, harmless: bool = False) -> None:
+    def parts(self, several: list[Part], to: Class, channels: str, harmless: bool = False) -> None:
         """Put parts between the calls; before the last ReLU another one does no harm."""
         for part in several:
             if part.name not in to.words:
@@ -189,7 +128,7 @@ class _Writer:
         """Write a class of blocks; its name."""
         rng = self.rng
         kind = rng.choice(["basic", "basic", "bottleneck", "pre-activation", "inner"])
-        cls = _Class(self.name("Block"), ", inputs, outputs, stride, label", self.likely(0.4), words=[kind])
+        cls = Class(self.name("Block"), ", inputs, outputs, stride, label", self.likely(0.4), words=[kind])
         early_norm, post = kind == "pre-activation", kind in ("basic", "bottleneck")
         mid = rng.choice(["outputs", "outputs", "2 * outputs"])
         normed = ("inputs", mid) if early_norm else (mid, "outputs")
@@ -207,8 +146,8 @@ class _Writer:
         if self.likely(0.1):
             cls.lines += ["if self.training and random.random() < 0.3:", "    return self.shortcut(x)"]
             cls.words.append("leaves early")
-        if gated_shortcut and not post and (late or "leaves early" in cls.words):
-            cls.words.append("shortcut late")
+        if gated_shortcut and ("leaves early" in cls.words or (late and not post)):
+            cls.words.append("shortcut last")
             cls.truth = MAY
         chosen = [rng.choice(PARTS) for _ in range(rng.choice([0, 0, 1, 1, 2]))]
         early = [p for p in chosen if "after" not in p.options and self.likely(0.4)]
@@ -258,7 +197,7 @@ class _Writer:
 
     def network(self, seed: int) -> Written:
         """Write the classes of blocks, and the network that holds them."""
-        rng, net = self.rng, _Class("Net", "", False)
+        rng, net = self.rng, Class("Net", "", False)
         dimensions = rng.choice([2, 2, 2, 2, 2, 1, 3])
         names = [self.block() for _ in range(rng.choice([1, 1, 2]))]
         blocks, width, trees = list[Block](), 4, self.likely(0.1)

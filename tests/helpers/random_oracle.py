@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparta_act import SpartaError, relu_sites, replace_relus, restore_relus
 from sparta_act.errors import SiteError
 from tests.helpers.observing import Situation, build, drawn, example, fingerprint, observed, same, situations
+from tests.helpers.random_calls import EDIT, MAY, REFUSE
 from tests.helpers.random_networks import Written
-from tests.helpers.random_parts import EDIT, MAY, REFUSE
 
 KIND = {EDIT: "refused without need", MAY: "refused", REFUSE: "refused"}
 

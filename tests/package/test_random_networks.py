@@ -7,9 +7,9 @@ import torch
 
 from sparta_act import replace_relus
 from sparta_act.errors import SiteError
+from tests.helpers.random_calls import EDIT, MAY, REFUSE
 from tests.helpers.random_networks import Block, Written, write
 from tests.helpers.random_oracle import judge
-from tests.helpers.random_parts import EDIT, MAY, REFUSE
 
 HAND = """
 import torch.nn.functional as F

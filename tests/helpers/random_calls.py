@@ -147,7 +147,7 @@ h = h - y
 h += LAST(h)
 # indexed
 h = LAST(h)[:, :]
-# masked
+# masked | may
 h = LAST(h) * (h > -9)
 # half of the channels | fresh
 h = torch.cat([LAST(1.0 * h[:, :2]), h[:, 2:]], 1)

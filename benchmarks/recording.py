@@ -1,5 +1,6 @@
 """Runs a network and records its activation calls; chosen calls may compute another activation."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def tensors(value: Any) -> list[Tensor]:
     """All tensors in the output of a network."""
     if isinstance(value, Tensor):
         return [value]
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []

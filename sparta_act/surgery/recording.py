@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from sparta_act.errors import SiteError
 from sparta_act.surgery.kinds import kind_of, spelled
 from sparta_act.surgery.rewriting import forward_of
-from sparta_act.surgery.sandbox import TRIES, Example, random_numbers, run, tensors_in, untouched
+from sparta_act.surgery.sandbox import TRIES, Example, like_of, random_numbers, run, tensors_in, untouched
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
@@ -138,7 +138,7 @@ class _Recorder(TorchFunctionMode):
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
-        like = x.new_empty(0) if x is not None else None
+        like = like_of(x, modules[-1]) if x is not None else None
         no_map = self._why_no_map(shape)
         self.seen.events.append(Event(kind, tuple(modules), shape, no_map, like, original, act, offset, via))
 

@@ -127,8 +127,8 @@ def test_what_a_forward_hook_keeps(keep):
 
 class ReadsTheOtherHalf(Layers):
     def forward(self, x):
-        a, b = (self.norm(self.conv(x)) + x).chunk(2, 1)
-        return torch.cat([F.relu_(a), b], 1)
+        h = self.norm(self.conv(x)) + x
+        return torch.cat([F.relu_(h[:, ::2]), h[:, 1::2]], 1)
 
 
 class RestsInAList(Layers):

@@ -51,14 +51,12 @@ def check_values(model: nn.Module) -> None:
 
 
 def build(sites: list[Site], activation: Activation) -> list[nn.Module]:
-    """A module for each site, with the device, dtype and training mode of the block around it."""
+    """A module for each site, with the device and dtype of its input, and the mode of the block around it."""
     new = _matched(sites, activation) if isinstance(activation, Mapping) else _called(sites, activation)
     for site, module in zip(sites, new, strict=True):
-        cut = site.cut
-        tensors = [t for t in (*cut.within.parameters(), *cut.within.buffers()) if t.is_floating_point()]
-        like = tensors[0] if tensors else cut.like
-        module.to(cut.like.device, like.dtype)
-        module.train(cut.within.training)
+        like = site.cut.like
+        module.to(like.device, like.dtype if like.is_floating_point() else None)
+        module.train(site.cut.within.training)
     return new
 
 

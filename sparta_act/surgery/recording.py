@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from sparta_act.surgery.kinds import kind_of, spelled
 from sparta_act.surgery.origins import KERNEL, Call, Origins, family, made_by, pixels
 from sparta_act.surgery.rewriting import forward_of
-from sparta_act.surgery.sandbox import tensors_in
+from sparta_act.surgery.sandbox import like_of, tensors_in
 
 # What is on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
 ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
             shape,
             no_map,
             tuple(o.sources for o in origins),
-            inputs[0].new_empty(0),
+            like_of(inputs[0], modules[-1]),
             original,
             act,
             self._key(act, modules[-1]),

@@ -1,8 +1,9 @@
 """Replaces ReLU calls of a network by another activation, and puts them back."""
 
+import functools
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 from torch import nn
@@ -15,22 +16,32 @@ from sparta_act.surgery.kinds import parse_kinds
 from sparta_act.surgery.placing import Activation, build, check_activation, check_values, put, subclass_for
 from sparta_act.surgery.recording import inner
 from sparta_act.surgery.rewriting import MARK, NAME, original_class
-from sparta_act.surgery.sandbox import Example, Snapshot
+from sparta_act.surgery.sandbox import ONE_AT_A_TIME, Example, all_or_nothing, as_before, check_example
 from sparta_act.surgery.sites import SiteList, shown
+from sparta_act.surgery.snapshot import of_structure
 from sparta_act.surgery.verifying import answers, compare, verify
 
 CLOSED = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "ScriptModule")
 
 
-@contextmanager
-def _all_or_nothing() -> Iterator[None]:
-    """Inside, a `SiteError` means that the model is as it was, and says so."""
-    try:
-        yield
-    except SiteError as error:
-        text = str(error)
-        error.args = (f"{text}\nNothing was changed." if "\n" in text else f"{text}. Nothing was changed.",)
-        raise
+P = ParamSpec("P")
+
+
+def _saying_so(edit: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
+    """A `SiteError` means that the model is as it was, and says so."""
+
+    @functools.wraps(edit)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
+        try:
+            return edit(*args, **kwargs)
+        except SiteError as error:
+            text = str(error)
+            error.args = (
+                f"{text}\nNothing was changed." if "\n" in text else f"{text}. Nothing was changed.",
+            )
+            raise
+
+    return wrapper
 
 
 def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None = None) -> SiteList:
@@ -38,8 +49,8 @@ def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None
 
     Blocks come first and have a label such as "G4.B2"; all other sites go by their dotted name.
     `kinds`: which activations count, "relu6" or several with commas, "relu, hardswish".
-    `example` is an input of the network, a tensor, a tuple of arguments or a dict of named ones; by default
-    small noise is tried. Raises `SiteError` for what cannot be run or operated on.
+    `example` is an input of the network, a tensor, a tuple of arguments or a mapping of named ones; by
+    default small noise is tried. Raises `SiteError` for what cannot be run or operated on.
 
     >>> relu_sites(torchvision.models.resnet18())
     site   name             channels  calls  edit
@@ -47,11 +58,12 @@ def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None
     ...
            relu             64        1      swap
     """
-    _check(model)
-    return shown(find_sites(inner(model), example, parse_kinds(kinds))[0])
+    _check(model, example)
+    with ONE_AT_A_TIME:
+        return shown(find_sites(inner(model), example, parse_kinds(kinds))[0])
 
 
-@_all_or_nothing()
+@_saying_so
 def replace_relus(
     model: nn.Module,
     sites: str,
@@ -67,65 +79,63 @@ def replace_relus(
     `activation`: a class or function from channel count to module, or a mapping from labels to modules with
     `in_channels`, such as a `SpartaSet`; copies go where the channels fit, and labels break ties.
     `kinds`: which activations are replaced, "relu6" or several with commas, "relu, hardswish".
-    `example`: an input of the network, a tensor, a tuple of arguments or a dict of named ones; by default
+    `example`: an input of the network, a tensor, a tuple of arguments or a mapping of named ones; by default
     small noise is tried.
 
     Raises `SiteError` when anything does not fit; the model is then as it was.
 
     >>> replace_relus(resnet, "G*.B-1")
     """
-    _check(model)
-    network = inner(model)
+    _check(model, example)
     check_activation(activation)
-    wanted = parse_kinds(kinds)
-    found, example = find_sites(network, example, wanted)
-    chosen = select(found, sites, wanted)
-    new = build(chosen, activation)
-    classes = [subclass_for(site) for site in chosen]
-    expected = answers(network, example)
-    before = Snapshot(network)
-    try:
+    network, wanted = inner(model), parse_kinds(kinds)
+    with all_or_nothing(lambda: as_before(network)):
+        found, example = find_sites(network, example, wanted)
+        chosen = select(found, sites, wanted)
+        new = build(chosen, activation)
+        classes = [subclass_for(site) for site in chosen]
+        expected = answers(network, example)
         for site, module, cls in zip(chosen, new, classes, strict=True):
             put(site.cut, module, cls)
         verify(network, chosen, new, example)
         compare(network, chosen, new, example, expected)
-    except BaseException:
-        before.restore()
-        raise
-    _forget_compiled()
-    return model
+        _forget_compiled()
+        return model
 
 
-@_all_or_nothing()
+@_saying_so
 def restore_relus(model: nn.Module) -> nn.Module:
     """Put back, in place, every ReLU that `replace_relus` has replaced in `model`; return the same model.
 
     Raises `SiteError` when there is none.
     """
     _check(model)
-    modules, found = list(model.modules()), False
-    _check_nothing_moved(modules)
-    for module in modules:
-        swapped = vars(module).pop(SWAPPED, {})
-        for key, (relu, new) in swapped.items():
-            module._modules[key] = relu
-            relu.train(module.training)
-            for like in (t for t in (*new.parameters(), *module.parameters()) if t.is_floating_point()):
-                relu.to(like.device, like.dtype)  # where the network has been moved since
-                break
-        if MARK in vars(type(module)):
-            module.__class__ = original_class(module)
-            module._modules.pop(NAME, None)
-            found = True
-        found |= bool(swapped)
-    if not found:
+    modules = [m for m in model.modules() if vars(m).get(SWAPPED) or hasattr(type(m), MARK)]
+    if not modules:
         raise SiteError("no ReLU of this model has been replaced, so none can be restored")
-    _forget_compiled()
-    return model
+    with all_or_nothing(lambda: [step for m in modules for step in of_structure(m)]):
+        _check_nothing_moved(modules)
+        for module in modules:
+            _put_back(module)
+        _forget_compiled()
+        return model
 
 
-def _check(model: nn.Module) -> None:
-    """Refuse what cannot be operated on."""
+def _put_back(module: nn.Module) -> None:
+    """Undo what was done to this module."""
+    for key, (relu, new) in vars(module).pop(SWAPPED, {}).items():
+        module._modules[key] = relu
+        relu.train(module.training)
+        for like in (t for t in (*new.parameters(), *module.parameters()) if t.is_floating_point()):
+            relu.to(like.device, like.dtype)  # where the network has been moved since
+            break
+    if MARK in vars(type(module)):
+        module.__class__ = original_class(module)
+        module._modules.pop(NAME, None)
+
+
+def _check(model: nn.Module, example: Example | None = None) -> None:
+    """Refuse what cannot be operated on, or run."""
     if not isinstance(model, nn.Module):
         raise SiteError(f"the model must be an nn.Module, not a {type(model).__name__}")
     for name, module in model.named_modules():
@@ -135,6 +145,8 @@ def _check(model: nn.Module) -> None:
                 "then script, compile or wrap the model"
             )
     check_values(model)
+    if example is not None:
+        check_example(example)
 
 
 def _check_nothing_moved(modules: list[nn.Module]) -> None:

@@ -1,5 +1,6 @@
 """Changes one call in the source of a forward, as a generated subclass of the module's class."""
 
+import abc
 import ast
 import functools
 import hashlib
@@ -101,13 +102,13 @@ def _state(function: Any) -> tuple[Any, ...]:
 
 
 def _derived(cls: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
-    """A subclass made without `__init_subclass__`, where a class may register its subclasses."""
+    """A subclass made past `__init_subclass__` and metaclass, where a class may register its subclasses."""
+    meta: Any = type(cls)
+    plain = next(m for m in meta.__mro__ if m in (abc.ABCMeta, type))  # what it does is needed, and no more
     try:
-        if type(cls) is type:
-            subclass: type[nn.Module] = type(cls.__name__, (nn.Module,), body)
-            subclass.__bases__ = (cls,)
-            return subclass
-        return types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(body))
+        subclass: type[nn.Module] = plain.__new__(meta, cls.__name__, (nn.Module,), body)
+        subclass.__bases__ = (cls,)
+        return subclass
     except Exception as error:
         raise SiteError(f"{cls.__qualname__} allows no subclass: {type(error).__name__}: {error}") from error
 

@@ -1,91 +1,71 @@
 """Runs a network, and leaves it as it was."""
 
 import copy
-import dataclasses
-import random
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+import threading
+import types
+from collections import UserDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from sparta_act.errors import SiteError
+from sparta_act.surgery.randomness import OwnNumbers, ProcessNumbers
 from sparta_act.surgery.rewriting import without_compile
+from sparta_act.surgery.snapshot import Snapshot, put_back
 
-Example = Tensor | tuple[Any, ...] | dict[str, Any]
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 TRIES = 10  # passes in training mode, for blocks that are skipped at random
 
+ONE_AT_A_TIME = threading.RLock()  # looks and edits: two of one network would undo each other
 
-class Snapshot:
-    """Everything that a forward pass, or our own edit, can change in a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        modules, parameters = [*model.modules()], [*model.parameters()]
-        self._modules = [(m, type(m), dict(vars(m)), _shallow(vars(m))) for m in modules]
-        plain = [t for m in modules for t in vars(m).values() if isinstance(t, Tensor)]
-        grads = [p.grad for p in parameters if p.grad is not None]
-        self._values = [(t, t.detach().clone()) for t in (*parameters, *grads, *model.buffers(), *plain)]
-        self._grads = [(p, p.grad, p.requires_grad) for p in parameters]
-
-    def restore(self) -> None:
-        """Put everything back, in place; Ctrl-C waits until it is done."""
-        try:
-            self._restore()
-        except BaseException:
-            self._restore()
-            raise
-
-    def _restore(self) -> None:
-        for module, cls, attributes, contents in self._modules:
-            if type(module) is not cls:
-                module.__class__ = cls
-            own = vars(module)
-            own.update(attributes)
-            for name in own.keys() - attributes.keys():
-                del own[name]
-            for name, content in contents.items():
-                container = attributes[name]
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
-        for tensor, value in self._values:
-            _put_back(tensor, value)
-        for parameter, grad, required in self._grads:
-            if parameter.requires_grad != required:
-                parameter.requires_grad_(required)
-            if parameter.grad is not grad:
-                parameter.grad = grad
+_open: list[OwnNumbers] = []  # of the passes that run now
 
 
-def _put_back(tensor: Tensor, value: Tensor) -> None:
-    if tensor.shape != value.shape:
-        tensor.data = value
-    elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
-        tensor.data.copy_(value)
+@contextmanager
+def all_or_nothing(note: Callable[[], list[Callable[[], None]]]) -> Iterator[None]:
+    """After any exception inside, Ctrl-C included, the steps that `note` returns before are taken."""
+    undo: list[Callable[[], None]] = []
+    try:
+        with ONE_AT_A_TIME:
+            undo = note()
+            try:
+                yield
+            except BaseException:
+                put_back(undo)
+                undo = []
+                raise
+    except BaseException:
+        put_back(undo)  # where Ctrl-C came at the very end, or before the first attempt
+        raise
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {k: copy.copy(v) for k, v in attributes.items() if type(v) in (dict, OrderedDict, list, set)}
+def as_before(model: nn.Module) -> list[Callable[[], None]]:
+    """What puts a model and the random numbers of the process back to what they are now."""
+    return [Snapshot(model).restore, ProcessNumbers(model).restore]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Inside, the model may be run in any mode; afterwards it and all random numbers are as before."""
-    # numpy's and Python's too: some networks draw from them in training
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    snapshot = Snapshot(model)
-    with torch.random.fork_rng(devices=_gpus(model)), torch.inference_mode(False):
+    undo, numbers = as_before(model), OwnNumbers()
+    _open.append(numbers)
+    try:
         try:
             for module in model.modules():
                 _lay_open(module)
-            yield
+            with torch.inference_mode(False), numbers:
+                yield
         finally:
-            snapshot.restore()
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            put_back(undo)
+    except BaseException:
+        put_back(undo)  # where Ctrl-C came before the first attempt
+        raise
+    finally:
+        _open.remove(numbers)
 
 
 def _lay_open(module: nn.Module) -> None:
@@ -98,34 +78,113 @@ def _lay_open(module: nn.Module) -> None:
         vars(module)["forward"] = forward
 
 
-def _gpus(model: nn.Module) -> set[int]:
-    return {t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
-
-
 def random_numbers(model: nn.Module) -> list[Any]:
-    """The states of all random number generators that a pass may use."""
-    numpy = np.random.get_state()  # noqa: NPY002
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in sorted(_gpus(model)))]
-    return [random.getstate(), str(numpy), *(state.tolist() for state in states)]
+    """What changes when a pass draws random numbers."""
+    return [*ProcessNumbers(model).now(), *(numbers.drawn for numbers in _open)]
 
 
 def run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
     """All tensors that one forward pass on a copy of the example returns."""
-    copied = tree_map(lambda i: i.detach().clone() if isinstance(i, Tensor) else i, example)
+    return [*tensors_in(call(model, copied(example), training))]
+
+
+def call(model: nn.Module, example: Example, training: bool) -> Any:
+    """What one forward pass returns; a tuple is several arguments, a mapping is named ones."""
     model.train(training)
-    if isinstance(copied, dict):
-        return [*tensors_in(model(**copied))]
-    return [*tensors_in(model(*copied) if isinstance(copied, tuple) else model(copied))]
+    try:
+        if isinstance(example, Mapping):
+            return model(**example)
+        return model(*example) if isinstance(example, tuple) else model(example)
+    except Exception as error:
+        here = {t.device for t in (*model.parameters(), *model.buffers())}
+        there = {t.device for t in tensors_in(example)}
+        if isinstance(error, SiteError) or here & there or not here:
+            raise
+        raise SiteError(
+            f"the example is on {_listed(there)} and the network on {_listed(here)}, where it must be too: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _listed(devices: set[torch.device]) -> str:
+    return " and ".join(sorted(map(str, devices)))
+
+
+def check_example(example: Example) -> None:
+    """Refuse what no pass can be compared on. Raises `SiteError`."""
+    what = "example must be a tensor, a tuple of several arguments or a mapping of named ones"
+    tensors = [*tensors_in(example)]
+    if isinstance(example, Mapping) and not all(isinstance(key, str) for key in example):
+        raise SiteError(f"{what}; the keys of this one are no names: for one argument, pass (example,)")
+    if not tensors:
+        way = "; pass torch.as_tensor(example)" if hasattr(example, "__array__") else ""
+        raise SiteError(
+            f"{what}, and hold an image; there is no tensor in this {type(example).__name__}{way}"
+        )
+    if any(t.is_meta for t in tensors):
+        raise SiteError("the example is a meta tensor, which has no values; pass one on the network's device")
+    if not any(t.numel() for t in tensors):
+        raise SiteError("the example is empty, so that nothing can be compared; pass one that holds an image")
+
+
+def copied(value: Any) -> Any:
+    """The same containers and records with copies of the tensors: a pass may change what it is given."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict | UserDict):
+        twin: Any = copy.copy(value)
+        for key, item in value.items():
+            twin[key] = copied(item)
+        return twin
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | deque):
+        twin = copy.copy(value)
+        for i, item in enumerate(value):
+            twin[i] = copied(item)
+        return twin
+    if isinstance(value, tuple):
+        return tuple.__new__(type(value), map(copied, value))
+    inside = _attributes(value)
+    if any(True for _ in tensors_in(inside)):
+        value = copy.copy(value)
+        for name, item in inside.items():
+            object.__setattr__(value, name, copied(item))
+    return value
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in lists, tuples, dicts and dataclasses, and in those within them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in([*value.values()])
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from tensors_in(item)
-    elif dataclasses.is_dataclass(value):
-        yield from tensors_in([getattr(value, f.name) for f in dataclasses.fields(value)])
+    """The tensors in containers, in the attributes of other objects, and in those within them."""
+    todo, seen = [value], dict[int, Any]()  # what has been seen is kept: an id is used once
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif id(value) not in seen:
+            seen[id(value)] = value
+            if isinstance(value, Mapping):
+                inside = [*value.values()]
+            elif isinstance(value, list | tuple | set | frozenset | deque):
+                inside = [*value]
+            else:
+                inside = [*_attributes(value).values()]
+            todo += reversed(inside)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Those of an object that is data: no class, function, module or network."""
+    if isinstance(value, type | types.ModuleType | types.FunctionType | nn.Module):
+        return {}
+    names = [n for c in type(value).__mro__ for n in vars(c).get("__slots__", ()) if hasattr(value, n)]
+    return {**{name: getattr(value, name) for name in names}, **getattr(value, "__dict__", {})}
+
+
+def like_of(x: Tensor, module: nn.Module) -> Tensor:
+    """An empty tensor with the device and dtype that parameters beside `x` have.
+
+    Under autocast, and for numbers that are no floats, it is the dtype of the parameters of the module.
+    """
+    if x.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
+        return torch.empty(0, dtype=x.dtype, device=x.device)
+    own = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    return torch.empty(0, dtype=next(own, x).dtype, device=x.device)

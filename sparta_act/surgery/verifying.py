@@ -1,15 +1,24 @@
 """Checks a changed network by running it."""
 
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.sandbox import TRIES, Example, run, tensors_in, untouched
+from sparta_act.surgery.sandbox import TRIES, Example, call, copied, run, tensors_in, untouched
 from sparta_act.surgery.sites import Site
+from sparta_act.surgery.watching import Stand, Watch, keeper
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: Example) -> None:
@@ -39,9 +48,16 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
                 raise SiteError(f"new activations must run once in {mode} mode, but ran: {', '.join(wrong)}")
 
 
-def answers(model: nn.Module, example: Example) -> dict[bool, list[Tensor]]:
-    """What the network returns, by training mode; modes whose passes differ are left out."""
-    twice = {t: [_answer(model, example, t) for _ in range(2)] for t in (False, True)}
+class Answer(NamedTuple):
+    """What a network does in a pass."""
+
+    returned: list[Tensor]
+    calls: list[str]
+
+
+def answers(model: nn.Module, example: Example) -> dict[bool, Answer]:
+    """What the network does, by training mode; modes whose passes differ are left out."""
+    twice = {t: [_answer(model, example, t, []) for _ in range(2)] for t in (False, True)}
     return {training: first for training, (first, second) in twice.items() if _alike(first, second)}
 
 
@@ -50,81 +66,79 @@ def compare(
     sites: list[Site],
     new: list[nn.Module],
     example: Example,
-    expected: dict[bool, list[Tensor]],
+    expected: dict[bool, Answer],
 ) -> None:
-    """With the original functions at the new modules, the network must return what it returned before.
+    """With the original functions at the new modules, the network must do and return what it did before.
 
-    And nothing may use their input afterwards: an in-place ReLU would have changed it.
+    And nobody may see the input of a function that changes it, an original or a new one, after the call.
     """
-    same = True
     for training in (False, True):
-        watch = _Watch()
-        with untouched(model), watch:
-            for site, module in zip(sites, new, strict=True):
-                if training in site.cut.original:
-                    vars(module)["forward"] = watch.of(site.cut.original[training])
-            actual = _answer(model, example, training)
-        same &= not watch.used and (training not in expected or _alike(actual, expected[training]))
-    if not same:
-        raise SiteError(
-            "with the original activations at the sites, the changed network would not return what it did: a "
-            "forward uses what an in-place activation has changed, or asks for its own class; rewrite that "
-            "forward or choose other sites"
-        )
+        here = [(s, m) for s, m in zip(sites, new, strict=True) if training in s.cut.original]
+        original = [Stand(s, m, s.cut.original[training], False) for s, m in here]
+        actual = _answer(model, example, training, original)
+        differs = training in expected and not _alike(actual, expected[training])
+        if differs and _alike(actual, _answer(model, example, training, original)):  # else it is chance
+            raise SiteError(
+                "with the original activations at the sites, the changed network would not return what it "
+                "did: a forward asks for its own class or modules; rewrite it or choose other sites"
+            )
+        _answer(model, example, training, [Stand(s, m, _forward(m), True) for s, m in here])
 
 
-class _Watch(TorchFunctionMode):
-    """Sees whether the input of an in-place function is used after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used = False
-        self._changed: list[Tensor] = []
-
-    def of(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The function on a copy of its input, which is watched from then on if it would have changed."""
-
-        def forward(x: Tensor) -> Tensor:
-            twin = x.clone()
-            version = twin._version
-            y = function(twin)
-            if twin._version != version:
-                self._changed.append(x)
-            return y
-
-        return forward
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self._changed and any(True for _ in tensors_in(result)):  # more than its shape was read
-            given = {_place(t) for t in tensors_in([args, kwargs or {}])}
-            self.used |= any(_place(t) in given for t in self._changed)
-        return result
+def _forward(module: nn.Module) -> Callable[..., Any]:
+    while "_orig_mod" in module._modules:  # of torch.compile(module)
+        module = module._modules["_orig_mod"]  # type: ignore[assignment]
+    return module.forward
 
 
-def _place(tensor: Tensor) -> int:
-    """Where its numbers begin, so that its views count too."""
-    return tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else id(tensor)
-
-
-def _answer(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
+def _answer(model: nn.Module, example: Example, training: bool, stands: list[Stand]) -> Answer:
+    watch = Watch()
     with untouched(model), torch.no_grad():  # with the same random numbers each time
-        return run(model, example, training)
+        for stand in stands:
+            for hooks in HOOKS:
+                vars(stand.module)[hooks] = OrderedDict()
+            vars(stand.module)["forward"] = watch.of(stand)
+        given = copied(example)
+        with watch:
+            returned = call(model, given, training)
+        if watch.used:
+            raise SiteError(
+                f"{watch.used.site}: a forward uses what an in-place activation has changed, through another "
+                f"name or a view, and would read other numbers; {_way_out(watch.used)}"
+            )
+        if kept := watch.kept():
+            stand, tensor = kept
+            who = keeper(model, tensor, given, returned)
+            raise SiteError(
+                f"{stand.site}: its in-place activation changes a tensor that {who} keeps, which would hold "
+                f"other numbers; keep a copy (x.clone()), or {_way_out(stand)}"
+            )
+        return Answer([*tensors_in(returned)], watch.calls)
 
 
-def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        a.shape == b.shape and _close(a, b) for a, b in zip(left, right, strict=True)
+def _way_out(stand: Stand) -> str:
+    if stand.is_new:
+        return "make the new activation with inplace=False"
+    return "make that ReLU one that is not in place, nn.ReLU() or F.relu(x)"
+
+
+def _alike(left: Answer, right: Answer) -> bool:
+    return (
+        left.calls == right.calls
+        and len(left.returned) == len(right.returned)
+        and all(_close(a, b) for a, b in zip(left.returned, right.returned, strict=True))
     )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    if a.layout is not torch.strided or a.is_quantized or a.is_meta or not a.numel():  # nothing to compare
-        return True
-    a, b = a.detach().double() if not a.is_complex() else a, b.detach().double() if not b.is_complex() else b
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().nan_to_num().max().item(), equal_nan=True)
+    if a.layout is not torch.strided or a.is_quantized or a.is_meta or a.is_nested:  # nothing to compare
+        return a.layout == b.layout
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_complex():
+        a, b = a.detach().double(), b.detach().double()
+    scale = a.abs().nan_to_num().max().item() if a.numel() else 0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-5 * scale, equal_nan=True)
 
 
 class _Probe:
@@ -134,8 +148,13 @@ class _Probe:
         self.site = site
         self.calls = 0
         self.marker: Tensor | None = None
+        self.before = set[object]()  # nodes of the graph that leads to the block
+        site.cut.within.register_forward_pre_hook(self.before_block, with_kwargs=True)
         module.register_forward_hook(self.after_module)
         site.cut.within.register_forward_hook(self.after_block)
+
+    def before_block(self, block: nn.Module, inputs: Any, named: Any) -> None:
+        self.before = {t.grad_fn for t in tensors_in([inputs, named])}
 
     def after_module(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor | None:
         self.calls += 1
@@ -151,12 +170,13 @@ class _Probe:
     def after_block(self, block: nn.Module, inputs: Any, output: Any) -> None:
         tensors = [*tensors_in(output)]
         marker, self.marker = self.marker, None
-        if marker is not None and tensors and not _depends(tensors, marker):
+        if marker is not None and tensors and not _depends(tensors, marker, self.before):
             raise SiteError(f"{self.site}: the block does not use what its ReLU returns")
 
 
-def _depends(outputs: list[Tensor], marker: Tensor) -> bool:
-    todo, seen = [t.grad_fn for t in outputs], set[object]()
+def _depends(outputs: list[Tensor], marker: Tensor, before: set[object]) -> bool:
+    """Whether the outputs come from the marker; `before`: nodes that cannot, as they are older."""
+    todo, seen = [t.grad_fn for t in outputs], {*before}
     while todo:
         node = todo.pop()
         if node is None or node in seen:

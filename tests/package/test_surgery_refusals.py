@@ -361,7 +361,7 @@ class ComparesItsClass(Block):
     [
         (
             InPlaceUsedAgain,
-            "with the original activations at the sites, the changed network would not return",
+            "G1.B1: a forward uses what an in-place activation has changed, through another name or a view",
         ),
         (AsksForItsClass, "AsksForItsClass.forward asks for its own class, which would be another"),
         (ComparesItsClass, "ComparesItsClass.forward asks for its own class"),

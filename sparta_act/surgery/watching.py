@@ -69,7 +69,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if not self._aside:
             self.calls.append(f"{func}{_described((*args, *kwargs.values()))}")
-            if self._changed and not self.used:
+            if self._changed and not self.used and not _is_view(func):
                 self.used = next((c.by for t in tensors_in([args, kwargs]) if (c := self._seen_by(t))), None)
         return func(*args, **kwargs)
 
@@ -145,6 +145,12 @@ def _overlap(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
     )
     first.fill_(True)
     return bool(second.any())
+
+
+def _is_view(func: Any) -> bool:
+    """Whether a function reads no numbers, as slicing does: who reads its result is seen then."""
+    aliases = [r.alias_info for r in func._schema.returns] if hasattr(func, "_schema") else []
+    return any(alias and not alias.is_write for alias in aliases)
 
 
 def _described(values: Iterable[Any]) -> list[Any]:

@@ -156,7 +156,6 @@ def pictures(folder, *classes):
         ("--size 0", "steps, epochs, sizes are at least 1"),
         ("--lr -1", "lr is at least 0"),
         ("--step-size 2", "step_size is a fraction of the pixel range"),
-        ("--step-size 0", "step_size must be above 0"),
         ("--out one/test/cat/0.png", "0.png"),
         ("--sites G9.B1", "G9.B1"),
         ("--activation no/such/set", "'no/such/set' is neither a folder nor a name on the Hub"),

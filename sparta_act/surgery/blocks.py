@@ -100,9 +100,9 @@ def _outermost(
     alone = True
     while slot.parent is not None:
         outer = slots[id(slot.parent)]
-        others = [c for c in outer.module.children() if inner(c) is not slot.module]
         if outer.parent is None or id(outer.module) in found or inside[id(outer.module)] > 1:
             break
+        others = [c for c in outer.module.children() if inner(c) is not slot.module]
         if isinstance(outer.module, CONTAINERS):  # of one block and a dropout, say, among its like
             held = isinstance(outer.parent, CONTAINERS)
             if not held or not others or any(True for c in others for _ in c.parameters()):

@@ -14,7 +14,7 @@ from sparta_act.surgery.locating import locate_all
 from sparta_act.surgery.passes import record
 from sparta_act.surgery.recording import Event, Pass, inner
 from sparta_act.surgery.rewriting import MARK, NAME, Span, original_class
-from sparta_act.surgery.sandbox import Example
+from sparta_act.surgery.sandbox import Example, Steps
 from sparta_act.surgery.sites import Cut, Site, SiteList
 
 SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
@@ -37,9 +37,11 @@ def replaced(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str]) -> tuple[SiteList, Example]:
+def find_sites(
+    model: nn.Module, example: Example | None, kinds: frozenset[str], undo: Steps | None = None
+) -> tuple[SiteList, Example]:
     """The blocks, then all other calls of these kinds on feature maps; and the example they were seen on."""
-    passes, example = record(model, replaced(model), example)
+    passes, example = record(model, replaced(model), example, undo)
     known = {*map(id, model.modules())}
     if any(id(m) not in known for p in passes for e in p.events for m in e.modules):
         raise SiteError("the network makes modules in its first pass; run it once on an input before")
@@ -49,8 +51,7 @@ def find_sites(model: nn.Module, example: Example | None, kinds: frozenset[str])
         for g, group in enumerate(groups_of_blocks(network.slots, passes[0]), 1)
         for b, slot in enumerate(group, 1)
     ]
-    taken = {s.cut.place for s in sites if s.how}
-    others = [s for s in _other_sites(network) if not s.how or s.cut.place not in taken]
+    others = [*_other_sites(network, {s.cut.place for s in sites if s.how})]
     return SiteList([*sites, *others], _why_none(others, passes, kinds)), example
 
 
@@ -140,7 +141,7 @@ def _instead(events: list[Event]) -> str:
     return f", but {has}{hint(on_maps)}" if has else ""
 
 
-def _other_sites(network: Network) -> Iterator[Site]:
+def _other_sites(network: Network, taken: set[tuple[nn.Module, str]]) -> Iterator[Site]:
     """The activation modules, and for each other module the last such call in its own forward."""
     calls = [(p, e) for p in network.passes for e in p.events if e.kind in network.kinds and e.on_map]
     found: dict[tuple[int, str], dict[int, tuple[Pass, Event]]] = {}
@@ -148,7 +149,8 @@ def _other_sites(network: Network) -> Iterator[Site]:
     for p, event in calls:
         owner, child = event.modules[-1], network.child(event)
         parent, key = child or (owner, "")
-        if key or network.name(owner):  # the forward of the whole network has no name
+        named = key or network.name(owner)  # the forward of the whole network has no name
+        if named and (parent, key or NAME) not in taken:
             found.setdefault((id(parent), key), {})[id(p)] = p, event
         if child is None:
             several[id(p), id(event.act)] += 1

@@ -1,5 +1,7 @@
 """The activations that can be replaced, by their names in torch."""
 
+import functools
+
 from torch import nn
 
 from sparta_act.errors import SiteError
@@ -10,6 +12,7 @@ OTHERS = ("glu", "hardsigmoid", "rrelu", "sigmoid", "softshrink", "softsign", "t
 SPELLED = {name.replace("_", ""): name for name in (*KINDS, *OTHERS)}
 
 
+@functools.lru_cache(maxsize=1024)
 def spelled(name: str) -> str | None:
     """The activation that a function or class of torch is: "leaky_relu" for LeakyReLU and leaky_relu_."""
     return SPELLED.get(name.lower().replace("_", ""))

@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery.recording import Pass, Recorder
-from sparta_act.surgery.sandbox import TRIES, Example, random_numbers, run, tensors_in, untouched
+from sparta_act.surgery.sandbox import TRIES, Example, Steps, random_numbers, run, tensors_in, untouched
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
 
@@ -20,19 +20,19 @@ class _RunError(Exception):
 
 
 def record(
-    model: nn.Module, replaced: list[nn.Module], example: Example | None
+    model: nn.Module, replaced: list[nn.Module], example: Example | None, undo: Steps | None
 ) -> tuple[list[Pass], Example]:
     """Passes in evaluation and in training mode, and the example they ran on. Raises `SiteError`."""
     try:
-        return _record(model, replaced, example)
+        return _record(model, replaced, example, undo)
     except _RunError as error:
         raise SiteError(*error.args) from error.__cause__
 
 
 def _record(
-    model: nn.Module, replaced: list[nn.Module], example: Example | None
+    model: nn.Module, replaced: list[nn.Module], example: Example | None, undo: Steps | None
 ) -> tuple[list[Pass], Example]:
-    with untouched(model), torch.no_grad():
+    with untouched(model, undo), torch.no_grad():
         before = _drawn_and_counted(model)
         if example is None:
             example, passes = _deduced(model, replaced)

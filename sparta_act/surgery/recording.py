@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
             shape,
             no_map,
             tuple(o.sources for o in origins),
-            like_of(inputs[0], modules[-1]),
+            like_of(inputs[0], modules[-1]) if original else None,
             original,
             act,
             self._key(act, modules[-1]),

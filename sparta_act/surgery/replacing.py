@@ -16,7 +16,14 @@ from sparta_act.surgery.kinds import parse_kinds
 from sparta_act.surgery.placing import Activation, build, check_activation, check_values, put, subclass_for
 from sparta_act.surgery.recording import inner
 from sparta_act.surgery.rewriting import MARK, NAME, original_class
-from sparta_act.surgery.sandbox import ONE_AT_A_TIME, Example, all_or_nothing, as_before, check_example
+from sparta_act.surgery.sandbox import (
+    ONE_AT_A_TIME,
+    Example,
+    all_or_nothing,
+    as_before,
+    check_example,
+    uncollected,
+)
 from sparta_act.surgery.sites import SiteList, shown
 from sparta_act.surgery.snapshot import of_structure
 from sparta_act.surgery.verifying import answers, compare, verify
@@ -59,7 +66,7 @@ def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None
            relu             64        1      swap
     """
     _check(model, example)
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME, uncollected():
         return shown(find_sites(inner(model), example, parse_kinds(kinds))[0])
 
 
@@ -89,16 +96,17 @@ def replace_relus(
     _check(model, example)
     check_activation(activation)
     network, wanted = inner(model), parse_kinds(kinds)
-    with all_or_nothing(lambda: as_before(network)):
-        found, example = find_sites(network, example, wanted)
+    with uncollected(), all_or_nothing(lambda: as_before(network)) as undo:
+        found, example = find_sites(network, example, wanted, undo)
         chosen = select(found, sites, wanted)
         new = build(chosen, activation)
         classes = [subclass_for(site) for site in chosen]
-        expected = answers(network, example)
+        expected = answers(network, example, undo)
         for site, module, cls in zip(chosen, new, classes, strict=True):
             put(site.cut, module, cls)
-        verify(network, chosen, new, example)
-        compare(network, chosen, new, example, expected)
+        edited = as_before(network)
+        in_place = verify(network, chosen, new, example, edited)
+        compare(network, chosen, new, example, edited, expected, in_place)
         _forget_compiled()
         return model
 

@@ -1,6 +1,7 @@
 """Runs a network, and leaves it as it was."""
 
 import copy
+import gc
 import threading
 import types
 from collections import UserDict, deque
@@ -25,15 +26,18 @@ ONE_AT_A_TIME = threading.RLock()  # looks and edits: two of one network would u
 _open: list[OwnNumbers] = []  # of the passes that run now
 
 
+Steps = list[Callable[[], None]]
+
+
 @contextmanager
-def all_or_nothing(note: Callable[[], list[Callable[[], None]]]) -> Iterator[None]:
+def all_or_nothing(note: Callable[[], Steps]) -> Iterator[Steps]:
     """After any exception inside, Ctrl-C included, the steps that `note` returns before are taken."""
-    undo: list[Callable[[], None]] = []
+    undo = Steps()
     try:
         with ONE_AT_A_TIME:
             undo = note()
             try:
-                yield
+                yield undo
             except BaseException:
                 put_back(undo)
                 undo = []
@@ -43,15 +47,30 @@ def all_or_nothing(note: Callable[[], list[Callable[[], None]]]) -> Iterator[Non
         raise
 
 
-def as_before(model: nn.Module) -> list[Callable[[], None]]:
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python looks for no cycles: a look makes many small objects that live until its end."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def as_before(model: nn.Module) -> Steps:
     """What puts a model and the random numbers of the process back to what they are now."""
     return [Snapshot(model).restore, ProcessNumbers(model).restore]
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Inside, the model may be run in any mode; afterwards it and all random numbers are as before."""
-    undo, numbers = as_before(model), OwnNumbers()
+def untouched(model: nn.Module, undo: Steps | None = None) -> Iterator[None]:
+    """Inside, the model may be run in any mode; afterwards it and all random numbers are as before.
+
+    `undo`: what `as_before` has returned, if the model has not changed since.
+    """
+    undo, numbers = undo or as_before(model), OwnNumbers()
     _open.append(numbers)
     try:
         try:

@@ -41,6 +41,7 @@ class Snapshot:
         self._packages = {_package(type(m)) for m in model.modules()} - {"torch"}
         todo, self._seen = [model], dict[int, Any]()  # what has been seen is kept: an id is used once
         self._memory = set[int]()
+        self._empty: list[tuple[type[Any], Any]] = []
         with torch._C.DisableTorchFunctionSubclass():
             while todo:
                 value: Any = todo.pop()
@@ -51,14 +52,24 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back, in place; Ctrl-C waits until it is done."""
         with torch._C.DisableTorchFunctionSubclass():
-            put_back([*self._steps, *self._last])
+            put_back([self._clear, *self._steps, *self._last])
+
+    def _clear(self) -> None:
+        for base, value in self._empty:
+            if base.__len__(value):
+                base.clear(value)
 
     def _keep(self, value: Any) -> Iterable[Any]:
         """Note how to put the value back; what is inside it."""
         cls = type(value)
         if isinstance(value, Tensor):
             return self._keep_tensor(value)
+        if isinstance(value, nn.Module) and not isinstance(value, CONTAINERS):
+            return self._keep_attributes(value)
         if base := _container(cls):
+            if not base.__len__(value):  # as most of a module's
+                self._empty.append((base, value))
+                return ()
             content = _listed(base, value)
             self._steps.append(functools.partial(_refill, base, value, content))
             return content

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.sandbox import TRIES, Example, call, copied, run, tensors_in, untouched
+from sparta_act.surgery.sandbox import TRIES, Example, Steps, call, copied, run, tensors_in, untouched
 from sparta_act.surgery.sites import Site
-from sparta_act.surgery.watching import Stand, Watch, keeper
+from sparta_act.surgery.watching import Stand, Watch, keeper, version
 
 HOOKS = (
     "_forward_hooks",
@@ -21,9 +21,14 @@ HOOKS = (
 )
 
 
-def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: Example) -> None:
-    """In each mode every new module must run once, and the block around it must use what it returns."""
-    with untouched(model), torch.enable_grad():
+def verify(
+    model: nn.Module, sites: list[Site], new: list[nn.Module], example: Example, undo: Steps
+) -> set[nn.Module]:
+    """In each mode every new module must run once, and the block around it must use what it returns.
+
+    Returns the new modules that change their input.
+    """
+    with untouched(model, undo), torch.enable_grad():
         probes = [_Probe(site, module) for site, module in zip(sites, new, strict=True)]
         for training in (False, True):
             waiting = [p for p in probes if training in p.site.cut.original]
@@ -46,19 +51,19 @@ def verify(model: nn.Module, sites: list[Site], new: list[nn.Module], example: E
             if wrong:
                 mode = "training" if training else "evaluation"
                 raise SiteError(f"new activations must run once in {mode} mode, but ran: {', '.join(wrong)}")
+        return {p.module for p in probes if p.in_place}
 
 
 class Answer(NamedTuple):
     """What a network does in a pass."""
 
     returned: list[Tensor]
-    calls: list[str]
+    calls: list[object]
 
 
-def answers(model: nn.Module, example: Example) -> dict[bool, Answer]:
-    """What the network does, by training mode; modes whose passes differ are left out."""
-    twice = {t: [_answer(model, example, t, []) for _ in range(2)] for t in (False, True)}
-    return {training: first for training, (first, second) in twice.items() if _alike(first, second)}
+def answers(model: nn.Module, example: Example, undo: Steps) -> dict[bool, Answer]:
+    """What the network does, by training mode."""
+    return {training: _answer(model, example, training, undo, []) for training in (False, True)}
 
 
 def compare(
@@ -66,7 +71,9 @@ def compare(
     sites: list[Site],
     new: list[nn.Module],
     example: Example,
+    undo: Steps,
     expected: dict[bool, Answer],
+    in_place: set[nn.Module],
 ) -> None:
     """With the original functions at the new modules, the network must do and return what it did before.
 
@@ -75,14 +82,15 @@ def compare(
     for training in (False, True):
         here = [(s, m) for s, m in zip(sites, new, strict=True) if training in s.cut.original]
         original = [Stand(s, m, s.cut.original[training], False) for s, m in here]
-        actual = _answer(model, example, training, original)
-        differs = training in expected and not _alike(actual, expected[training])
-        if differs and _alike(actual, _answer(model, example, training, original)):  # else it is chance
+        actual = _answer(model, example, training, undo, original)
+        differs = not _alike(actual, expected[training])
+        if differs and _alike(actual, _answer(model, example, training, undo, original)):  # else it is chance
             raise SiteError(
                 "with the original activations at the sites, the changed network would not return what it "
                 "did: a forward asks for its own class or modules; rewrite it or choose other sites"
             )
-        _answer(model, example, training, [Stand(s, m, _forward(m), True) for s, m in here])
+        if changing := [Stand(s, m, _forward(m), True) for s, m in here if m in in_place]:
+            _answer(model, example, training, undo, changing)
 
 
 def _forward(module: nn.Module) -> Callable[..., Any]:
@@ -91,9 +99,9 @@ def _forward(module: nn.Module) -> Callable[..., Any]:
     return module.forward
 
 
-def _answer(model: nn.Module, example: Example, training: bool, stands: list[Stand]) -> Answer:
+def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, stands: list[Stand]) -> Answer:
     watch = Watch()
-    with untouched(model), torch.no_grad():  # with the same random numbers each time
+    with untouched(model, undo), torch.no_grad():  # with the same random numbers each time
         for stand in stands:
             for hooks in HOOKS:
                 vars(stand.module)[hooks] = OrderedDict()
@@ -145,19 +153,26 @@ class _Probe:
     """Watches a new module and the block around it during `verify`."""
 
     def __init__(self, site: Site, module: nn.Module) -> None:
-        self.site = site
+        self.site, self.module = site, module
         self.calls = 0
+        self.in_place = False  # whether it changes its input
+        self.version: int | None = None
         self.marker: Tensor | None = None
         self.before = set[object]()  # nodes of the graph that leads to the block
         site.cut.within.register_forward_pre_hook(self.before_block, with_kwargs=True)
+        module.register_forward_pre_hook(self.before_module)
         module.register_forward_hook(self.after_module)
         site.cut.within.register_forward_hook(self.after_block)
 
     def before_block(self, block: nn.Module, inputs: Any, named: Any) -> None:
         self.before = {t.grad_fn for t in tensors_in([inputs, named])}
 
+    def before_module(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.version = version(inputs[0])
+
     def after_module(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor | None:
         self.calls += 1
+        self.in_place |= output is inputs[0] or version(inputs[0]) != self.version
         wanted, shape = tuple(inputs[0].shape), tuple(getattr(output, "shape", ()))
         if shape != wanted:
             raise SiteError(f"{self.site}: an activation must keep the shape {wanted}, not return {shape}")

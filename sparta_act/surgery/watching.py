@@ -41,7 +41,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[str] = []
+        self.calls: list[object] = []
         self.used: Stand | None = None  # whose input was
         self._changed: dict[int, Changed] = {}  # by their storages
         self._aside = False
@@ -53,9 +53,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._aside = True
             twin = _twin(x)
             self._aside = False
-            version = _version(twin)
+            before = version(twin)
             y = stand.function(twin)
-            in_place = y is twin if version is None else _version(twin) != version
+            in_place = y is twin if before is None else version(twin) != before
             if in_place and (place := _place(x)):
                 storage = x.untyped_storage()
                 self._changed[storage._cdata] = Changed(stand, place, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
@@ -68,7 +68,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         if not self._aside:
-            self.calls.append(f"{func}{_described((*args, *kwargs.values()))}")
+            self.calls.append((func, _described((*args, *kwargs.values()))))
             if self._changed and not self.used and not _is_view(func):
                 self.used = next((c.by for t in tensors_in([args, kwargs]) if (c := self._seen_by(t))), None)
         return func(*args, **kwargs)
@@ -114,7 +114,8 @@ def _twin(x: Tensor) -> Tensor:
     return twin
 
 
-def _version(tensor: Tensor) -> int | None:
+def version(tensor: Tensor) -> int | None:
+    """Another number after each change in place; None where PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
 
 

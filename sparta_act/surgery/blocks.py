@@ -82,7 +82,7 @@ def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
         of_network = slots[id(top.parent)].parent is None
         if (top is slot or of_network) and _is_holder(slot.parent, found, found):
             holders[slot] = slot.parent
-        elif taken and not of_network and inside[id(top.parent)] > 1:
+        elif taken and not of_network and id(top.parent) not in found and inside[id(top.parent)] > 1:
             holders[slot] = top.parent  # a stage with its blocks as attributes, where others are containers
     return _gathered(_innermost([s for s in blocks if s in holders]), lambda s: id(holders[s]))
 

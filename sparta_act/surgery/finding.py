@@ -195,6 +195,8 @@ def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...
     if child and runs_once(network.forwards, *child):
         if any(getattr(events[0].act, hooks) for hooks in HOOKS):
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
+        if "forward" in vars(events[0].act):
+            raise SiteError(f"its ReLU has a forward of its own, which would go with it; {UNWRAP}")
         check_all_seen(network.forwards, owner, last, child[1])
         return *child, ()
     if "forward" in vars(owner):

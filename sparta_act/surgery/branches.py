@@ -31,9 +31,9 @@ class Forward:
         self.where, self.file = function.__qualname__, function.__code__.co_filename
         self.names, self._owner, self._kinds = Names(owner, function, self.source), owner, kinds
         self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
-        self._ran = {call for e in events for call in self.at({e.offset})}
-        same = [call for e in events if e.kind in kinds for call in self.at({e.offset})]
-        self._seen = {ast.dump(call.func) for call in same}
+        alike = (e for e in events if e.kind in (*kinds, "replaced"))
+        self._ran = {call for e in alike for call in self.at({e.offset})}
+        self._seen = {ast.dump(call.func) for call in self._ran}
         self.calls = sorted((n for n in self.source.parents if isinstance(n, ast.Call)), key=_start)
 
     def at(self, offsets: set[int]) -> list[ast.Call]:
@@ -49,8 +49,10 @@ class Forward:
             if isinstance(value, nn.Module) and any(m is child for m in value.modules())
         ]
 
-    def unseen(self) -> Iterator[tuple[ast.Call, ast.AST]]:
-        """The calls of an activation that no pass ran, and where each may run."""
+    def unseen(self) -> Iterator[tuple[ast.expr, ast.AST]]:
+        """The calls of an activation that no pass ran, and where each may run; and mentions of one."""
+        for node in self._mentions():
+            yield node, node
         reached = {*self.source.calls.values()}  # the compiler leaves out what nothing leads to
         for call in self.calls:
             around = (n for n in above(self.source, call) if n is not self.source.function)
@@ -63,6 +65,16 @@ class Forward:
                 for place in uses(self.source, call):
                     if not ran or isinstance(place, ast.Name):  # which may be a second use
                         yield call, place
+
+    def _mentions(self) -> Iterator[ast.expr]:
+        """The expressions that are an activation and not called there: given to a function, in a table."""
+        for node, parent in self.source.parents.items():
+            whole = not isinstance(parent, ast.Attribute | ast.Subscript)
+            called = isinstance(parent, ast.Call) and parent.func is node
+            if isinstance(node, ast.Name | ast.Attribute) and whole and not called:
+                is_read = isinstance(node.ctx, ast.Load)
+                if is_read and any(is_activation(v, self._kinds) for v in self.names.of(node)):
+                    yield node
 
     def _activates(self, call: ast.Call) -> bool:
         values = self.names.of(call.func)
@@ -137,7 +149,8 @@ def _check(
     forward: Forward, final: list[ast.Call], kinds: frozenset[str], child: nn.Module | None = None
 ) -> None:
     for call, place in forward.unseen():
-        its_own = child is not None and any(v is child for v in forward.names.of(call.func))
+        callee = call.func if isinstance(call, ast.Call) else call
+        its_own = child is not None and any(v is child for v in forward.names.of(callee))
         if not its_own and forward.may_be_last(place, final):
             raise SiteError(
                 f"line {call.lineno} ({forward.where}) calls {in_words(kinds)} too, which may be the last "

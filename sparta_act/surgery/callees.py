@@ -234,7 +234,11 @@ def _members(values: Iterable[Any], name: str) -> Iterator[Any]:
             found = inspect.getattr_static(value, name, None)
             found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
             found = found.func if isinstance(found, functools.partialmethod) else found
-            if found is not None and not isinstance(found, property | functools.cached_property):
+            if isinstance(
+                found, property | functools.cached_property
+            ):  # what it may return is told by its code
+                found = found.fget if isinstance(found, property) else found.func
+            if found is not None:
                 yield found
 
 

@@ -66,7 +66,7 @@ def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
     """
     found = {id(s.module) for s in blocks}
     inside = Counter(id(m) for s in _innermost(blocks) for m in _above(s, slots))
-    stages = {type(s.module) for s in slots.values() if inside[id(s.module)] > 1}
+    stages = {type(s.module) for s in slots.values() if _has_several(s.module, inside, found)}
     wrapped = {s: _outermost(s, slots, inside, stages, found) for s in blocks}
     tops = {id(top.module) for top, _ in wrapped.values()}
     holders, beside = dict[Slot, nn.Module](), dict[Slot, nn.Module]()
@@ -87,6 +87,13 @@ def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
     return _gathered(_innermost([s for s in blocks if s in holders]), lambda s: id(holders[s]))
 
 
+def _has_several(module: nn.Module, inside: Counter[int], found: set[int]) -> bool:
+    """Whether several children are blocks or hold some: a wrapper around a whole stage has one child."""
+    if inside[id(module)] < 2:
+        return False
+    return sum(inside[id(c)] > 0 or id(c) in found for c in map(inner, module.children())) > 1
+
+
 def _above(slot: Slot, slots: Slots) -> Iterator[nn.Module]:
     while slot.parent is not None:
         yield slot.parent
@@ -98,6 +105,10 @@ def _outermost(
 ) -> tuple[Slot, bool]:
     """The outermost wrapper of a block, itself if it has none; and whether wrappers hold nothing else."""
     alone = True
+
+    def top_level(outer: Slot) -> bool:
+        return outer.parent is not None and slots[id(outer.parent)].parent is None
+
     while slot.parent is not None:
         outer = slots[id(slot.parent)]
         if outer.parent is None or id(outer.module) in found or inside[id(outer.module)] > 1:
@@ -107,7 +118,7 @@ def _outermost(
             held = isinstance(outer.parent, CONTAINERS)
             if not held or not others or any(True for c in others for _ in c.parameters()):
                 break
-        elif type(outer.module) in stages:
+        elif type(outer.module) in stages or (top_level(outer) and not isinstance(outer.parent, CONTAINERS)):
             break
         slot, alone = outer, alone and not others
     return slot, alone
@@ -153,5 +164,5 @@ def _stages(blocks: list[Slot]) -> list[list[Slot]]:
     paths = [s.name.split(".") for s in blocks]
     depth = next((i for i, level in enumerate(zip(*paths, strict=False)) if len({*level}) > 1), 0)
     if any(len(path) <= depth + 1 for path in paths):  # a block itself is such a part
-        return []
+        return [blocks] if depth else []
     return _gathered(blocks, lambda s: s.name.split(".")[depth])

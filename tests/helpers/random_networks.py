@@ -177,7 +177,7 @@ class _Writer:
         return cls.name
 
     def stage(
-        self, g: int, form: str, names: list[str], inputs: int, outputs: int
+        self, g: int, form: str, names: list[str], inputs: int, outputs: int, units: list[str]
     ) -> tuple[str, list[Block]]:
         """The expression that makes the blocks of a stage, and the truth of each."""
         made, blocks, common = [], list[Block](), self.rng.choice(names)
@@ -186,7 +186,7 @@ class _Writer:
             label, cls = f"G{g}.B{b}", self.made[name]
             begins = b == 1 and form != "convolution"
             size = f"{inputs if begins else outputs}, {outputs}, {2 if begins and g > 1 else 1}"
-            unit = self.rng.choice(UNITS) if self.likely(0.2) else "BLOCK"
+            unit = self.rng.choice(units) if self.likely(0.2) else "BLOCK"
             text = re.sub(r"\bC(?=[,)])", str(outputs), unit)
             made.append(text.replace("BLOCK", f'{name}({size}, "{label}")'))
             more = ([unit] if unit != "BLOCK" else []) + ([form] if form != "Sequential" else [])
@@ -203,10 +203,13 @@ class _Writer:
         blocks, width, trees = list[Block](), 4, self.likely(0.1)
         stem = rng.choice(["nn.ReLU()", "nn.ReLU(True)", "nn.Identity()"])
         net.lines += ["x, maps = self.stem(h), []"]
-        for g in range(1, rng.choice([1, 2, 2, 3]) + 1):
+        stages = rng.choice([1, 2, 2, 3])
+        # the only blocks, each with something beside it, may be stages: that is left open
+        units = [u for u in UNITS if stages > 1 or "conv" not in u]
+        for g in range(1, stages + 1):
             form = "tree" if trees else rng.choice([f for f in STAGES if f != "tree"])
             outputs = width * rng.choice([1, 2]) if g > 1 else width
-            made, more = self.stage(g, form, names, width, outputs)
+            made, more = self.stage(g, form, names, width, outputs, units)
             net.init.append(f"self.layer{g} = {made}")
             net.lines += [*STAGES[form][1].format(g=g).splitlines(), "maps.append(x)"]
             blocks, width = blocks + more, outputs

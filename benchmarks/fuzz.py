@@ -44,7 +44,12 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in tqdm(range(options.seed, options.seed + options.networks), unit="network"):
             written = write(seed)
-            verdicts = judge(written, Path(folder))
+            try:
+                verdicts = judge(written, Path(folder))
+            except AssertionError as error:  # the generator's twin is another network
+                results["without a truth"] += 1
+                tqdm.write(f"seed {seed}: {error}")
+                continue
             for verdict in verdicts:
                 results[verdict.result] += 1
                 if verdict.result.startswith("refused"):

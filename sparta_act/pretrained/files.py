@@ -19,6 +19,7 @@ FORMAT = 2  # 1 held an activation that is gone
 DEPTH = 32  # levels of lists and dictionaries in a configuration
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
+LARGEST = {"in_channels": 2**16, "hidden": 2**16, "neighborhood": 2**12}  # of a file that can be trusted
 ARGUMENTS = {"in_channels": int, "hidden": int, "identity": bool, "dynamic": bool, "neighborhood": int}
 SITE_TYPES = ARGUMENTS | {"shapes": dict}
 
@@ -166,6 +167,12 @@ def _build_sites(sites: Mapping[str, Any]) -> dict[str, Sparta]:
     activations, wrong = {}, list[str]()
     for label, site in sites.items():
         problems = _mistyped(label, site, SITE_TYPES)
+        if not problems:
+            problems = [
+                f"{label}: {name} is at most {largest} in a set, not {site[name]}"
+                for name, largest in LARGEST.items()
+                if site[name] > largest
+            ]
         if not problems:
             try:
                 with torch.device("meta"):  # takes no memory and draws no random numbers

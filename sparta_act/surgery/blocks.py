@@ -48,7 +48,7 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
     residual = {original_class(m) for m in adding if m is not None}
     if residual:
         blocks = [s for s in units if original_class(s.module) in residual]
-        return _in_containers(blocks, slots) or _stages(_innermost(blocks))
+        return _in_containers(blocks, slots) or _stages(_innermost(blocks), slots)
     blocks = [s for s in units if min(convolving[id(s.module)], active[id(s.module)]) > 1]
     groups = _gathered(_innermost(_held(blocks)), lambda s: id(s.parent))
     return [g for g in groups if len({original_class(s.module) for s in g}) == 1 and _among_its_like(g)]
@@ -159,10 +159,20 @@ def _gathered(blocks: list[Slot], key: Callable[[Slot], object]) -> list[list[Sl
     return [*groups.values()]
 
 
-def _stages(blocks: list[Slot]) -> list[list[Slot]]:
+def _stages(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
     """Blocks outside any container, by the part of the network that they are in."""
-    paths = [s.name.split(".") for s in blocks]
-    depth = next((i for i, level in enumerate(zip(*paths, strict=False)) if len({*level}) > 1), 0)
-    if any(len(path) <= depth + 1 for path in paths):  # a block itself is such a part
+    paths = {s: _unwrapped_name(s, slots).split(".") for s in blocks}
+    depth = next((i for i, level in enumerate(zip(*paths.values(), strict=False)) if len({*level}) > 1), 0)
+    if any(len(path) <= depth + 1 for path in paths.values()):  # a block itself is such a part
         return [blocks] if depth else []
-    return _gathered(blocks, lambda s: s.name.split(".")[depth])
+    return _gathered(blocks, lambda s: paths[s][depth])
+
+
+def _unwrapped_name(slot: Slot, slots: Slots) -> str:
+    """The name of the outermost wrapper that holds nothing else; a part of the network itself is none."""
+    while slot.parent is not None and len(slot.parent._modules) == 1:
+        outer = slots[id(slot.parent)]
+        if outer.parent is None or slots[id(outer.parent)].parent is None:
+            break
+        slot = outer
+    return slot.name

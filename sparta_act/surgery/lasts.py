@@ -9,27 +9,28 @@ from sparta_act.surgery.recording import Event, Pass
 def last_call(seen: Pass, inside: list[int], kinds: Iterable[str]) -> Event | None:
     """The last call of these kinds on a map, in whatever form, among the events `inside` a block.
 
-    Where it is in the shortcut alone, computed after the rest, it is the last one outside: a shortcut is the
-    operand of the block's last addition with fewer convolutions behind it, or as many and fewer activations.
-    None if there is no such call.
+    Where it is in a shortcut alone, computed after the rest, it is the last one outside: a shortcut is the
+    operand of an addition with fewer convolutions behind it, or as many and fewer activations. None if there
+    is no such call.
     """
     calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].no_map in ("", *REARRANGED)]
     if not calls:
         return None
-    shortcut = _shortcut(seen, inside)
-    rest = [i for i in calls if i not in shortcut]
+    shortcuts = _shortcuts(seen, inside)
+    rest = [i for i in calls if i not in shortcuts]
     return seen.events[(rest or calls)[-1]]
 
 
-def _shortcut(seen: Pass, inside: list[int]) -> set[int]:
-    """The events that only the shortcut of a block needs."""
-    sums = [i for i in inside if seen.events[i].kind == "add" and seen.events[i].on_map]
-    if not sums or not inside:
-        return set()
-    left, right = (_behind(seen, operand, inside[0]) for operand in seen.events[sums[-1]].operands)
-    left, right = left - right, right - left
-    short, long = sorted((left, right), key=lambda side: _weight(seen, side))
-    return short if _weight(seen, short) < _weight(seen, long) else set()
+def _shortcuts(seen: Pass, inside: list[int]) -> set[int]:
+    """The events that only the shortcut of an addition needs."""
+    found = set[int]()
+    for number in inside:
+        event = seen.events[number]
+        if event.kind == "add" and event.on_map:
+            left, right = (_behind(seen, operand, inside[0]) for operand in event.operands)
+            short, long = sorted((left - right, right - left), key=lambda side: _weight(seen, side))
+            found |= short if _weight(seen, short) < _weight(seen, long) else set()
+    return found
 
 
 def _behind(seen: Pass, sources: frozenset[int], first: int) -> set[int]:

@@ -51,8 +51,9 @@ class Forward:
 
     def unseen(self) -> Iterator[tuple[ast.expr, ast.AST]]:
         """The calls of an activation that no pass ran, and where each may run; and mentions of one."""
-        for node in self._mentions():
-            yield node, node
+        for node in self.mentions():
+            for place in uses(self.source, node):
+                yield node, place
         reached = {*self.source.calls.values()}  # the compiler leaves out what nothing leads to
         for call in self.calls:
             around = (n for n in above(self.source, call) if n is not self.source.function)
@@ -66,7 +67,7 @@ class Forward:
                     if not ran or isinstance(place, ast.Name):  # which may be a second use
                         yield call, place
 
-    def _mentions(self) -> Iterator[ast.expr]:
+    def mentions(self) -> Iterator[ast.expr]:
         """The expressions that are an activation and not called there: given to a function, in a table."""
         for node, parent in self.source.parents.items():
             whole = not isinstance(parent, ast.Attribute | ast.Subscript)
@@ -160,12 +161,16 @@ def _check(
 
 
 def runs_once(forwards: Forwards, owner: nn.Module, key: str) -> bool:
-    """Whether no pass calls this child at two places of the forward of `owner`."""
+    """Whether no pass calls this child, or gives it away, at two places of the forward of `owner`."""
     if (forward := forwards.of(owner)) is None:
         return True
     child = owner._modules[key]
-    calls = [c for c in forward.calls if (v := forward.names.of(c.func)) and all(one is child for one in v)]
-    return all(excludes(forward.source, a, b) for a, b in combinations(calls, 2))
+    named: list[tuple[ast.expr, ast.expr]] = [(call, call.func) for call in forward.calls]
+    named += [(m, m) for m in forward.mentions()]
+    values = [(node, forward.names.of(callee)) for node, callee in named]
+    its_own = [node for node, found in values if found and all(one is child for one in found)]
+    places = [place for node in its_own for place in uses(forward.source, node)]
+    return all(excludes(forward.source, a, b) for a, b in combinations(places, 2))
 
 
 def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:

@@ -116,13 +116,14 @@ def put(key, value):
         ('"format": 2', f'"format": "{"x" * 10**6}"', "characters)"),
         ('"hidden": 4', '"hidden": -4', "hidden must be a whole number of at least 1, not -4"),
         ('"hidden": 4', '"hidden": 4.0', "'hidden' a float, not int"),
-        ('"hidden": 4', f'"hidden": {10**9}', "shapes"),
+        ('"hidden": 4', f'"hidden": {10**9}', "hidden is at most 65536"),
+        ('"neighborhood": 1', f'"neighborhood": {10**30}', "neighborhood is at most 4096"),
         ('"in_channels": 6', f'"in_channels": {10**18}', LABEL),
         ('"neighborhood": 1', '"neighborhood": -1', "neighborhood must be a whole number"),
         ('"neighborhood": 1', '"neighborhood": true', "'neighborhood' a bool, not int"),
         ('"neighborhood": 1', '"neighborhood": 1e9', "'neighborhood' a float, not int"),
     ],
-    ids=range(23),
+    ids=range(24),
 )
 def test_what_a_configuration_may_not_hold(folder, old, new, words):
     forged(folder, lambda text: text.replace(old, new, 1))

@@ -207,7 +207,7 @@ def test_each_step_by_itself(tmp_path, step):
         "F.relu_(x)": "throws the result of the ReLU away",
         "F.relu(x)": "throws the result of the ReLU away",
         "for _ in range(2): x = F.relu(x - 0.1)": "calls the ReLU in a loop",
-        "for f in (self.relu, F.relu): x = f(x - 0.1)": "calls the ReLU in a loop",
+        "for f in (self.relu, F.relu): x = f(x - 0.1)": "calls the ReLU in a loop|calls ReLU too",
         "while True: x = F.relu(x); break": "calls the ReLU in a loop",
         "x = [F.relu(t) for t in (x, x)][0]": "called in <listcomp>|calls the ReLU in a loop",
         "x = (lambda t: F.relu(t))(x)": "called in <lambda>",

@@ -145,6 +145,11 @@ self.helper({x})
 [act({x}) for act in (self.relu,)][0]
 {{"a": F.relu}}["a"]({x})
 (r := self.relu)({x})
+next(map(F.relu, [{x}]))
+(lambda t, f=self.relu: f(t))({x})
+nn.ReLU.forward(self.relu, {x})
+apply(self.relu, {x})
+{{True: F.relu, False: torch.tanh}}[self.flag]({x})
 self.extra({x})
 self.stage({x})
 """.strip().splitlines()
@@ -188,6 +193,17 @@ def test_every_way_to_call_a_relu_in_a_branch_is_known(net_of, call):
     refused(
         net_of(f"if x.shape[-1] > 99: h = {way}"), r"line \d+ \(Block\.forward\) calls (ReLU|a module with)"
     )
+
+
+@pytest.mark.parametrize("choice", ["F.relu if self.flag else torch.tanh", "(torch.tanh, F.relu)[self.flag]"])
+def test_what_has_run_as_another_function_may_be_a_relu(net_of, choice):
+    refused(net_of(f"f = {choice}\nh = f(h)"), "calls ReLU too")
+
+
+def test_a_module_that_is_given_away_before_is_replaced_at_its_last_call_alone(net_of):
+    net = net_of("if x.shape[-1] > 99: h = apply(self.act, h)\nh = self.act(h)")
+    site = relu_sites(net, example=IMAGES)[1]
+    assert (site.label, site.edit) == ("G1.B2", "rewrite")
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -19,6 +19,7 @@ from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sources import read
 
 INNER = (*FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+ASKING = ("isinstance", "callable", "hasattr", "type", "id", "bool")
 VIA = re.compile(r"(.*) \((.*):(\d+)\)")  # of an event: function, file, line
 
 
@@ -70,12 +71,23 @@ class Forward:
     def mentions(self) -> Iterator[ast.expr]:
         """The expressions that are an activation and not called there: given to a function, in a table."""
         for node, parent in self.source.parents.items():
+            if not isinstance(node, ast.Name | ast.Attribute) or not isinstance(node.ctx, ast.Load):
+                continue
             whole = not isinstance(parent, ast.Attribute | ast.Subscript)
             called = isinstance(parent, ast.Call) and parent.func is node
-            if isinstance(node, ast.Name | ast.Attribute) and whole and not called:
-                is_read = isinstance(node.ctx, ast.Load)
-                if is_read and any(is_activation(v, self._kinds) for v in self.names.of(node)):
-                    yield node
+            if not whole or called or self._only_asked(node):
+                continue
+            if any(is_activation(v, self._kinds) or self._helps(v) for v in self.names.of(node)):
+                yield node
+
+    def _only_asked(self, node: ast.AST) -> bool:
+        """Whether it is asked for alone, as in `if self.act is not None` or `isinstance(self.act, ...)`."""
+        parent = self.source.parents[node]
+        while isinstance(parent, ast.BoolOp | ast.UnaryOp):
+            node, parent = parent, self.source.parents[parent]
+        if isinstance(parent, ast.Call):
+            return isinstance(parent.func, ast.Name) and parent.func.id in ASKING
+        return isinstance(parent, ast.Compare) or getattr(parent, "test", None) is node
 
     def _activates(self, call: ast.Call) -> bool:
         values = self.names.of(call.func)

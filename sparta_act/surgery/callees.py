@@ -199,27 +199,33 @@ def is_activation(value: Any, kinds: frozenset[str]) -> bool:
 
 
 def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str]) -> bool:
-    """Whether a Python function names such an activation, or such a child of `owner`."""
-    names, todo = set[str](), [getattr(function, "__code__", None)]
-    while todo:
-        code = todo.pop()
-        if isinstance(code, types.CodeType):
-            names |= {*code.co_names}
-            todo += code.co_consts
+    """Whether a function, or one that it names, names such an activation or such a child of `owner`."""
+    todo, seen = [function], list[Any]()
     children = owner._modules if owner is not None else {}
-    return any(
-        (name.islower() and spelled(name) in kinds)
-        or (isinstance(child := children.get(name), nn.Module) and kind_of(child) in kinds)
-        for name in names
-    )
+    while todo:
+        function = inspect.unwrap(todo.pop())
+        if function in seen or not isinstance(function, types.FunctionType):
+            continue
+        seen.append(function)
+        names = _named_in(function.__code__)
+        for name in names:
+            child = children.get(name)
+            if (name.islower() and spelled(name) in kinds) or (child is not None and kind_of(child) in kinds):
+                return True
+        if function.__module__.split(".")[0] != "torch":
+            todo += [inspect.getattr_static(type(owner), name, None) for name in names]
+            todo += [function.__globals__.get(name) for name in names]
+    return False
+
+
+def _named_in(code: types.CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return {*code.co_names}.union(*map(_named_in, inner))
 
 
 def holds(module: nn.Module, kinds: frozenset[str]) -> bool:
     """Whether a module has such an activation in it, by its children or by the name in its forward."""
-    return any(
-        kind_of(m) in kinds or mentions(inspect.unwrap(type(m).forward), None, kinds)
-        for m in module.modules()
-    )
+    return any(kind_of(m) in kinds or mentions(type(m).forward, m, kinds) for m in module.modules())
 
 
 def _members(values: Iterable[Any], name: str) -> Iterator[Any]:

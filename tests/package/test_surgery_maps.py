@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from sparta_act import SwishReLU, relu_sites, replace_relus, restore_relus
@@ -410,3 +411,50 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("call", [torch.ops.aten.relu, torch.ops.aten.relu.default])
 def test_an_operator_is_seen_too(call):
     assert [s.label for s in relu_sites(two_blocks(lambda: Plain(call)))] == ["G1.B1", "G1.B2"]
+
+
+class Optional(Block):
+    def forward(self, x):
+        h = self.last(F.relu(self.first(x))) + x
+        if self.act is not None and isinstance(self.act, nn.Module):
+            h = self.act(h)
+        return h
+
+
+class OptionalInOneLine(Block):
+    def forward(self, x):
+        h = self.last(F.relu(self.first(x))) + x
+        return self.act(h) if self.act else h
+
+
+@pytest.mark.parametrize("block", [Optional, OptionalInOneLine])
+def test_to_ask_for_an_activation_is_not_to_call_it(block):
+    assert replaced_in(two_blocks(block)) == ["1.1.act"]
+
+
+class Deep1(Block):
+    late = False
+
+    def finish(self, h):
+        return self.polish(h)
+
+    def polish(self, h):
+        return torch.relu(h)
+
+    def forward(self, x):
+        h = x + self.last(self.act(self.first(x)))
+        return self.finish(h) if self.late else h
+
+
+class GivenAway(Deep1):
+    def forward(self, x):
+        h = x + self.last(self.act(self.first(x)))
+        if self.late:
+            h = torch.utils.checkpoint.checkpoint(self.polish, h, use_reentrant=False)
+        return h
+
+
+@pytest.mark.parametrize("block", [Deep1, GivenAway])
+def test_a_helper_of_a_helper_may_call_the_last_one(block):
+    with pytest.raises(SiteError, match="calls ReLU too"):
+        replaced_in(two_blocks(block))

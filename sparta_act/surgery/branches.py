@@ -172,7 +172,7 @@ def _check(
             )
 
 
-def runs_once(forwards: Forwards, owner: nn.Module, key: str) -> bool:
+def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) -> bool:
     """Whether no pass calls this child, or gives it away, at two places of the forward of `owner`."""
     if (forward := forwards.of(owner)) is None:
         return True
@@ -181,6 +181,8 @@ def runs_once(forwards: Forwards, owner: nn.Module, key: str) -> bool:
     named += [(m, m) for m in forward.mentions()]
     values = [(node, forward.names.of(callee)) for node, callee in named]
     its_own = [node for node, found in values if found and all(one is child for one in found)]
+    if its_own and not {*forward.at(last)} <= {*its_own}:  # it has run by another name
+        return False
     places = [place for node in its_own for place in uses(forward.source, node)]
     return all(excludes(forward.source, a, b) for a, b in combinations(places, 2))
 

@@ -192,7 +192,7 @@ def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...
     if any(network.child(e) != child or e.modules[-1] is not owner for e in events):
         raise SiteError("its last ReLU is called by another module in some passes than in others")
     last = {e.offset for e in events if e.offset >= 0}
-    if child and runs_once(network.forwards, *child):
+    if child and runs_once(network.forwards, *child, last):
         if any(getattr(events[0].act, hooks) for hooks in HOOKS):
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
         if "forward" in vars(events[0].act):

@@ -16,14 +16,18 @@ SEEDED = torch.Tag.nondeterministic_seeded
 LONGEST_WAIT = 0.1  # seconds
 
 
-class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, PyTorch draws from generators of this mode; its first numbers are always the same."""
+class PassMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode to run a pass in: whatever a network calls goes through, and no compiler is imported."""
 
     supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else PyTorch imports its compiler, which takes seconds
+
+
+class OwnNumbers(PassMode):
+    """Inside, PyTorch draws from generators of this mode; its first numbers are always the same."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparta_act.surgery.randomness import PassMode
 from sparta_act.surgery.sandbox import tensors_in
 from sparta_act.surgery.sites import Site
 
@@ -30,14 +30,8 @@ class Changed(NamedTuple):
     alive: Any  # a weak reference to it
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(PassMode):
     """Notes each call of a pass, and whether the input of an in-place function is used after it."""
-
-    supports_higher_order_operators = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else PyTorch imports its compiler, which takes seconds
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

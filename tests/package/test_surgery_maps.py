@@ -254,10 +254,6 @@ class Blocks(nn.Module):
         return x
 
 
-class Stage(nn.Sequential):
-    pass
-
-
 class OneByOne(nn.Module):
     """A stage whose blocks are attributes, one in the first stage, two in the others (RegNet)."""
 

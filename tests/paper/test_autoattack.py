@@ -11,7 +11,6 @@ from tqdm import tqdm
 from examples.paper.attacks.autoattack import autoattack, autoattack_by_copy
 from examples.paper.common import data
 from examples.paper.common.tf32 import exact_float32
-from examples.paper.evaluation.measure import Attack, carry_out
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from tests.paper.test_evaluate import Brightness
@@ -34,7 +33,7 @@ def test_the_exact_result_is_found():
     offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
     x = (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
     model = TenLevels()
-    found = autoattack(model, x, y, eps=eps, seed=0, batch_size=4, title="known")
+    found = autoattack(model, x, y, eps=eps, seed=0, batch_size=4, title="known", steps=20, queries=200)
     assert found.wrong.tolist() == (offset.abs() + eps > 1 / 18).tolist()  # half the way to the next level
     assert found.standing == {"apgd-ce": 6, "apgd-t": 6, "fab-t": 6, "square": 6}
     assert torch.equal(model(found.images).argmax(1) != y, found.wrong)
@@ -132,7 +131,7 @@ def test_where_gradients_vanish_it_warns_once_of_the_kind():
             return (1e4 * super().forward(x)).clamp(-1, 0)  # flat but for the very middle of a level
 
     x, y = torch.full((2, 3, 6, 6), 4.3 / 9), torch.tensor([0, 0])  # all logits are -1, the first class wins
-    found = autoattack(Saturated(), x, y, eps=1e-3, seed=0, batch_size=1, title="flat")
+    found = autoattack(Saturated(), x, y, eps=1e-3, seed=0, batch_size=1, title="flat", steps=10, queries=10)
     assert found.wrong.tolist() == [False, False]
     (zero,) = [w for w in found.warnings if "zero gradient" in w]
     assert zero.startswith("there are 1 points with zero gradient!")
@@ -238,23 +237,22 @@ def test_two_libraries_agree_on_32_images():
     model.eval()
     with torch.no_grad():
         right = torch.where(model(data.to_float(x)).argmax(1) == y)[0][:32]
-    x, y = x[right], y[right]
-    bound = Attack("AutoAttack, 4/255", {"eps": 4 / 255}, 32)
-    outcome = carry_out([bound], model, x, y, seed=0, device="cpu", title="")[bound.name]
-    ours, left = outcome.wrong, outcome.standing
+    x, y = data.to_float(x[right]), y[right]
+    length = {"steps": 20, "queries": 500}  # a fifth and a tenth of the standard's
+    found = autoattack(model, x, y, eps=4 / 255, seed=0, batch_size=32, title="", **length)
+    ours, left = found.wrong, found.standing
     assert 32 > left["apgd-ce"] > left["apgd-t"] >= left["fab-t"] >= left["square"] == 32 - ours.sum()
     attack = torchattacks.AutoAttack(
         model, norm="Linf", eps=4 / 255, version="standard", n_classes=10, seed=0
     )
-    images = data.to_float(x)
     *gradients, square = attack._autoattack.attacks
     for part in gradients:
-        part.steps = 100  # the authors' number; this library's "standard" takes 10
-    square.rescale_schedule = False  # as the authors
-    x_adv = attack(images, y)
+        part.steps = length["steps"]
+    square.n_queries, square.rescale_schedule = length["queries"], False  # as the authors' schedule
+    x_adv = attack(x, y)
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    assert (x_adv - images).abs().max() <= 4 / 255 + 1e-6
+    assert (x_adv - x).abs().max() <= 4 / 255 + 1e-6
     with torch.no_grad():
         theirs = model(x_adv).argmax(1) != y
     print(

@@ -234,8 +234,7 @@ class Stop(BaseException):
     """As when somebody presses Ctrl-C."""
 
 
-@pytest.mark.parametrize("block", [nets.OneModule, nets.TwoModules])
-@pytest.mark.parametrize("error", [Stop, RuntimeError])
+@pytest.mark.parametrize(("block", "error"), [(nets.OneModule, Stop), (nets.TwoModules, RuntimeError)])
 def test_stopped_in_any_pass_the_model_is_as_before(block, error):
     net, passes = nets.Net(block), itertools.count(1)
     for deadline in itertools.count(1):

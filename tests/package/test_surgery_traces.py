@@ -693,3 +693,13 @@ def test_checking_takes_as_long_as_there_are_blocks():
     )
     lines = [lines_of(lambda net=net: replace_relus(net, "G1.B*", Probe, example=X)) for net in (few, many)]
     assert lines[1] < 4.5 * lines[0]
+
+
+def test_a_network_that_draws_nothing_is_looked_at_twice_for_each_example():
+    net, passes = nets.Net(nets.OneModule), []
+    net.register_forward_pre_hook(lambda *_: passes.append(1))
+    relu_sites(net)  # without an example of one's own: ours is drawn, and is no number of the network's
+    assert len(passes) in (2, 4)
+    passes.clear()
+    relu_sites(nn.Sequential(net, nn.Dropout(0.1)))
+    assert len(passes) > 10

@@ -71,10 +71,9 @@ def test_of_each_family_the_smallest():
 
 @pytest.mark.slow
 def test_the_table(tmp_path, capsys):
-    zoo.main(f"--library torchvision timm --only [qr]*net18 --jobs 1 --out {tmp_path}/zoo.md".split())
+    zoo.main(f"--library torchvision --only [qr]*net18 --jobs 1 --out {tmp_path}/zoo.md".split())
     text = (tmp_path / "zoo.md").read_text()
     assert "| resnet18 | relu | 2+2+2+2 | 1 | rewrite | right |" in text
-    assert "| resnet18 | relu | 2+2+2+2 | 9 | swap | right |" in text
     refused = next(line for line in text.splitlines() if line.startswith("| quantized_resnet18 |"))
     assert "| 2+2+2+2 | 9 | swap | refused: its ReLU is called in add_relu (torch/ao/nn/quantized/" in refused
     assert "**wrong**" not in text

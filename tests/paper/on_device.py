@@ -198,7 +198,7 @@ def arguments(text, *more):
 
 
 def tiny_run(out, device, tiny_data, text):
-    settings = "--limit 20 --width 8 --batch-size 8 " + text
+    settings = "--limit 8 --width 8 --batch-size 4 " + text
     return arguments(settings, "--out", out, "--device", device, "--data-dir", tiny_data)
 
 
@@ -206,8 +206,8 @@ def tiny_run(out, device, tiny_data, text):
 def run(device, tiny_data, tmp_path_factory):
     """Folder of a run on the device that was stopped after an epoch and gone on with."""
     out = tmp_path_factory.mktemp("run")
-    settings = Settings(limit=20, width=8, recipe="modern")
-    recipe = dataclasses.replace(RECIPES["modern"], batch_size=8, steps=2, epochs=2)
+    settings = Settings(limit=8, width=8, recipe="modern")
+    recipe = dataclasses.replace(RECIPES["modern"], batch_size=4, steps=2, epochs=2)
     first = epochs(settings, recipe, out=out, data_dir=tiny_data, device=device)
     next(first)
     first.close()
@@ -251,7 +251,7 @@ def test_every_recipe_trains(text, device, tiny_data, tmp_path):
 @pytest.mark.parametrize("amp", [[], ["--amp", "bf16"]])
 def test_evaluation(amp, run, device, tiny_data, tmp_path):
     shutil.copy(run / "checkpoint.pt", tmp_path)
-    options = "--limit 6 --steps 1 2 --untargeted-steps 2 --restarts 2"
+    options = "--limit 2 --steps 1 2 --untargeted-steps 2 --restarts 2"
     options = arguments(options, "--device", device, "--data-dir", tiny_data, *amp)
     evaluate([str(tmp_path / "checkpoint.pt"), *options])
     errors = json.loads((tmp_path / "evaluation.json").read_text())["errors"]
@@ -272,10 +272,10 @@ def test_autoattack_by_a_copy(device):
     pytest.importorskip("pyautoattack")
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), Sparta(8), nn.AvgPool2d(7), nn.Flatten()]
-    model, x = nn.Sequential(*body, nn.Linear(32, 10)).to(device).eval(), torch.rand(3, 3, 32, 32).to(device)
+    model, x = nn.Sequential(*body, nn.Linear(32, 4)).to(device).eval(), torch.rand(3, 3, 32, 32).to(device)
     with torch.no_grad():
         y = model(x).argmax(1)
-    few = {"parts": ["apgd-t", "fab-t", "square"], "steps": 2, "queries": 2, "title": "few"}
+    few = {"parts": ["apgd-t", "fab-t", "square"], "steps": 1, "queries": 2, "title": "few"}
     found = autoattack.autoattack_by_copy(model, x, y, eps=1e-4, seed=0, batch_size=2, **few)
     assert found.images.device.type == found.wrong.device.type == "cpu"
     assert (found.images - x.cpu()).abs().max() <= 2e-4
@@ -299,10 +299,10 @@ def test_an_audit_makes_all_attempts_and_goes_on(device, tmp_path):
     pytest.importorskip("pyautoattack")
     torch.manual_seed(0)
     model, surrogate = (networks_to_audit.Small(adaptive).to(device).eval() for adaptive in (Sparta, None))
-    x = data.to_float(data.load("test")[0][:8], device)
+    x = data.to_float(data.load("test")[0][:3], device)
     with torch.no_grad():
         y = model(x).argmax(1)  # all right, and hard to move by so little
-    few = Budget(steps=2, restarts=2, draws=4, queries=40, control=2, autoattack=1, curve=4)
+    few = Budget(steps=2, restarts=2, draws=2, queries=5, control=2, autoattack=1, curve=4)
     more = {"eps": 0.2 / 255, "budget": few, "surrogates": {"relu": surrogate}}
     record = audit(model, x, y, out=tmp_path, **more)
     numbers = record["numbers"]
@@ -324,7 +324,7 @@ def test_the_audits_command(device, tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_the_figures(run, device, tiny_data, tmp_path):
-    options = arguments("--limit 6 --steps 3 --images 2", "--device", device, "--data-dir", tiny_data)
+    options = arguments("--limit 2 --steps 3 --images 2", "--device", device, "--data-dir", tiny_data)
     figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path / "one.png")])
     curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
@@ -338,8 +338,8 @@ def test_the_figures(run, device, tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_the_queue(device, tmp_path, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "quick", QUICK)
-    (tmp_path / "queue.toml").write_text(SMALL.replace("limit = 40", "limit = 16"))
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(QUICK, limit=2))
+    (tmp_path / "queue.toml").write_text(SMALL.replace("limit = 40", "limit = 4"))
     places = ["--queue", tmp_path / "queue.toml", "--runs", tmp_path, "--results", tmp_path / "results"]
     command.run([str(a) for a in ("short-sparta", *places, "--device", device, "--amp", "bf16")])
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["short-sparta.json"]

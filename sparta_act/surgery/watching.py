@@ -80,7 +80,9 @@ class Watch(PassMode):
             gc.collect()  # what only cycles hold is gone
         if all(c.alive.expired() for c in self._changed.values()):
             return None
-        tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
+        objects = gc.get_objects()
+        kinds = {kind for kind in {*map(type, objects)} if issubclass(kind, Tensor)}  # millions of few kinds
+        tensors = [t for t in objects if type(t) in kinds]
         return next(((c.by, t) for t in tensors if (c := self._seen_by(t))), None)
 
 

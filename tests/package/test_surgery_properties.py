@@ -6,7 +6,7 @@ import sys
 import textwrap
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,6 +30,7 @@ patterns = st.from_regex(r"[a-z_*?][a-z0-9_.*?\[\]-]{0,12}", fullmatch=True).map
 terms = st.lists(st.one_of(labels, patterns), min_size=1, max_size=5)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(terms, st.sampled_from([",", ", ", " ,  "]))
 def test_what_is_printed_is_parsed_again(asked, comma):
     assert parse(comma.join(map(str, asked))) == asked

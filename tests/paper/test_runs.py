@@ -19,7 +19,7 @@ from examples.paper.common.records import packed
 from examples.paper.common.sets import in_pixels
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
-from examples.paper.results import export, schedule
+from examples.paper.results import command, export, schedule
 from examples.paper.results.queue import read_queue
 from examples.paper.results.state import State
 from examples.paper.training import loop
@@ -191,16 +191,17 @@ def test_what_is_done_is_not_done_again(place, capsys):
 
 
 @pytest.mark.slow
-def test_the_smoke_run_goes_all_the_way(tmp_path):
+def test_the_smoke_run_goes_all_the_way(tmp_path, capsys):
     folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    for action in (["run", "smoke-sparta", "--device", "cpu"], ["tables"], ["status"]):
-        places = folders[2:] if action == ["tables"] else folders
-        python = [sys.executable, "-m", "examples.paper", *action, *places]
-        done = subprocess.run([str(a) for a in python], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-    row = next(line for line in done.stdout.splitlines() if "smoke-sparta" in line)
+    python = [sys.executable, "-m", "examples.paper", "run", "smoke-sparta", "--device", "cpu", *folders]
+    done = subprocess.run([str(a) for a in python], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    command.tables([str(f) for f in folders[2:]])
+    command.status([str(f) for f in folders])
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if "smoke-sparta" in line)
     assert "done" in row
-    assert "smoke: smoke 1 of 1" in done.stdout
+    assert "smoke: smoke 1 of 1" in printed
     error = json.loads((tmp_path / "results/smoke-sparta.json").read_text())["errors"]["clean"]
     cell = f"{error['error']:.1%} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
     assert cell in (tmp_path / "results.md").read_text().split("## Smoke")[1]

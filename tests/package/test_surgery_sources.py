@@ -445,6 +445,60 @@ def test_one_module_at_two_places_is_rewritten_at_the_last(net_of):
     assert calls == [1]
 
 
+HELPED = """
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act1, self.act2, self.flag = nn.ReLU(), nn.ReLU(), False
+
+    def one(self, x):
+        return self.act1(self.a(x))
+
+    def saved(self, x):
+        def closure(x):
+            return self.one(x)
+        return checkpoint(closure, x, use_reentrant=False)
+
+    def other(self, x):
+        return F.relu(self.one(x))
+
+    def forward(self, x):
+{steps}
+        return x + self.b(self.act2(h))
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ("if self.flag: h = self.saved(x)\nelse: h = self.one(x)", ""),
+        ("h = self.saved(x) if self.flag else self.one(x)", ""),
+        ("h = self.one(x)\nif self.flag: h = self.saved(h)", "is called in one"),
+        ("if self.flag: h = self.other(x)\nelse: h = self.one(x)", "calls ReLU too"),
+    ],
+)
+def test_a_helper_that_calls_the_replaced_child_alone_is_no_other_call(net_of, steps, problem):
+    """As in DenseNet: one of two ways saves memory."""
+    indented = "\n".join(" " * 8 + line for line in steps.splitlines())
+    net = net_of(HELPED.format(steps=indented), template="")
+    if problem:
+        assert "1.0.act1" not in [s.name for s in relu_sites(net, example=IMAGES)]
+        with pytest.raises(SiteError):
+            replace_relus(net, "1.0.act1", Probe, example=IMAGES)
+        return
+    replace_relus(net, "1.0.act1", Probe, example=IMAGES)
+    net.train()[1][0].flag, calls = True, []
+    net[1][0].act1.register_forward_hook(lambda *_: calls.append(1))
+    net(IMAGES)
+    assert calls == [1]
+
+
 def test_a_branch_around_the_part_with_the_last_call(net_of):
     part = "h = self.seq(self.a(h))"
     for steps in (f"{part}\nif self.flag: h = F.relu(h)", f"{part}\nif self.flag: h = self.extra(h)"):

@@ -76,6 +76,7 @@ def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
     taken = {*map(id, holders.values())}
     several = len(taken | {*map(id, beside.values())}) > 1
     holders |= {s: holder for s, holder in beside.items() if several or id(holder) in taken}
+    taken = {*map(id, holders.values())}
     for slot, (top, _) in wrapped.items():
         if slot in holders or slot.parent is None or top.parent is None:
             continue
@@ -83,7 +84,9 @@ def _in_containers(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
         if (top is slot or of_network) and _is_holder(slot.parent, found, found):
             holders[slot] = slot.parent
         elif taken and not of_network and id(top.parent) not in found and inside[id(top.parent)] > 1:
-            holders[slot] = top.parent  # a stage with its blocks as attributes, where others are containers
+            beside_others = any(id(m) in taken for m in top.parent.modules())  # as a downsampling is
+            # a stage with its blocks as attributes, where others are containers
+            holders |= {} if beside_others else {slot: top.parent}
     return _gathered(_innermost([s for s in blocks if s in holders]), lambda s: id(holders[s]))
 
 

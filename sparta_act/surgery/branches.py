@@ -101,19 +101,28 @@ class Forward:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         return not values and name.islower() and spelled(name) in self._kinds
 
-    def _helps(self, function: Any) -> bool:
+    def _helps(self, value: Any) -> bool:
         """Whether it is a function of somebody's with an activation in it, and did not run."""
-        code = getattr(inspect.unwrap(function), "__code__", None) if inspect.isroutine(function) else None
-        if code is None or str(function.__module__).split(".")[0] == "torch":
+        if (function := _theirs(value)) is None:
             return False
+        code = function.__code__
         ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via)
-        return not ran and mentions(inspect.unwrap(function), self._owner, self._kinds)
+        return not ran and mentions(function, self._owner, self._kinds)
+
+    def is_only(self, callee: ast.AST, key: str) -> bool:
+        """Whether it is the child of this key, or functions of somebody's with no other activation."""
+        values, child = self.names.of(callee), self._owner._modules[key]
+
+        def leads_to_it(function: Any) -> bool:
+            its = self._owner, self._kinds
+            return function is not None and mentions(function, *its) and not mentions(function, *its, key)
+
+        return bool(values) and all(v is child or leads_to_it(_theirs(v)) for v in values)
 
     def may_be_last(self, place: ast.AST, final: list[ast.Call]) -> bool:
         """Whether a pass may run what is at this place, and none of the final calls after it."""
-        return not raises(self.source, place) and not any(
-            always_before(self.source, place, self._lifted(place, call)) for call in final
-        )
+        lifted = [self._lifted(place, call) for call in final]
+        return not raises(self.source, place) and not always_before(self.source, place, lifted)
 
     def _lifted(self, place: ast.AST, call: ast.AST) -> ast.AST:
         """The loop over modules that a call is in, and the place is not: it has run."""
@@ -155,20 +164,17 @@ def check_all_seen(forwards: Forwards, owner: nn.Module, last: set[int], replace
     module, wherever it is called. Raises `SiteError`.
     """
     if forward := forwards.of(owner):  # where there is nothing to be read, for a swap nothing need be
-        _check(forward, forward.at(last), forwards.kinds, owner._modules.get(replaced))
+        _check(forward, forward.at(last), forwards.kinds, replaced)
 
 
-def _check(
-    forward: Forward, final: list[ast.Call], kinds: frozenset[str], child: nn.Module | None = None
-) -> None:
+def _check(forward: Forward, final: list[ast.Call], kinds: frozenset[str], replaced: str = "") -> None:
     for call, place in forward.unseen():
-        callee = call.func if isinstance(call, ast.Call) else call
-        its_own = child is not None and any(v is child for v in forward.names.of(callee))
+        its_own = replaced and forward.is_only(call.func if isinstance(call, ast.Call) else call, replaced)
         if not its_own and forward.may_be_last(place, final):
             raise SiteError(
                 f"line {call.lineno} ({forward.where}) calls {in_words(kinds)} too, which may be the last "
                 "call in a pass unlike those on the example, and would not be replaced; let all ways end in "
-                "one call"
+                "one call, or call one nn.ReLU of the module's own, self.relu(x), in each"
             )
 
 
@@ -176,11 +182,9 @@ def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) ->
     """Whether no pass calls this child, or gives it away, at two places of the forward of `owner`."""
     if (forward := forwards.of(owner)) is None:
         return True
-    child = owner._modules[key]
     named: list[tuple[ast.expr, ast.expr]] = [(call, call.func) for call in forward.calls]
     named += [(m, m) for m in forward.mentions()]
-    values = [(node, forward.names.of(callee)) for node, callee in named]
-    its_own = [node for node, found in values if found and all(one is child for one in found)]
+    its_own = [node for node, callee in named if forward.is_only(callee, key)]
     if its_own and not {*forward.at(last)} <= {*its_own}:  # it has run by another name
         return False
     places = [place for node in its_own for place in uses(forward.source, node)]
@@ -210,6 +214,13 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
                     "which no pass on the example runs and which may come last; pass an example= that runs "
                     "it, or name the call to replace by the dotted name of its module"
                 )
+
+
+def _theirs(value: Any) -> Any:
+    """A function that is somebody's, and not of torch."""
+    function = inspect.unwrap(value) if inspect.isroutine(value) else None
+    own = hasattr(function, "__code__") and str(value.__module__).split(".")[0] != "torch"
+    return function if own else None
 
 
 def _start(node: ast.Call) -> tuple[int, int]:

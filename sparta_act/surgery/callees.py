@@ -198,8 +198,11 @@ def is_activation(value: Any, kinds: frozenset[str]) -> bool:
     return callable(value) and not isinstance(value, type) and spelled(name) in kinds
 
 
-def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str]) -> bool:
-    """Whether a function, or one that it names, names such an activation or such a child of `owner`."""
+def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str], but: str = "") -> bool:
+    """Whether a function, or one that it names, names such an activation or such a child of `owner`.
+
+    `but`: the key of a child that does not count.
+    """
     todo, seen = [function], list[Any]()
     children = owner._modules if owner is not None else {}
     while todo:
@@ -209,7 +212,7 @@ def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str]) -> b
         seen.append(function)
         names = _named_in(function.__code__)
         for name in names:
-            child = children.get(name)
+            child = children.get(name) if name != but else None
             if (name.islower() and spelled(name) in kinds) or (child is not None and kind_of(child) in kinds):
                 return True
         if function.__module__.split(".")[0] != "torch":

@@ -197,7 +197,7 @@ def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
         if "forward" in vars(events[0].act):
             raise SiteError(f"its ReLU has a forward of its own, which would go with it; {UNWRAP}")
-        check_all_seen(network.forwards, owner, last, child[1])
+        check_all_seen(network.forwards, owner, last, child[1] if child[0] is owner else "")
         return *child, ()
     if "forward" in vars(owner):
         raise SiteError(f"the module has a forward of its own, which hides that of its class; {UNWRAP}")

@@ -27,20 +27,25 @@ EACH = {"Try": ("handlers",), "TryStar": ("handlers",), "Match": ("cases",), "Bo
 EXCLUDING = {"If": ("body", "orelse"), "IfExp": ("body", "orelse"), "Match": ("cases",), "Try": ("handlers",)}
 
 
-def always_before(source: Source, node: ast.AST, last: ast.AST) -> bool:
-    """Whether `last` runs whenever `node` has run."""
-    if not {*_arms(source, last)} <= {*_arms(source, node)}:
-        return False
-    if last in above(source, node):  # as its argument
+def always_before(source: Source, node: ast.AST, final: list[ast.AST]) -> bool:
+    """Whether one of `final` runs whenever `node` has run."""
+    arms, around = {*_arms(source, node)}, {*above(source, node)}
+    if any(last in around and {*_arms(source, last)} <= arms for last in final):  # as its argument
         return True
-    returns = [
-        r for r in source.parents if isinstance(r, ast.Return) and _function_of(source, r) is source.function
+    later = [(_end(f), frozenset(_arms(source, f))) for f in final if _end(node) <= _start(f)]
+    for end, ours in later:  # which grows by each `if` with one of them in either arm
+        for other, theirs in [*later]:
+            joined, parents = (max(end, other), ours & theirs), [parent for parent, _, _ in ours ^ theirs]
+            if len(parents) == 2 and parents[0] is parents[1] and isinstance(parents[0], ast.If | ast.IfExp):
+                later += [joined] if joined not in later else []
+    leaves = [
+        _end(r)
+        for r in source.parents
+        if isinstance(r, ast.Return) and _function_of(source, r) is source.function and _end(node) <= _end(r)
+        if not any(ours <= {*_arms(source, r)} and end <= _end(r) for end, ours in later)
+        if r in around or not excludes(source, node, r)
     ]
-    leaves = any(
-        _end(node) <= _end(r) <= _start(last) and (r in above(source, node) or not excludes(source, node, r))
-        for r in returns
-    )
-    return _end(node) <= _start(last) and not leaves
+    return any(ours <= arms and all(end < leave for leave in leaves) for end, ours in later)
 
 
 def excludes(source: Source, first: ast.AST, second: ast.AST) -> bool:

@@ -1,6 +1,7 @@
 """Networks of other kinds: without residual blocks, with other activations, of other dimensions."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -208,6 +209,28 @@ def test_without_containers_groups_are_the_parts_of_the_network():
         ("G2.B4", "level2.tree2.tree2.act2"),
     ]
     assert not labelled(Stage())  # its parts are the blocks themselves
+
+
+class Merging(nn.Module):
+    """As in EfficientViM: the downsampling beside the blocks of a stage adds too."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Residual(4, nn.ReLU), Residual(4, nn.ReLU))
+        self.down = Residual(4, nn.ReLU)
+
+    def forward(self, x):
+        return F.max_pool2d(self.down(self.blocks(x)), 2)
+
+
+def test_beside_a_container_of_blocks_one_that_is_an_attribute_is_no_group():
+    names = ["stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0", "stages.1.blocks.1"]
+    labels = ["G1.B1", "G1.B2", "G2.B1", "G2.B2"]
+    net = nn.Sequential(OrderedDict(stem=conv(3, 4), stages=nn.Sequential(Merging(), Merging())))
+    assert labelled(net) == [(label, f"{name}.act2") for label, name in zip(labels, names, strict=True)]
+    assert "stages.0.down.act2" in [s.name for s in relu_sites(net)]
+    net.stages.append(Stage())  # where others are containers, a stage of attributes alone is a group
+    assert labelled(net)[-2:] == [("G3.B1", "stages.2.tree1.act2"), ("G3.B2", "stages.2.tree2.act2")]
 
 
 class Ghost(nn.Module):

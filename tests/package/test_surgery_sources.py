@@ -279,6 +279,53 @@ def test_a_call_before_the_last_one_is_harmless_unless_it_returns(net_of, place,
         assert isinstance(replace_relus(net, "G1.B1", Probe, example=IMAGES)[1][0].sparta, Probe)
 
 
+# after a call that never ran: several ways to the last one, and whether a way without one is left
+AFTER = [
+    ("if self.training: h = F.relu(h)\nelse: h = torch.relu(h)", False),
+    ("h = F.relu(h) if self.training else torch.relu(h)", False),
+    ("if self.training: return F.relu(h)\nreturn torch.relu(h)", False),
+    ("if self.training:\n    h = F.relu(h)\n    return h\nh = torch.relu(h)", False),
+    (
+        "if self.which:\n    if self.training: h = F.relu(h)\n    else: h = torch.relu(h)\nelse: h = h + 1",
+        True,
+    ),
+    ("if self.training: h = F.relu(h)\nelif self.flag: h = h + 1\nelse: h = torch.relu(h)", True),
+    ("if self.training: h = F.relu(h)\nelse:\n    if self.flag: return h\n    h = torch.relu(h)", True),
+    (
+        "match self.training:\n    case True: h = F.relu(h)\n    case False: h = h.relu()\n    case _: pass",
+        True,
+    ),
+    ("if self.flag: return x\nif self.training: h = F.relu(h)\nelse: h = torch.relu(h)", True),
+    ("if self.training: return F.relu(h)\nif self.flag: return h\nreturn torch.relu(h)", True),
+    (
+        "if self.training: h = F.relu(h)\nif self.flag: return h\nif not self.training: h = torch.relu(h)",
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("ways", "left"), AFTER)
+def test_a_call_is_harmless_before_several_ways_to_the_last_one(net_of, ways, left):
+    net = net_of(f"if self.flag: x = F.relu(self.b(x))\n{ways}", last="none")
+    if left:
+        refused(net, "calls ReLU too, which may be the last call")
+        return
+    replace_relus(net, "G1.B1", Probe, example=IMAGES)
+    net[1][0].flag, calls = True, []
+    net[1][0].sparta.register_forward_hook(lambda *_: calls.append(1))
+    for training in (False, True):
+        net.train(training)(IMAGES)
+    assert calls == [1, 1]
+
+
+def test_the_way_out_for_two_ends_of_which_one_never_ran(net_of):
+    ends = "if self.flag: return {0}(h)\nreturn {0}(h)"
+    text = refused(net_of(ends.format("F.relu"), last="none"), "calls ReLU too, which may be the last call")
+    assert "one nn.ReLU of the module's own, self.relu(x), in each" in text
+    net = replace_relus(net_of(ends.format("self.relu"), last="none"), "G1.B1", Probe, example=IMAGES)
+    assert isinstance(net[1][0].relu, Probe)
+
+
 @pytest.mark.parametrize(("last", "call"), [("f", "self.f"), ("act", "self.act"), ("pick()", "self.pick()")])
 def test_the_callee_that_was_seen_is_known(net_of, last, call):
     steps = f"h = h if x.shape[-1] < 99 else {call}(self.b(h))"
@@ -394,6 +441,60 @@ def test_one_module_at_two_places_is_rewritten_at_the_last(net_of):
     net[1][0].flag = True
     calls = []
     net[1][0].sparta.register_forward_hook(lambda *_: calls.append(1))
+    net(IMAGES)
+    assert calls == [1]
+
+
+HELPED = """
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act1, self.act2, self.flag = nn.ReLU(), nn.ReLU(), False
+
+    def one(self, x):
+        return self.act1(self.a(x))
+
+    def saved(self, x):
+        def closure(x):
+            return self.one(x)
+        return checkpoint(closure, x, use_reentrant=False)
+
+    def other(self, x):
+        return F.relu(self.one(x))
+
+    def forward(self, x):
+{steps}
+        return x + self.b(self.act2(h))
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ("if self.flag: h = self.saved(x)\nelse: h = self.one(x)", ""),
+        ("h = self.saved(x) if self.flag else self.one(x)", ""),
+        ("h = self.one(x)\nif self.flag: h = self.saved(h)", "is called in one"),
+        ("if self.flag: h = self.other(x)\nelse: h = self.one(x)", "calls ReLU too"),
+    ],
+)
+def test_a_helper_that_calls_the_replaced_child_alone_is_no_other_call(net_of, steps, problem):
+    """As in DenseNet: one of two ways saves memory."""
+    indented = "\n".join(" " * 8 + line for line in steps.splitlines())
+    net = net_of(HELPED.format(steps=indented), template="")
+    if problem:
+        assert "1.0.act1" not in [s.name for s in relu_sites(net, example=IMAGES)]
+        with pytest.raises(SiteError):
+            replace_relus(net, "1.0.act1", Probe, example=IMAGES)
+        return
+    replace_relus(net, "1.0.act1", Probe, example=IMAGES)
+    net.train()[1][0].flag, calls = True, []
+    net[1][0].act1.register_forward_hook(lambda *_: calls.append(1))
     net(IMAGES)
     assert calls == [1]
 

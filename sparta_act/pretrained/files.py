@@ -19,7 +19,8 @@ FORMAT = 2  # 1 held an activation that is gone
 DEPTH = 32  # levels of lists and dictionaries in a configuration
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
-LARGEST = {"in_channels": 2**16, "hidden": 2**16, "neighborhood": 2**12}  # of a file that can be trusted
+SITES = 1000  # in a set, as in a file that can be trusted
+LARGEST = {"in_channels": 2**16, "hidden": 2**16, "neighborhood": 2**12}
 ARGUMENTS = {"in_channels": int, "hidden": int, "identity": bool, "dynamic": bool, "neighborhood": int}
 SITE_TYPES = ARGUMENTS | {"shapes": dict}
 
@@ -134,7 +135,7 @@ def too_deep(value: Any, levels: int = DEPTH) -> bool:
 
 def _parse(text: str | bytes) -> Any:
     """Value of a JSON text. Raises `ValueError` for what other readers could take for something else."""
-    value = json.loads(text, object_pairs_hook=_once, parse_constant=_number)
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=_number, parse_float=_number)
     if too_deep(value, DEPTH + 1):
         raise ValueError(f"more than {DEPTH} lists or dictionaries in each other")
     return value
@@ -147,8 +148,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):  # 1e400, too
+        raise ValueError(f"{readable(text, 50)} is no number")
+    return value
 
 
 def _build(config: Any) -> dict[str, Sparta]:
@@ -165,6 +168,8 @@ def _build(config: Any) -> dict[str, Sparta]:
 
 def _build_sites(sites: Mapping[str, Any]) -> dict[str, Sparta]:
     activations, wrong = {}, list[str]()
+    if len(sites) > SITES:
+        raise WeightsError(f"a set has at most {SITES} sites, not {len(sites)}")
     for label, site in sites.items():
         problems = _mistyped(label, site, SITE_TYPES)
         if not problems:

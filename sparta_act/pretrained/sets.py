@@ -110,8 +110,8 @@ class SpartaSet(Mapping[str, Sparta]):
     ) -> str:
         """Send the set to the Hub and return the commit, which `from_pretrained(revision=...)` takes.
 
-        The repository and the branch `revision` are made if needed. Files of the same names are replaced, those
-        of another model, too, as by any push to the Hub, which keeps the last commit; other files stay.
+        The repository and the branch `revision` are made if needed. Files of those names are replaced, even
+        those of another model, as by any push to the Hub, which keeps its history; other files stay.
         Raises `WeightsError` if the Hub refuses, or if the repository exists and `private` contradicts it.
         """
         from huggingface_hub import HfApi

@@ -31,7 +31,10 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
     Raises `WeightsError` for a module, a number or a piece of `info` that the files cannot hold.
     """
     dtypes = [name for name, known in DTYPES.items() if known == dtype]
-    wrong = [] if dtypes else [f"dtype {dtype}, not one of {list(DTYPES)}"]
+    if not dtypes:
+        known = " or ".join(map(str, DTYPES.values()))
+        raise WeightsError(f"cannot save the set: dtype must be {known}, not {dtype!r}; nothing was written")
+    wrong = list[str]()
     sites: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
     for label, activation in activations.items():

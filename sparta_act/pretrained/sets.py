@@ -33,6 +33,12 @@ class SpartaSet(Mapping[str, Sparta]):
     """
 
     def __init__(self, mapping: Mapping[str, Sparta], info: Mapping[str, Any] | None = None) -> None:
+        for value, what in ((mapping, "a set is made of"), ({} if info is None else info, "info is")):
+            if not isinstance(value, Mapping):
+                example = '{"G1.B2": Sparta(16)}, {"backbone": "ResNet-18"}'
+                raise WeightsError(
+                    f"{what} a dictionary, as in SpartaSet({example}), not {type(value).__name__}"
+                )
         wrong = [f"{k!r} ({type(a).__name__})" for k, a in mapping.items() if not isinstance(a, Sparta)]
         unnamed = [
             repr(k) for k in mapping if not isinstance(k, str) or not 0 < len(k) <= 200 or not k.isprintable()
@@ -45,7 +51,12 @@ class SpartaSet(Mapping[str, Sparta]):
                 'SpartaSet maps site labels to Sparta modules, e.g. {"G1.B2": Sparta(16)}; '
                 + (readable("; ".join(problems)) or "it cannot be empty")
             )
-        self.info = copy.deepcopy(dict(info or {}))
+        try:
+            self.info = copy.deepcopy(dict(info or {}))
+        except Exception as error:  # of a result that still has a gradient, or a file
+            raise WeightsError(
+                f"info holds what cannot be copied ({reason(error)}): give numbers and texts, as loss.item()"
+            ) from error
         self._activations = dict(mapping)
 
     def __getitem__(self, label: str) -> Sparta:

@@ -14,9 +14,10 @@ from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError, readable
 from sparta_act.pretrained import fetching
 from sparta_act.pretrained.card import model_card
-from sparta_act.pretrained.files import pack, too_deep, unpack
+from sparta_act.pretrained.files import pack, unpack
 from sparta_act.pretrained.folder import CARD, name_of, write
 from sparta_act.pretrained.hub import Found, locate, reason
+from sparta_act.pretrained.parsing import too_deep
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -194,6 +195,7 @@ class SpartaSet(Mapping[str, Sparta]):
 Sparta.from_pretrained = staticmethod(SpartaSet.from_pretrained)
 
 
+@torch.inference_mode(False)  # tensors made in it would get no gradients for good
 def _load(found: Found) -> SpartaSet:
     try:
         found.check()

@@ -221,6 +221,8 @@ def test_links_are_followed_and_never_written_through(tmp_path):
             ["G1.B2.conv1 is not finite in torch.float16", "float32"],
         ),
         (lambda s: s["G4.B2"].conv6.data.fill_(torch.nan), ["G4.B2.conv6 is not finite"]),
+        (lambda s: s["G1.B2"].conv3.data.mul_(1e-7), ["G1.B2.conv3 is too small for torch.float16"]),
+        (lambda s: s["G4.B2"].to("meta"), ["G4.B2.gain is on the meta device and has no numbers"]),
         (
             lambda s: prune.identity(s["G1.B2"], "conv1"),
             ["G1.B2: shapes {", "'conv1_orig': [8, 3, 3, 3]"],
@@ -255,6 +257,15 @@ def test_subclass_which_could_not_be_built_again_is_refused(tmp_path, name):
 def test_unknown_dtype_is_refused(tmp_path, dtype):
     with pytest.raises(WeightsError, match=f"must be torch.float16 or torch.float32, not {dtype!r}"):
         two_sites().save_pretrained(tmp_path, dtype=dtype)
+
+
+def test_a_set_that_is_loaded_where_nothing_trains_may_train(tmp_path):
+    two_sites().save_pretrained(tmp_path)
+    with torch.inference_mode():
+        activations = Sparta.from_pretrained(tmp_path)
+    x = torch.rand(2, 3, 4, 4, requires_grad=True)
+    activations.unfreeze()["G1.B2"](x).sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 def test_other_files_stay(tmp_path):

@@ -149,8 +149,9 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
     train_set, test_set = data.load(args.data, args.size)
     network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
     spartas = put_activation(network, args.activation, args.sites, identity=args.init is not None)
-    args.out.mkdir(parents=True, exist_ok=True)
-    lock, images = FileLock(args.out / "lock", timeout=0), data.digest(train_set)
+    images = data.digest(train_set)
+    args.out.mkdir(parents=True, exist_ok=True)  # nothing is left where the options were refused
+    lock = FileLock(args.out / "lock", timeout=0)
     try:
         if os.environ.get("RANK", "0") == "0":  # the first process holds it for all, as long as it lives
             lock.acquire()

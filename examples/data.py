@@ -55,11 +55,14 @@ def load(source: str = "sample", size: int = 64) -> tuple[Any, Any]:
 
 
 def digest(images: Any) -> str:
-    """What a training goes on with only: these images and labels, or files of these names and sizes."""
+    """What a training goes on with only: these images, in this order, with these labels."""
     if isinstance(images, Cifar):
         return hashlib.sha256(images.x.numpy().tobytes() + images.y.numpy().tobytes()).hexdigest()
-    files = [(str(Path(p).relative_to(images.root)), Path(p).stat().st_size, y) for p, y in images.samples]
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for path, y in images.samples:
+        content = Path(path).read_bytes()  # files without compression have one size, whatever they show
+        digest.update(repr((str(Path(path).relative_to(images.root)), len(content), y)).encode() + content)
+    return digest.hexdigest()
 
 
 def read_cifar(split: str, source: str = "sample") -> tuple[Tensor, Tensor]:
@@ -133,11 +136,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     kind = image.format
     if getattr(image, "n_frames", 1) > 1 and kind != "MPO":  # of a camera: the rest are previews
         raise ValueError("it holds several pictures; save one")
+    negative = getattr(image, "tag_v2", {}).get(262) == 0  # of a TIFF, where Pillow inverts 8 bits only
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         if "transparency" in image.info:
             raise ValueError("it has transparent pixels; save it on a background")
         gray = np.asarray(image).astype(np.int64)  # Pillow's own conversion cuts 65535 to 255
+        gray = 65535 - gray if negative else gray
         image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"its numbers (mode {image.mode}) have no known range; save it in 8 or 16 bits")

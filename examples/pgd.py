@@ -3,6 +3,7 @@
 Images that the network cannot be attacked with are refused, rather than attacked in vain: the `check_...`.
 """
 
+from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
@@ -44,7 +45,7 @@ def pgd(
     x_adv = project(x + torch.empty_like(x).uniform_(-eps, eps), x, eps)
     for _ in range(steps):
         x_adv.requires_grad_()
-        logits = check_logits(model(x_adv), len(x), classes)
+        logits = check_logits(model(x_adv.clone()), len(x), classes)  # it may work in place
         way = direction(F.cross_entropy(logits, goal, reduction="sum"), x_adv)
         x_adv = project(x_adv.detach() + sign * step_size * way, x, eps)
     return x_adv
@@ -74,15 +75,25 @@ def random_targets(y: Tensor, num_classes: int) -> Tensor:
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Where the network errs; NaN is no right answer. Shapes: (N, K), (N,) -> (N,) of bool."""
-    return (logits.argmax(1) != y) | logits.isnan().any(1)
+    """Where the network errs, or does not answer. Shapes: (N, K), (N,) -> (N,) of bool."""
+    return (logits.argmax(1) != y) | no_answer(logits)
+
+
+def no_answer(logits: Tensor) -> Tensor:
+    """Where the loss is no number, nor its gradient, so that no attack could tell: at NaN and infinity.
+
+    Some logits may be -inf, as of classes that are left out. Shapes: (N, K) -> (N,) of bool.
+    """
+    return ~logits.logsumexp(1).isfinite()
 
 
 def check_numbers(*, eps: float, step_size: float = 1.0, **counts: int) -> None:
     """Raise `ValueError` for a bound or a step that is no fraction of 1, and for counts below 1."""
     for name, value in (("eps", eps), ("step_size", step_size)):
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ValueError(f"{name} is a fraction of the pixel range [0, 1], such as 8/255, not {value!r}")
+        if not isinstance(value, Real) or isinstance(value, bool | Fraction) or not 0 <= value <= 1:
+            raise ValueError(
+                f"{name} is a fraction of the pixel range [0, 1], a float such as 8/255, not {value!r}"
+            )
     if step_size == 0 < eps:
         raise ValueError("step_size must be above 0, such as eps / 4: steps of 0 attack nothing")
     for name, value in counts.items():
@@ -106,7 +117,7 @@ def check_images(x: Tensor, y: Tensor, target: Tensor | None = None) -> int:
     Raises `ValueError` unless x is (N, C, H, W) in [0, 1], y and target (N,) class numbers from 0 on, and no
     target the label itself. It waits for the device once.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 4:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 4 or 0 in x.shape[1:]:
         raise ValueError(f"images are (N, C, H, W), floating point, such as x.float() / 255, not {_named(x)}")
     y_and_target = [y] if target is None else [y, target]
     for labels in y_and_target:
@@ -121,7 +132,7 @@ def check_images(x: Tensor, y: Tensor, target: Tensor | None = None) -> int:
                 "y.argmax(1) of one-hot rows, y.flatten().long() of other numbers, y.to(x.device), not "
                 f"{_named(labels)}"
             )
-    if x.numel() == 0:
+    if len(x) == 0:
         return 0
     both = torch.stack(y_and_target)
     same = (both[0] == both[-1]).any()
@@ -129,7 +140,7 @@ def check_images(x: Tensor, y: Tensor, target: Tensor | None = None) -> int:
     low, high, first, last, same = torch.stack([n.float() for n in numbers]).tolist()
     if not (low >= 0 and high <= 1):  # nor with NaN
         raise ValueError(
-            f"images must lie in [0, 1], not in [{low:.3g}, {high:.3g}]: normalize inside the network, not "
+            f"images must lie in [0, 1], not in [{low:.9g}, {high:.9g}]: normalize inside the network, not "
             "before the attack"
         )
     if first < 0:

@@ -97,7 +97,7 @@ def _may_pass(error: Exception) -> bool:
     return status in (408, 429) or status >= 500
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any], late: str = "") -> Any:
     """Result of `call`, which goes on by itself if it takes longer. Raises `TimeoutError`, and its errors."""
     results, errors = list[Any](), list[Exception]()
 
@@ -113,15 +113,16 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"the Hub did not answer within {seconds:.0f} s")
+        raise TimeoutError(late or f"the Hub did not answer within {seconds:.0f} s")
     return results[0]
 
 
 def _download(seconds: float, **ask: Any) -> None:
     """Let the client download both files, in a process if this one is a program of Python's."""
     ask |= {"files": [CONFIG, WEIGHTS]}
+    late = f"the Hub has not sent the files in {seconds:.0f} s, at {RATE // 1000} kB a second or more"
     if getattr(sys, "frozen", False) or "python" not in Path(sys.executable or "").name.lower():
-        download.download(**ask)
+        within(seconds, lambda: download.download(**ask), late)  # which goes on, with a lock in the cache
         return
     ask["path"] = [entry for entry in sys.path if isinstance(entry, str)]
     try:
@@ -132,8 +133,6 @@ def _download(seconds: float, **ask: Any) -> None:
             timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        raise TimeoutError(
-            f"the Hub has not sent the files in {seconds:.0f} s, at {RATE // 1000} kB a second or more"
-        ) from None
+        raise TimeoutError(late) from None
     if done.returncode:
         raise WeightsError(done.stdout.decode(errors="replace") or f"its download ended by {done.returncode}")

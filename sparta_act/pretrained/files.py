@@ -14,12 +14,13 @@ from torch import Tensor
 from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError, readable
 from sparta_act.pretrained.folder import CONFIG, LARGEST_CONFIG, WEIGHTS, configs, read, stamp
+from sparta_act.pretrained.parsing import parse
 
 FORMAT = 2  # 1 held an activation that is gone
-DEPTH = 32  # levels of lists and dictionaries in a configuration
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CONFIG_TYPES = {"format": int, "dtype": str, "weights_sha256": str, "sites": dict, "info": dict}
-LARGEST = {"in_channels": 2**16, "hidden": 2**16, "neighborhood": 2**12}  # of a file that can be trusted
+SITES = 1000  # in a set, as in a file that can be trusted
+LARGEST = {"in_channels": 2**16, "hidden": 2**16, "neighborhood": 2**12}
 ARGUMENTS = {"in_channels": int, "hidden": int, "identity": bool, "dynamic": bool, "neighborhood": int}
 SITE_TYPES = ARGUMENTS | {"shapes": dict}
 
@@ -30,7 +31,10 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
     Raises `WeightsError` for a module, a number or a piece of `info` that the files cannot hold.
     """
     dtypes = [name for name, known in DTYPES.items() if known == dtype]
-    wrong = [] if dtypes else [f"dtype {dtype}, not one of {list(DTYPES)}"]
+    if not dtypes:
+        known = " or ".join(map(str, DTYPES.values()))
+        raise WeightsError(f"cannot save the set: dtype must be {known}, not {dtype!r}; nothing was written")
+    wrong = list[str]()
     sites: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
     for label, activation in activations.items():
@@ -41,18 +45,23 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
             "shapes": _shapes(activation)
         }
         for key, value in activation.state_dict().items():
-            stored = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
-            tensors[f"{label}.{key}"] = stored.contiguous()
+            if value.is_meta:
+                wrong.append(f"{label}.{key} is on the meta device and has no numbers")
+                continue
+            whole = value.detach().cpu()
+            stored = tensors[f"{label}.{key}"] = whole.to(dtype, copy=True).contiguous()
             if not stored.isfinite().all():
                 wrong.append(f"{label}.{key} is not finite in {dtype}")
+            elif key != "gain" and (stored - whole).abs().sum() > whole.abs().sum() / 1000:
+                wrong.append(f"{label}.{key} is too small for {dtype}")  # and would be 0, or rough
     if not wrong:  # what loads must be what is saved: not pruned, nor of another shape
         try:
             wrong = _differences(_states(_build_sites(sites)), tensors, dtype)
         except WeightsError as error:
             wrong = [str(error)]
     if wrong:
-        large = any("is not finite" in problem for problem in wrong)
-        hint = ". Numbers too large for float16 can be saved with dtype=torch.float32" if large else ""
+        narrow = any(str(torch.float16) in problem for problem in wrong)
+        hint = ". What float16 cannot hold can be saved with dtype=torch.float32" if narrow else ""
         raise WeightsError(f"cannot save the set: {'; '.join(wrong)}; nothing was written{hint}")
     weights = safetensors.save(
         tensors, {"sites": json.dumps(sites)}
@@ -66,7 +75,7 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
     }
     try:
         text = json.dumps(config, indent=2, allow_nan=False).encode()
-        _parse(text)  # numbers as names may become the same text
+        parse(text)  # numbers as names may become the same text
     except (TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"cannot save the set: JSON cannot hold its info ({readable(error)}); nothing was written. Use "
@@ -100,7 +109,7 @@ def unpack(folder: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
 def _unpack(config_path: Path, weights_path: Path) -> tuple[dict[str, Sparta], dict[str, Any]]:
     text = read(config_path, LARGEST_CONFIG)
     try:
-        config = _parse(text)
+        config = parse(text)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{CONFIG} cannot be read ({type(error).__name__}: {error})") from error
     activations = _build(config)
@@ -126,31 +135,6 @@ def _unpack(config_path: Path, weights_path: Path) -> tuple[dict[str, Sparta], d
     return activations, config["info"]
 
 
-def too_deep(value: Any, levels: int = DEPTH) -> bool:
-    """Whether lists and dictionaries lie in each other more than `levels` deep: copies would fail."""
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return levels < 0 or any(too_deep(entry, levels - 1) for entry in inner)
-
-
-def _parse(text: str | bytes) -> Any:
-    """Value of a JSON text. Raises `ValueError` for what other readers could take for something else."""
-    value = json.loads(text, object_pairs_hook=_once, parse_constant=_number)
-    if too_deep(value, DEPTH + 1):
-        raise ValueError(f"more than {DEPTH} lists or dictionaries in each other")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name twice in one dictionary")
-    return found
-
-
-def _number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
 def _build(config: Any) -> dict[str, Sparta]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
@@ -165,6 +149,8 @@ def _build(config: Any) -> dict[str, Sparta]:
 
 def _build_sites(sites: Mapping[str, Any]) -> dict[str, Sparta]:
     activations, wrong = {}, list[str]()
+    if len(sites) > SITES:
+        raise WeightsError(f"a set has at most {SITES} sites, not {len(sites)}")
     for label, site in sites.items():
         problems = _mistyped(label, site, SITE_TYPES)
         if not problems:
@@ -194,7 +180,7 @@ def _sites_of(weights: bytes) -> Any:
     """The sites as `pack` wrote them with the tensors: `identity` and `neighborhood` change no shape."""
     length = int.from_bytes(weights[:8], "little")  # of the header, which safetensors has checked
     try:
-        return _parse(_parse(weights[8 : 8 + length])["__metadata__"]["sites"])
+        return parse(parse(weights[8 : 8 + length])["__metadata__"]["sites"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -14,9 +14,10 @@ from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError, readable
 from sparta_act.pretrained import fetching
 from sparta_act.pretrained.card import model_card
-from sparta_act.pretrained.files import pack, too_deep, unpack
+from sparta_act.pretrained.files import pack, unpack
 from sparta_act.pretrained.folder import CARD, name_of, write
 from sparta_act.pretrained.hub import Found, locate, reason
+from sparta_act.pretrained.parsing import too_deep
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -33,6 +34,12 @@ class SpartaSet(Mapping[str, Sparta]):
     """
 
     def __init__(self, mapping: Mapping[str, Sparta], info: Mapping[str, Any] | None = None) -> None:
+        for value, what in ((mapping, "a set is made of"), ({} if info is None else info, "info is")):
+            if not isinstance(value, Mapping):
+                example = '{"G1.B2": Sparta(16)}, {"backbone": "ResNet-18"}'
+                raise WeightsError(
+                    f"{what} a dictionary, as in SpartaSet({example}), not {type(value).__name__}"
+                )
         wrong = [f"{k!r} ({type(a).__name__})" for k, a in mapping.items() if not isinstance(a, Sparta)]
         unnamed = [
             repr(k) for k in mapping if not isinstance(k, str) or not 0 < len(k) <= 200 or not k.isprintable()
@@ -45,7 +52,12 @@ class SpartaSet(Mapping[str, Sparta]):
                 'SpartaSet maps site labels to Sparta modules, e.g. {"G1.B2": Sparta(16)}; '
                 + (readable("; ".join(problems)) or "it cannot be empty")
             )
-        self.info = copy.deepcopy(dict(info or {}))
+        try:
+            self.info = copy.deepcopy(dict(info or {}))
+        except Exception as error:  # of a result that still has a gradient, or a file
+            raise WeightsError(
+                f"info holds what cannot be copied ({reason(error)}): give numbers and texts, as loss.item()"
+            ) from error
         self._activations = dict(mapping)
 
     def __getitem__(self, label: str) -> Sparta:
@@ -110,7 +122,8 @@ class SpartaSet(Mapping[str, Sparta]):
     ) -> str:
         """Send the set to the Hub and return the commit, which `from_pretrained(revision=...)` takes.
 
-        The repository and the branch `revision` are made if needed; other files there stay.
+        The repository and the branch `revision` are made if needed. Files of those names are replaced, even
+        those of another model, as by any push to the Hub, which keeps its history; other files stay.
         Raises `WeightsError` if the Hub refuses, or if the repository exists and `private` contradicts it.
         """
         from huggingface_hub import HfApi
@@ -182,6 +195,7 @@ class SpartaSet(Mapping[str, Sparta]):
 Sparta.from_pretrained = staticmethod(SpartaSet.from_pretrained)
 
 
+@torch.inference_mode(False)  # tensors made in it would get no gradients for good
 def _load(found: Found) -> SpartaSet:
     try:
         found.check()

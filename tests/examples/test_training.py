@@ -250,11 +250,16 @@ def test_the_digest_tells_images_apart(example, tmp_path):
         pictures(tmp_path / split, "cat", "dog")
     found = {data.digest(data.own_images(tmp_path, 8)[0]) for _ in range(2)}
     assert len(found) == 1
-    Image.fromarray(np.zeros((9, 50, 3), np.uint8)).save(tmp_path / "train/cat/0.png")  # another size
+    for value in (0, 1):
+        Image.fromarray(np.full((9, 50, 3), value, np.uint8)).save(
+            tmp_path / "train/cat/0.bmp"
+        )  # of one size
+        found.add(data.digest(data.own_images(tmp_path, 8)[0]))
+    (tmp_path / "train/cat/0.png").unlink()
     found.add(data.digest(data.own_images(tmp_path, 8)[0]))
     (tmp_path / "train/dog/0.png").rename(tmp_path / "train/dog/1.png")
     found.add(data.digest(data.own_images(tmp_path, 8)[0]))
-    assert len(found) == 3
+    assert len(found) == 5
     (tmp_path / "train/dog/1.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"dog/1\.png cannot be read: "):
         data.own_images(tmp_path, 8)[0][1]

@@ -102,6 +102,8 @@ def put(key, value):
         (f'"{LABEL}": ', f'"{LABEL}": 1, "{LABEL}": ', "a name twice in one dictionary"),
         ('"epochs": 3', '"epochs": NaN', "NaN is no number"),
         ('"epochs": 3', '"epochs": -Infinity', "-Infinity is no number"),
+        ('"epochs": 3', '"epochs": [1e400]', "1e400 is no number"),
+        ('"epochs": 3', f'"epochs": -{"9" * 999}.5', "99... (1002 characters) is no number"),
         ('"epochs": 3', f'"epochs": {"[" * 60 + "]" * 60}', "lists or dictionaries in each other"),
         ('"epochs": 3', f'"epochs": {"[" * 900 + "]" * 900}', "cannot be read"),
         ('"epochs": 3', f'"epochs": {"9" * 5000}', "cannot be read"),
@@ -123,7 +125,7 @@ def put(key, value):
         ('"neighborhood": 1', '"neighborhood": true', "'neighborhood' a bool, not int"),
         ('"neighborhood": 1', '"neighborhood": 1e9', "'neighborhood' a float, not int"),
     ],
-    ids=range(24),
+    ids=range(26),
 )
 def test_what_a_configuration_may_not_hold(folder, old, new, words):
     forged(folder, lambda text: text.replace(old, new, 1))
@@ -136,11 +138,15 @@ def test_a_forged_set_that_is_right_loads(folder):
     assert SpartaSet.from_pretrained(folder).info["epochs"] == 4
 
 
-def test_many_sites_make_a_short_message(folder):
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [(1000, ("G0 has no 'dynamic'", "characters)")), (1001, ("at most 1000 sites, not 1001",))],
+)
+def test_many_sites_make_a_short_message(folder, sites, words):
     config = json.loads((folder / CONFIG).read_bytes())
-    config["sites"] = {f"G{i}": {"x" * 50: i} for i in range(10_000)}
+    config["sites"] = {f"G{i}": {"x" * 50: i} for i in range(sites)}
     (folder / CONFIG).write_text(json.dumps(config))
-    refused(folder, "G0 has no 'dynamic'", "characters)")
+    refused(folder, *words)
 
 
 @pytest.mark.parametrize("label", ["a\nb", "\x1b[2J", "x" * 201, "\ud800", "\u202e"])

@@ -30,6 +30,7 @@ if "WAIT" in os.environ:
 for line in sys.stdin:
     ask = json.loads(line)
     SHIPPED.update(ask.pop("ours", {}))
+    sys.frozen = ask.pop("frozen", False)  # as a program that has Python inside
     start = time.monotonic()
     try:
         loaded = SpartaSet.from_pretrained(ask.pop("folder")) if "folder" in ask else None
@@ -256,13 +257,13 @@ def test_a_hub_that_fails_for_a_moment_is_asked_again(hub, client, two_commits, 
     assert client.load(name, cache_dir=str(tmp_path / "cache")) == weights[1]
 
 
-@pytest.mark.parametrize("files", ["busy", "dripping"])
-def test_a_download_is_not_waited_for_without_end(hub, impatient, two_commits, tmp_path, files):
+@pytest.mark.parametrize(("files", "frozen"), [("busy", False), ("dripping", False), ("dripping", True)])
+def test_a_download_is_not_waited_for_without_end(hub, impatient, two_commits, tmp_path, files, frozen):
     name, _, weights = two_commits
     cache = {"cache_dir": str(tmp_path / "cache")}
     hub.files = files
     try:
-        answer = impatient.load(name, **cache)
+        answer = impatient.load(name, **cache, frozen=frozen)
     finally:
         hub.files = None
     assert "TimeoutError: the Hub has not sent the files in " in answer

@@ -90,6 +90,28 @@ def test_what_is_no_set_is_refused_with_every_bad_name():
         SpartaSet({})
 
 
+GRADIENT = torch.ones(1, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "info", "words"),
+    [
+        (nn.ReLU(), None, r"a set is made of a dictionary, as in SpartaSet\(.*\), not ReLU"),
+        ([Sparta(3)], None, "not list"),
+        (8, None, "not int"),  # as `replace_relus` gives it, who was given the class
+        ({"a": Sparta(3)}, "my-set", "info is a dictionary, as in .* not str"),
+        (
+            {"a": Sparta(3)},
+            {"loss": GRADIENT},
+            r"info holds what cannot be copied \(RuntimeError: .*loss.item",
+        ),
+    ],
+)
+def test_what_a_set_is_made_of(given, info, words):
+    with pytest.raises(WeightsError, match=words):
+        SpartaSet(given, info)
+
+
 def test_any_text_is_a_label(tmp_path):
     activations = {label: fill(Sparta(3)) for label in ("freeze", "a/b", "features.3")}
     SpartaSet(activations).save_pretrained(tmp_path)
@@ -199,6 +221,8 @@ def test_links_are_followed_and_never_written_through(tmp_path):
             ["G1.B2.conv1 is not finite in torch.float16", "float32"],
         ),
         (lambda s: s["G4.B2"].conv6.data.fill_(torch.nan), ["G4.B2.conv6 is not finite"]),
+        (lambda s: s["G1.B2"].conv3.data.mul_(1e-7), ["G1.B2.conv3 is too small for torch.float16"]),
+        (lambda s: s["G4.B2"].to("meta"), ["G4.B2.gain is on the meta device and has no numbers"]),
         (
             lambda s: prune.identity(s["G1.B2"], "conv1"),
             ["G1.B2: shapes {", "'conv1_orig': [8, 3, 3, 3]"],
@@ -229,9 +253,19 @@ def test_subclass_which_could_not_be_built_again_is_refused(tmp_path, name):
         SpartaSet({"a": mine(3)}).save_pretrained(tmp_path)
 
 
-def test_unknown_dtype_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"torch.bfloat16, not one of \['float16', 'float32'\]"):
-        two_sites().save_pretrained(tmp_path, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16", None])
+def test_unknown_dtype_is_refused(tmp_path, dtype):
+    with pytest.raises(WeightsError, match=f"must be torch.float16 or torch.float32, not {dtype!r}"):
+        two_sites().save_pretrained(tmp_path, dtype=dtype)
+
+
+def test_a_set_that_is_loaded_where_nothing_trains_may_train(tmp_path):
+    two_sites().save_pretrained(tmp_path)
+    with torch.inference_mode():
+        activations = Sparta.from_pretrained(tmp_path)
+    x = torch.rand(2, 3, 4, 4, requires_grad=True)
+    activations.unfreeze()["G1.B2"](x).sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 def test_other_files_stay(tmp_path):

@@ -1,8 +1,8 @@
 """Every attack, of the laboratory and of the example, against what it would attack in vain."""
 
 import copy
-from contextlib import nullcontext
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import pytest
@@ -109,6 +109,7 @@ PICTURES = {
     "flat": lambda x: x.flatten(1),
     "a single one": lambda x: x[0],
     "numpy": lambda x: x.numpy(),
+    "without a pixel": lambda x: x[..., :0],
 }
 ANSWERS = {
     "a dict": lambda z: {"logits": z},
@@ -134,24 +135,26 @@ class Answering(nn.Module):
         return self.answer(self.model(x))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("fault", LABELS)
+def each(faults, some, attacks=ATTACKS, first="example"):
+    """Every fault for one attack, since all share one check; and for each attack that it asks it."""
+    return [(first, fault) for fault in faults] + [(a, f) for a in attacks if a != first for f in some]
+
+
+@pytest.mark.parametrize(("attack", "fault"), each(LABELS, ["ignored", "too high"]))
 def test_labels_that_are_no_class_numbers(attack, fault):
     model, x, y = known()
     with pytest.raises(ValueError, match=r"class numbers|a label or target is 4; the network has 4"):
         ATTACKS[attack](model, x, LABELS[fault](y))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("fault", PICTURES)
+@pytest.mark.parametrize(("attack", "fault"), each(PICTURES, ["a NaN"]))
 def test_images_that_are_none(attack, fault):
     model, x, y = known()
     with pytest.raises(ValueError, match=r"images (are \(N, C, H, W\)|must lie in \[0, 1\])"):
         ATTACKS[attack](model, PICTURES[fault](x), y)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("fault", ANSWERS)
+@pytest.mark.parametrize(("attack", "fault"), each(ANSWERS, ["a dict", "one logit"]))
 def test_answers_that_are_no_logits(attack, fault):
     model, x, y = known()
     model = Answering(model, ANSWERS[fault]).train()
@@ -161,8 +164,7 @@ def test_answers_that_are_no_logits(attack, fault):
     assert model.model.levels.requires_grad
 
 
-@pytest.mark.parametrize("attack", WHITE_BOX)
-@pytest.mark.parametrize("fault", NO_GRADIENT)
+@pytest.mark.parametrize(("attack", "fault"), each(NO_GRADIENT, ["detached"], WHITE_BOX))
 def test_logits_without_a_gradient(attack, fault):
     model, x, y = known()
     with pytest.raises(ValueError, match="do not depend on the images by autograd"):
@@ -179,23 +181,33 @@ def test_a_network_that_cannot_have_gradients(attack):
     assert wrong_after(attack, copy.deepcopy(frozen), x, y).shape == (6,)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("eps", [8, -0.1, 1.01, float("nan"), float("inf"), "8/255", None, True])
+@pytest.mark.parametrize("attack", ATTACKS.keys() - {"example"})  # which takes functions, too
+def test_what_is_no_network(attack):
+    model, x, y = known()
+    with pytest.raises(ValueError, match=r"a network is an nn.Module .* not a function"):
+        ATTACKS[attack](lambda x: model(x), x, y)
+
+
+BOUNDS = [8, -0.1, 1.01, float("nan"), float("inf"), "8/255", None, True, Fraction(8, 255), torch.tensor(0.1)]
+
+
+@pytest.mark.parametrize(("attack", "eps"), each(BOUNDS, [8]))
 def test_a_bound_that_is_no_fraction_of_1(attack, eps):
     with pytest.raises(ValueError, match="eps is a fraction of the pixel range"):
         ATTACKS[attack](*known(), eps=eps)
 
 
-@pytest.mark.parametrize("attack", IMAGES | ERRORS)
-@pytest.mark.parametrize("step_size", [0, -0.1, 2, float("nan"), float("inf"), None])
+@pytest.mark.parametrize(
+    ("attack", "step_size"), each([0, -0.1, 2, float("nan"), float("inf"), None], [0], IMAGES | ERRORS)
+)
 def test_a_step_that_goes_nowhere_or_too_far(attack, step_size):
     with pytest.raises(ValueError, match=r"step_size (is a fraction|must be above 0)"):
         ATTACKS[attack](*known(), step_size=step_size)
 
 
-@pytest.mark.parametrize(("attack", "name"), [(a, "steps") for a in WHITE_BOX] + [("square", "queries")])
-@pytest.mark.parametrize("count", [0, -1, 2.5, 2.0, "2", True])
-def test_a_count_that_is_none(attack, name, count):
+@pytest.mark.parametrize(("attack", "count"), each([0, -1, 2.5, 2.0, "2", True], [0], [*WHITE_BOX, "square"]))
+def test_a_count_that_is_none(attack, count):
+    name = "queries" if attack == "square" else "steps"
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, not"):
         ATTACKS[attack](*known(), **{name: count})
 
@@ -279,23 +291,40 @@ def frozen_eval(model):
     return Evaluating(model, lambda z: z)
 
 
-GIVEN = {
-    "as usual": lambda m, x, y: (m, x, y),
-    "in float64": lambda m, x, y: (m.double(), x.double(), y),
-    "with gradients": lambda m, x, y: (m, x.clone().requires_grad_(), y),
-    "transposed": lambda m, x, y: (m, x.transpose(2, 3), y),
-    "channels last": lambda m, x, y: (m, x.to(memory_format=torch.channels_last), y),
-    "every other pixel": lambda m, x, y: (m, x.repeat_interleave(2, 3)[..., ::2], y),
-    "frozen": lambda m, x, y: (m.requires_grad_(False), x, y),
-    "evaluating": lambda m, x, y: (frozen_eval(m), x, y),
-    "in parallel": lambda m, x, y: (nn.DataParallel(m), x, y),
-    "scripted": lambda m, x, y: (torch.jit.script(m), x, y),
+class InPlace(Levels):
+    """Normalizes the images that it is given where they lie."""
+
+    def forward(self, x):
+        return super().forward(0.25 + 0.5 * x.sub_(0.25).div_(0.5))
+
+
+GIVEN = {  # two or three that have nothing to do with each other in one
+    "in float64, with gradients, in place": lambda m, x, y: (
+        InPlace().double(),
+        x.double().requires_grad_(),
+        y,
+    ),
+    "frozen, channels last": lambda m, x, y: (
+        m.requires_grad_(False),
+        x.to(memory_format=torch.channels_last),
+        y,
+    ),
+    "evaluating, in parallel, transposed": lambda m, x, y: (
+        nn.DataParallel(frozen_eval(m)),
+        x.transpose(2, 3),
+        y,
+    ),
+    "scripted, every other pixel": lambda m, x, y: (
+        torch.jit.script(m),
+        x.repeat_interleave(2, 3)[..., ::2],
+        y,
+    ),
 }
-CONTEXTS = {
-    "no_grad": torch.no_grad,
+CONTEXTS = {  # the first makes the images inside, too
+    "inference_mode, its own images": torch.inference_mode,
     "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
     "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
-    "none": nullcontext,
 }
 
 
@@ -311,18 +340,19 @@ def check_known(attack, model, x, y):
 @pytest.mark.parametrize("given", GIVEN)
 def test_what_can_be_broken_is_broken_however_it_is_given(attack, given):
     model, x, y = GIVEN[given](*known())
+    before = x.detach().clone()
     check_known(attack, model, x, y)
+    assert torch.equal(x, before)
     assert x.grad is None
     assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("made_inside", [False, True])
-def test_and_wherever_it_is_called(attack, context, made_inside):
+def test_and_wherever_it_is_called(attack, context):
     model, x, y = known()
     with CONTEXTS[context]():
-        if made_inside:
+        if "its own" in context:
             x, y = x.clone(), y.clone()
         check_known(attack, model, x, y)
 
@@ -349,23 +379,30 @@ def test_within_a_bound_of_0_only_the_errors_are_wrong(attack):
 
 
 class NoAnswer(nn.Module):
-    """Answers class 2 by far; NaN, in one logit or in all, for images brighter than 0.5 anywhere."""
+    """Answers class 2 by far; no number, in one logit or in all, for images brighter than 0.5 anywhere."""
 
-    def __init__(self, where):
+    def __init__(self, where, answer):
         super().__init__()
-        self.linear, self.where = nn.Linear(48, 4), where
+        self.linear, self.where, self.answer = nn.Linear(48, 4), torch.tensor(where), answer
 
     def forward(self, x):
         x = x.flatten(1)
         z = 0.1 * self.linear(x) + torch.tensor([0.0, 0.0, 10.0, 0.0])
-        return torch.where((x.amax(1, keepdim=True) > 0.5) & self.where, torch.nan, z)
+        return torch.where((x.amax(1, keepdim=True) > 0.5) & self.where, self.answer, z)
 
 
-@pytest.mark.parametrize("where", [[True] * 4, [True, False, False, False], [False, False, True, False]])
+@pytest.mark.parametrize(
+    ("where", "answer"),
+    [
+        ([True] * 4, torch.nan),
+        ([False, False, True, False], torch.nan),
+        ([False, False, True, False], torch.inf),
+    ],
+)
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_nan_is_no_right_answer(attack, where):
+def test_no_number_is_no_right_answer(attack, where, answer):
     """Also where it is the logit of the true class, whose index argmax returns."""
-    model, x, y = NoAnswer(torch.tensor(where)), torch.full((8, 3, 4, 4), 0.49), torch.full((8,), 2)
+    model, x, y = NoAnswer(where, answer), torch.full((8, 3, 4, 4), 0.49), torch.full((8,), 2)
     assert wrong_after(attack, model, x, y).all()
 
 
@@ -384,17 +421,28 @@ def test_a_gradient_that_is_nan_is_no_step(attack):
     assert torch.equal(example.is_wrong(Levels()(found), y), KNOWN)
 
 
-def test_right_is_what_has_the_largest_logit_and_no_nan():
+def test_right_is_what_has_the_largest_logit_and_a_loss():
     n, inf = torch.nan, torch.inf
     logits = torch.tensor(
-        [[1.0, 2, 0], [1, 2, 0], [n, 2, 0], [1, n, 0], [n, n, n], [inf, 2, 0], [1, 2, -inf]]
+        [
+            [1.0, 2, 0],
+            [1, 2, 0],
+            [n, 2, 0],
+            [1, n, 0],
+            [n, n, n],
+            [inf, 2, 0],
+            [1, 2, -inf],
+            [-inf, -inf, -inf],
+        ]
     )
-    y = torch.tensor([1, 0, 1, 1, 0, 0, 1])
-    assert example.is_wrong(logits, y).tolist() == [False, True, True, True, True, False, False]
-    found = margin(lambda _: logits, torch.rand(7, 1, 1, 1), y)
-    assert found[:5].tolist() == [1, -1, -inf, -inf, -inf]
-    assert found[5] > 1e38  # finite, so that an attack's images replace the clean ones
-    assert found[6] == 1
+    y = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        wrong = example.is_wrong(logits.to(dtype), y)
+        assert wrong.tolist() == [False, True, True, True, True, True, False, True]
+    found = margin(lambda _: logits, torch.rand(8, 1, 1, 1), y)
+    assert found.tolist() == [1, -1, -inf, -inf, -inf, -inf, 1, -inf]
+    largest = torch.tensor([[torch.finfo(torch.float32).max, 0.0]])
+    assert not example.is_wrong(largest, torch.tensor([0])).any()
 
 
 # ---- the network meanwhile

@@ -147,6 +147,27 @@ def test_a_truncated_file_begins_anew(data, path, left):
     assert Store(*data, path, "key").broken_by[0] == "clean"
 
 
+def test_a_flipped_bit_begins_anew_or_changes_nothing(data, path, capsys):
+    before, anew = filled(data, path), 0
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 101):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        after = Store(*data, path, "key")
+        if not after.wrong:
+            assert_new(after, data)
+            anew += 1
+            continue
+        assert {k: v.tolist() for k, v in after.wrong.items()} == {
+            k: v.tolist() for k, v in before.wrong.items()
+        }
+        assert (after.numbers, after.broken_by) == (before.numbers, before.broken_by)
+        assert torch.equal(after.images, before.images)
+    assert anew > 100
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_a_damaged_or_foreign_file_begins_anew(data, path):
     x, y = data
     filled(data, path)

@@ -154,6 +154,14 @@ def sixteen_bit_png(color_type, channels):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def negative(image):
+    """A TIFF of the image in which 0 is white."""
+    white = Image.fromarray(np.iinfo(np.asarray(image).dtype).max - np.asarray(image))
+    told = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert told in encoded(white, "TIFF")
+    return encoded(white, "TIFF").replace(told, struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+
+
 PICTURES = {
     "gray": (encoded(GRAY), None),
     "one bit": (encoded(GRAY.convert("1")), None),
@@ -163,6 +171,8 @@ PICTURES = {
     "palette, transparent": (encoded(COLOR.quantize(9), transparency=1), BACKGROUND),
     "gray of 16 bits": (encoded(SIXTEEN), None),
     "gray of 16 bits, TIFF": (encoded(SIXTEEN, "TIFF"), None),
+    "negative": (negative(GRAY), None),
+    "negative of 16 bits": (negative(SIXTEEN), None),
     "gray of 16 bits, PGM": (b"P5 16 16 65535\n" + RAMP.astype(">u2").tobytes(), None),
     "color of 16 bits": (sixteen_bit_png(2, 3), None),
     "color of 16 bits, opaque": (sixteen_bit_png(6, 4), None),

@@ -259,6 +259,23 @@ def test_a_second_training_in_one_folder_is_refused_at_its_start(tmp_path, tiny_
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--sites", "G9.B1"], "G9.B1"),
+        (["--data-dir", "nowhere"], "nowhere"),
+        (["--device", "cuda:99"], "cannot use --device"),
+        (["--validation", 40], "40"),
+        (["--pretrained", "no/such:set"], "neither a folder nor a name"),
+        (["--resume"], "start without --resume"),
+    ],
+)
+def test_a_refused_training_leaves_nothing(tmp_path, tiny_data, option, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        tiny_run(tmp_path / "new/run", tiny_data, *option)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_holds_the_settings_of_earlier_ones():
     named = {"dataset", "arch", "activation", "sites", "width", "pretrained", "seed", "amp", "validation"}
     assert Settings().recorded(TINY, 9).keys() == named | {

@@ -14,7 +14,7 @@ from examples.paper.attacks.folding import folded
 from examples.paper.attacks.pgd import attacking, classes_of
 from examples.paper.attacks.robust_error import clean_errors
 from examples.paper.common.tf32 import tf32_convolutions
-from examples.pgd import NO_GRADIENT, check_images, check_logits, check_numbers
+from examples.pgd import NO_GRADIENT, check_images, check_logits, check_numbers, no_answer
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -136,10 +136,10 @@ def autoattack_by_copy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: in
 
 
 class _Answering(nn.Module):
-    """A network that answers NaN nowhere, so that the library sees an error there and takes no step along it.
+    """A network that answers everywhere, so that the library sees an error there and takes no step along it.
 
-    A row of logits with a NaN becomes a sure vote for a class that is wrong for that image, which is found
-    among x (N, C, H, W), with labels y (N,), as the nearest.
+    A row of logits that is `no_answer` becomes a sure vote for a class that is wrong for that image, which is
+    found among x (N, C, H, W), with labels y (N,), as the nearest.
     """
 
     def __init__(self, network: nn.Module, x: Tensor, y: Tensor):
@@ -151,10 +151,13 @@ class _Answering(nn.Module):
         if follows:
             x = x.clone()
             x.register_hook(lambda grad: grad.nan_to_num().contiguous())
-        logits = check_logits(self.network(x.to(self.images.dtype)), len(x)).to(x.dtype)
+        answer = self.network(x.to(self.images.dtype).clone())  # it may work in place
+        logits = check_logits(answer, len(x)).to(x.dtype)
+        logits = logits.clone() if logits.is_inference() else logits
         if follows and not logits.requires_grad:
             raise ValueError(NO_GRADIENT)
-        (unanswered,) = torch.where(logits.isnan().any(1))
+        missing = no_answer(logits)
+        (unanswered,) = torch.where(missing)
         if len(unanswered) == 0:
             return logits
         votes = logits.detach().nan_to_num(0.0)
@@ -162,7 +165,7 @@ class _Answering(nn.Module):
             own = (self.images - x[i].detach().flatten()).abs().amax(1).argmin()
             votes[i] = -1.0
             votes[i, (self.labels[own] + 1) % logits.shape[1]] = 1.0
-        return torch.where(logits.isnan().any(1, keepdim=True), votes, logits)
+        return torch.where(missing[:, None], votes, logits)
 
 
 class _ChannelsLast(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from examples.paper.attacks.folding import folded
-from examples.pgd import check_images, check_logits, check_network, check_numbers, direction
+from examples.pgd import check_images, check_logits, check_network, check_numbers, direction, no_answer
 
 
 @torch.inference_mode(False)
@@ -124,7 +124,7 @@ def pgd_steps(
         x_adv = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             with autocast(x.device, amp):
-                logits = check_logits(model(x_adv), len(x), classes)
+                logits = check_logits(model(x_adv.clone()), len(x), classes)  # it may work in place
             loss = F.cross_entropy(logits, goal, reduction="none")
             way = direction(loss.sum(), x_adv)
         x_adv = x_adv.detach().add(way, alpha=sign * step_size).clamp_(*ball)
@@ -160,18 +160,18 @@ def random_targets(y: Tensor, num_classes: int) -> Tensor:
 def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Logit of the true class minus the largest other one: negative where the network errs. Result (N,).
 
-    It is -inf where a logit is NaN, which is no right answer.
+    It is -inf where the network does not answer.
     """
-    logits = check_logits(model(x), len(x))
+    logits = check_logits(model(x.clone()), len(x))
     true = logits.gather(1, y[:, None]).squeeze(1)
     gap = true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return gap.nan_to_num(0.0).masked_fill(logits.isnan().any(1), -torch.inf)  # inf - inf is a tie
+    return gap.nan_to_num(0.0).masked_fill(no_answer(logits), -torch.inf)
 
 
 @torch.no_grad()
 def classes_of(model: nn.Module, x: Tensor, classes: int = 2) -> int:
     """Number of classes, from the logits of one image. Raises `ValueError` for fewer than `classes`."""
-    return check_logits(model(x[:1]), len(x[:1]), classes).shape[1]
+    return check_logits(model(x[:1].clone()), len(x[:1]), classes).shape[1]
 
 
 @contextmanager
@@ -181,6 +181,10 @@ def attacking(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[N
     With `batch_statistics`, batch norms that were in training mode use the statistics of the attacked images
     and leave their running statistics unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"a network is an nn.Module whose forward returns logits, not a {type(model).__name__}"
+        )
     check_network(model)
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]

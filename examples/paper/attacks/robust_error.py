@@ -94,7 +94,7 @@ def likeliest_wrong(
     """
     found = []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        logits = check_logits(model(images), len(images))
+        logits = check_logits(model(images.clone()), len(images))
         if count >= logits.shape[1]:
             raise ValueError(f"{count} wrong classes are too many: the network has {logits.shape[1]} classes")
         found.append(logits.scatter(1, labels[:, None], -torch.inf).topk(count, 1).indices)
@@ -142,7 +142,7 @@ def clean_errors(
     wrong = torch.zeros_like(y, dtype=torch.bool)
     for i in range(0, len(x), batch_size):
         part = slice(i, i + batch_size)
-        wrong[part] = is_wrong(check_logits(model(x[part]), len(x[part]), classes), y[part])
+        wrong[part] = is_wrong(check_logits(model(x[part].clone()), len(x[part]), classes), y[part])
     return wrong
 
 
@@ -180,7 +180,7 @@ def first_breaks(
         batch, waiting = torch.cat([batch, waiting[:free]]), waiting[free:]
         images = x_adv[batch].requires_grad_()
         with torch.enable_grad():
-            logits = check_logits(fast(images), len(images))
+            logits = check_logits(fast(images.clone()), len(images))  # it may work in place
             way = direction(loss(logits, *(g[batch] for g in goals)).sum(), images)
         candidate = is_wrong(logits, y[batch])
         errs = candidate.clone()

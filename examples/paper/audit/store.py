@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from examples.paper.common.atomic import atomic_write
+from examples.paper.common.records import SEAL, sha256
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    names = sorted(tensors)
+    parts = (tensors[n].reshape(-1).view(torch.uint8).numpy() for n in names)
+    return sha256(json.dumps([names, sorted(metadata.items())]).encode(), *parts)
 
 
 class Store:
     """Which images each attack broke, other numbers, and for each image the first that fooled the network.
 
     For an image that nothing broke, `images` holds the last one that a caller put there. `key` holds all that
-    the results depend on; a file with another key, or one that cannot be read, is begun anew.
+    the results depend on; a file with another key, or one that is damaged, is begun anew.
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both on the CPU.
     """
 
@@ -64,7 +72,7 @@ class Store:
             "broken by": json.dumps(self.broken_by),
         }
         with atomic_write(self.path) as scratch:
-            save_file(tensors, scratch, metadata)
+            save_file(tensors, scratch, metadata | {SEAL: _seal(tensors, metadata)})
             scratch.chmod(0o644)  # safetensors writes for the owner alone; this is evidence for anybody
 
     def _read(self) -> None:
@@ -75,9 +83,15 @@ class Store:
                     print(f"{self.path} belongs to another audit and is begun anew", file=sys.stderr)
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            seal = metadata.pop(SEAL, None)  # old files have none
+            if seal not in (None, _seal(tensors, metadata)):
+                raise ValueError("a bit of it has changed since it was written")
             images, numbers = tensors["images"], json.loads(metadata["numbers"])
             broken_by = json.loads(metadata["broken by"])
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except FileNotFoundError:
+            return
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            print(f"{self.path} is damaged ({error}) and is begun anew", file=sys.stderr)
             return
         self.images, self.numbers, self.broken_by = images, numbers, broken_by
         self.wrong = {k.removeprefix("wrong/"): v for k, v in tensors.items() if k.startswith("wrong/")}

@@ -227,4 +227,4 @@ def _batch_size(device: str) -> int:
 
 def _errs(model: nn.Module, x: Tensor, y: Tensor, classes: int = 2) -> Tensor:
     with torch.no_grad():
-        return is_wrong(check_logits(model(x), len(x), classes), y).cpu()
+        return is_wrong(check_logits(model(x.clone()), len(x), classes), y).cpu()

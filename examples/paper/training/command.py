@@ -105,13 +105,11 @@ def main(argv: list[str] | None = None) -> None:
         device=args.device,
         resume=args.resume,
         compile=args.compile,
+        alone=lock if first else nullcontext,
     )
-    if first:
-        args.out.mkdir(parents=True, exist_ok=True)
-    with lock(args.out) if first else nullcontext():
-        for row in rows:
-            if first:
-                print(f"epoch {row['epoch']}: {format_row(row)}")
+    for row in rows:
+        if first:
+            print(f"epoch {row['epoch']}: {format_row(row)}")
     if first:
         checkpoints = f"{args.out / 'checkpoint.pt'}"
         if args.validation:

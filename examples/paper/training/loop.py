@@ -5,6 +5,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,16 @@ def epochs(
     device: str,
     resume: bool = False,
     compile: str | None = None,
+    alone: Callable[[Path], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[dict[str, Any]]:
     """Train into the folder `out`; after each epoch's checkpoint yield its line of the log.
 
     A caller who stops in between leaves a training that `resume` finishes. `compile`: a name of `COMPILERS`.
-    Raises `ValueError` for images, a device or a checkpoint that do not fit.
+    `alone` keeps other processes out of the folder. Raises `ValueError` for images, a device or a checkpoint
+    that do not fit; nothing is written then.
     """
     checkpoint = out / "checkpoint.pt"
-    if resume and not checkpoint.exists():
-        raise ValueError(f"--resume: there is no {checkpoint}; start without --resume")
-    if checkpoint.exists() and not resume:
-        raise ValueError(f"{checkpoint} exists; go on with --resume, or choose another --out")
+    _check_begin(checkpoint, resume)
     with distributed.joined(device) as device:
         check_device(device)
         torch.manual_seed(settings.seed)
@@ -92,9 +92,20 @@ def epochs(
             compiler=COMPILERS[compile] if compile else None,
             digest=digest,
         )
-        if resume:
-            trainer.load(checkpoint, recorded)
-        yield from fit(trainer, x, y, out, recorded, held)
+        if distributed.is_first():
+            out.mkdir(parents=True, exist_ok=True)
+        with alone(out):
+            _check_begin(checkpoint, resume)  # again, since another process may have been here
+            if resume:
+                trainer.load(checkpoint, recorded)
+            yield from fit(trainer, x, y, out, recorded, held)
+
+
+def _check_begin(checkpoint: Path, resume: bool) -> None:
+    if resume and not checkpoint.exists():
+        raise ValueError(f"--resume: there is no {checkpoint}; start without --resume")
+    if checkpoint.exists() and not resume:
+        raise ValueError(f"{checkpoint} exists; go on with --resume, or choose another --out")
 
 
 def _split(

@@ -34,8 +34,8 @@ class Forward:
         self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
         alike = (e for e in events if e.kind in (*kinds, "replaced"))
         self._ran = {call for e in alike for call in self.at({e.offset})}
-        self._seen = {ast.dump(call.func) for call in self._ran}
-        self.calls = sorted((n for n in self.source.parents if isinstance(n, ast.Call)), key=_start)
+        self.calls = self.source.in_order
+        self._seen = {self.calls[call] for call in self._ran}
 
     def at(self, offsets: set[int]) -> list[ast.Call]:
         """The calls at these instructions; -1 is in another function."""
@@ -93,7 +93,7 @@ class Forward:
         values = self.names.of(call.func)
         if any(is_activation(v, self._kinds) or self._helps(v) for v in values):
             return True
-        if ast.dump(call.func) in self._seen:
+        if self.calls[call] in self._seen:
             return True
         function: Any = call.func
         if isinstance(function, ast.Attribute) and function.attr == "default":  # torch.ops.aten.relu.default
@@ -221,7 +221,3 @@ def _theirs(value: Any) -> Any:
     function = inspect.unwrap(value) if inspect.isroutine(value) else None
     own = hasattr(function, "__code__") and str(value.__module__).split(".")[0] != "torch"
     return function if own else None
-
-
-def _start(node: ast.Call) -> tuple[int, int]:
-    return node.lineno, node.col_offset

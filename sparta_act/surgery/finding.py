@@ -68,10 +68,17 @@ class Network:
             if slot.parent is not None:
                 self._places.setdefault(id(slot.module), {})[id(slot.parent), slot.key] = slot.parent
         self._below: dict[int, set[int]] = {}
+        self._spans: dict[tuple[type[nn.Module], frozenset[int]], tuple[Span, ...]] = {}
 
     def name(self, module: nn.Module) -> str:
         """The dotted name of a module."""
         return self.slots[id(module)].name
+
+    def spans(self, cls: type[nn.Module], last: frozenset[int]) -> tuple[Span, ...]:
+        """Where the calls at these instructions of its forward are."""
+        if (cls, last) not in self._spans:
+            self._spans[cls, last] = locate_all(cls, last)
+        return self._spans[cls, last]
 
     def child(self, event: Event) -> tuple[nn.Module, str] | None:
         """Where the module of the event is registered: one place below its caller, who calls it once."""
@@ -211,4 +218,4 @@ def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...
     check_all_seen(network.forwards, owner, last, "")
     if hasattr(owner, NAME):
         raise SiteError(f"the module has an attribute {NAME!r} already; give that another name")
-    return owner, NAME, locate_all(type(owner), last)
+    return owner, NAME, network.spans(type(owner), frozenset(last))

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ WALKING = ("len", "list", "tuple", "iter", "reversed", "enumerate", "zip", "map"
 TORCH = nn.Module.forward.__module__
 
 
-def locate_all(cls: type[nn.Module], offsets: set[int]) -> tuple[Span, ...]:
+def locate_all(cls: type[nn.Module], offsets: Iterable[int]) -> tuple[Span, ...]:
     """The calls at these instructions of the forward of `cls`, of which each pass takes one.
 
     Raises `SiteError` where one of them cannot be rewritten, or two may run in one pass.

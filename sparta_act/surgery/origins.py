@@ -4,7 +4,7 @@ import functools
 import math
 import re
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -85,11 +85,11 @@ class Origins:
         if call.name == "__setitem__":
             self._written(call.args[0], call.args[2])
             return
-        results = [*_tensors((result,))]
+        results = [result] if isinstance(result, Tensor) else _tensors((result,))
         if not results:
             return
         given = call.given()
-        origins = [self.of(t) for t in given]
+        origins = [*map(self.of, given)]
         if (call.family == "convolution" or call.func is F.linear) and len(given) > 1:
             self.kernels |= origins[1].kernel_of
         if call.family == "convolution":
@@ -118,7 +118,7 @@ class Call(NamedTuple):
     family: str
     func: Callable[..., Any]
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
 
     def given(self) -> list[Tensor]:
         """The tensors whose numbers it reads."""
@@ -134,15 +134,17 @@ def family(name: str) -> str:
     return next((f for f, names in FAMILIES.items() if re.fullmatch(names, name)), "")
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among arguments, results or attributes, and in containers of them."""
+    found = list[Tensor]()
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            found += _tensors(value)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            found += _tensors(value.values())
+    return found
 
 
 def _combined(call: Call, given: list[Tensor], origins: list[Origin], result: Tensor) -> Origin:

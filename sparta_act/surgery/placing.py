@@ -55,7 +55,7 @@ def build(sites: list[Site], activation: Activation) -> list[nn.Module]:
     new = _matched(sites, activation) if isinstance(activation, Mapping) else _called(sites, activation)
     for site, module in zip(sites, new, strict=True):
         like = site.cut.like
-        module.to(like.device, like.dtype if like.is_floating_point() else None)
+        module.to(like.device, like.dtype if like.dtype.is_floating_point else None)
         module.train(site.cut.within.training)
     return new
 

@@ -1,5 +1,6 @@
 """The random numbers of a pass: its own, so that nobody else's are drawn, or drawn twice."""
 
+import functools
 import random
 import threading
 import time
@@ -16,18 +17,14 @@ SEEDED = torch.Tag.nondeterministic_seeded
 LONGEST_WAIT = 0.1  # seconds
 
 
-class PassMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode to run a pass in: whatever a network calls goes through, and no compiler is imported."""
+class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, PyTorch draws from generators of this mode; its first numbers are always the same."""
 
     supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else PyTorch imports its compiler, which takes seconds
-
-
-class OwnNumbers(PassMode):
-    """Inside, PyTorch draws from generators of this mode; its first numbers are always the same."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -38,7 +35,7 @@ class OwnNumbers(PassMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if SEEDED not in getattr(func, "tags", ()):
+        if not _draws(func):
             return func(*args, **kwargs)
         tensors = [a for a in args if isinstance(a, Tensor)]
         device = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
@@ -61,6 +58,11 @@ class OwnNumbers(PassMode):
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(torch.initial_seed())
         return self._generators[device]
+
+
+@functools.cache  # a comparison of tags takes as long as a call
+def _draws(func: Any) -> bool:
+    return SEEDED in getattr(func, "tags", ())
 
 
 def _with_generator(func: Any) -> Any:
@@ -92,7 +94,9 @@ class ProcessNumbers:
     """The states of the generators of Python, numpy and PyTorch that everybody draws from."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._gpus = sorted({t.device.index for t in (*model.parameters(), *model.buffers()) if t.is_cuda})
+        gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        tensors = (*model.parameters(), *model.buffers()) if gpu else ()
+        self._gpus = sorted({t.device.index for t in tensors if t.is_cuda})
         self._since = time.monotonic()
         self._before = self._states()
 

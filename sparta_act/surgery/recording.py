@@ -2,11 +2,11 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,18 @@ from torch.overrides import TorchFunctionMode
 from sparta_act.surgery.kinds import kind_of, spelled
 from sparta_act.surgery.origins import KERNEL, Call, Origins, family, made_by, pixels
 from sparta_act.surgery.rewriting import forward_of
-from sparta_act.surgery.sandbox import like_of, tensors_in
+from sparta_act.surgery.sandbox import Like, call, like_of, tensors_in
 
 # What is on the stack between a forward and what it calls: nn.Module's __call__, nn.ReLU, F.relu.
 ACTIVATIONS = nn.ReLU.forward.__code__.co_filename
 PLUMBING = {ACTIVATIONS} | {
     m.__code__.co_filename for m in (nn.Module.register_buffer, F.relu, torch.overrides.handle_torch_function)
 }
+OUTSIDE = call.__code__  # of who runs the network
+TWICE = nn.Module._call_impl.__code__  # its caller holds the same module
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One call in a pass: an activation, an addition, a convolution or one of our modules."""
 
     kind: str  # "add", "conv", "replaced", or the name of the activation
@@ -35,7 +36,7 @@ class Event:
     shape: tuple[int, ...] = ()
     no_map: str = ""  # why the input is no feature map, (N, C, ...) made from the network's; empty if it is
     operands: tuple[frozenset[int], ...] = ()  # for each input: the events that it comes from directly
-    like: Tensor | None = None  # empty, with the device and dtype of the input
+    like: Like | None = None  # of the input
     original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
     act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
     key: str = ""  # of that module in the Sequential that runs it
@@ -135,7 +136,7 @@ class Recorder(TorchFunctionMode):
         """The pass, once it is over: what became a kernel was no feature map."""
         for number in self._origins.kernels:
             event = self.seen.events[number]
-            self.seen.events[number] = replace(event, no_map=event.no_map or KERNEL)
+            self.seen.events[number] = event._replace(no_map=event.no_map or KERNEL)
         return self.seen
 
     def replaced(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -170,8 +171,8 @@ class Recorder(TorchFunctionMode):
                 act = frame.f_locals["self"]
                 kind = kind_of(act) or kind
             frame = frame.f_back
-        modules = [m for m in _running(frame) if id(m) in self._known and m is not act][::-1]
-        if not modules or any(id(m) in self._replaced for m in (*modules, act)):
+        modules = [m for m in _running(frame) if id(m) in self._known and m is not act]
+        if not modules or (self._replaced and not self._replaced.isdisjoint(map(id, (*modules, act)))):
             return None
         offset, via = -1, ""
         if frame:
@@ -181,15 +182,12 @@ class Recorder(TorchFunctionMode):
                 offset = frame.f_lasti
             else:
                 via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
-        origins = [self._origins.of(t) for t in inputs]
-        shape = tuple(inputs[0].shape)
-        why = (self._origins.why_no_map(tuple(t.shape), o) for t, o in zip(inputs, origins, strict=True))
-        no_map = next(filter(None, why), "")
+        shapes, origins = [tuple(t.shape) for t in inputs], [*map(self._origins.of, inputs)]
         event = Event(
             kind,
             tuple(modules),
-            shape,
-            no_map,
+            shapes[0],
+            next(filter(None, map(self._origins.why_no_map, shapes, origins)), ""),
             tuple(o.sources for o in origins),
             like_of(inputs[0], modules[-1]) if original else None,
             original,
@@ -227,12 +225,13 @@ def code_of(cls: type[nn.Module]) -> Any:
     return getattr(forward_of(cls), "__code__", None)
 
 
-def _running(frame: FrameType | None) -> Iterator[nn.Module]:
-    last = None
-    while frame is not None:
-        code = frame.f_code
-        first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(first, nn.Module) and first is not last:
-            yield first
-            last = first
+def _running(frame: FrameType | None) -> list[nn.Module]:
+    """The modules whose functions are on the stack, the outermost first."""
+    found = list[nn.Module]()
+    while frame is not None and (code := frame.f_code) is not OUTSIDE:
+        if code.co_argcount and code is not TWICE:
+            first = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(first, nn.Module) and not (found and first is found[-1]):
+                found.append(first)
         frame = frame.f_back
+    return found[::-1]

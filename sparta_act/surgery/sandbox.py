@@ -7,7 +7,7 @@ import types
 from collections import UserDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from sparta_act.surgery.snapshot import Snapshot, put_back
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
+SEVERAL = list, tuple, set, frozenset, deque
 TRIES = 10  # passes in training mode, for blocks that are skipped at random
 
 ONE_AT_A_TIME = threading.RLock()  # looks and edits: two of one network would undo each other
@@ -65,12 +66,14 @@ def as_before(model: nn.Module) -> Steps:
 
 
 @contextmanager
-def untouched(model: nn.Module, undo: Steps | None = None) -> Iterator[None]:
+def untouched(
+    model: nn.Module, undo: Steps | None = None, numbers: OwnNumbers | None = None
+) -> Iterator[None]:
     """Inside, the model may be run in any mode; afterwards it and all random numbers are as before.
 
-    `undo`: what `as_before` has returned, if the model has not changed since.
+    `undo`: what `as_before` has returned, if the model has not changed since. `numbers`: the mode to run in.
     """
-    undo, numbers = undo or as_before(model), OwnNumbers()
+    undo, numbers = undo or as_before(model), numbers or OwnNumbers()
     _open.append(numbers)
     try:
         try:
@@ -183,7 +186,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             seen[id(value)] = value
             if isinstance(value, Mapping):
                 inside = [*value.values()]
-            elif isinstance(value, list | tuple | set | frozenset | deque):
+            elif isinstance(value, SEVERAL):
                 inside = [*value]
             else:
                 inside = [*_attributes(value).values()]
@@ -198,12 +201,19 @@ def _attributes(value: Any) -> dict[str, Any]:
     return {**{name: getattr(value, name) for name in names}, **getattr(value, "__dict__", {})}
 
 
-def like_of(x: Tensor, module: nn.Module) -> Tensor:
-    """An empty tensor with the device and dtype that parameters beside `x` have.
+class Like(NamedTuple):
+    """A device and a dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def like_of(x: Tensor, module: nn.Module) -> Like:
+    """The device and dtype that parameters beside `x` have.
 
     Under autocast, and for numbers that are no floats, it is the dtype of the parameters of the module.
     """
     if x.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
-        return torch.empty(0, dtype=x.dtype, device=x.device)
+        return Like(x.device, x.dtype)
     own = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
-    return torch.empty(0, dtype=next(own, x).dtype, device=x.device)
+    return Like(x.device, next(own, x).dtype)

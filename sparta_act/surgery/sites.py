@@ -8,6 +8,8 @@ from itertools import groupby
 
 from torch import Tensor, nn
 
+from sparta_act.surgery.sandbox import Like
+
 NUMBER = re.compile(r"(\d+)")
 FEW = 3  # rows of one kind that the table prints in full
 
@@ -20,7 +22,7 @@ class Cut:
     key: str
     spans: tuple[tuple[int, int, int, int], ...]  # empty for a swap
     within: nn.Module  # its output must depend on the new module
-    like: Tensor  # with the device and dtype of the input
+    like: Like  # of the input
     original: dict[bool, Callable[[Tensor], Tensor]]  # what the call computes, by the modes it was seen in
 
     @property

@@ -19,6 +19,7 @@ CONTAINERS: tuple[type[Any], ...] = (OrderedDict, dict, list, deque, set, bytear
 BASES = {base: base for base in CONTAINERS}
 RECORDS = types.SimpleNamespace, argparse.Namespace, UserDict, UserList
 ATOMS = int, float, complex, str, bytes, type, types.FunctionType, types.ModuleType, type(None), torch.Size
+EXACTLY = {*ATOMS, bool}  # most values are: this is faster than isinstance
 PARTS = {  # the tensors that a sparse one is made of
     torch.sparse_coo: ("_indices", "_values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -41,11 +42,13 @@ class Snapshot:
         self._packages = {_package(type(m)) for m in model.modules()} - {"torch"}
         todo, self._seen = [model], dict[int, Any]()  # what has been seen is kept: an id is used once
         self._memory = set[int]()
-        self._empty: list[tuple[type[Any], Any]] = []
+        self._empty: list[Any] = []  # containers, as most of a module's are
         with torch._C.DisableTorchFunctionSubclass():
             while todo:
                 value: Any = todo.pop()
-                if not isinstance(value, ATOMS) and id(value) not in self._seen:
+                if type(value) in BASES and not value:
+                    self._empty.append(value)
+                elif type(value) not in EXACTLY and id(value) not in self._seen:
                     self._seen[id(value)] = value
                     todo += self._keep(value)
 
@@ -55,21 +58,20 @@ class Snapshot:
             put_back([self._clear, *self._steps, *self._last])
 
     def _clear(self) -> None:
-        for base, value in self._empty:
-            if base.__len__(value):
-                base.clear(value)
+        for value in self._empty:
+            if value:
+                value.clear()
 
     def _keep(self, value: Any) -> Iterable[Any]:
         """Note how to put the value back; what is inside it."""
         cls = type(value)
+        if isinstance(value, ATOMS):
+            return ()
         if isinstance(value, Tensor):
             return self._keep_tensor(value)
         if isinstance(value, nn.Module) and not isinstance(value, CONTAINERS):
             return self._keep_attributes(value)
         if base := _container(cls):
-            if not base.__len__(value):  # as most of a module's
-                self._empty.append((base, value))
-                return ()
             content = _listed(base, value)
             self._steps.append(functools.partial(_refill, base, value, content))
             return content

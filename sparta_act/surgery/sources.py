@@ -9,6 +9,7 @@ import linecache
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sparta_act.errors import SiteError
@@ -30,6 +31,12 @@ class Source:
     calls: dict[int, ast.Call | None]  # by the offset of the instruction in the function
     parents: dict[ast.AST, ast.AST]  # of the nodes in the function
     digest: str  # of the function's text
+
+    @cached_property
+    def in_order(self) -> dict[ast.Call, str]:
+        """The calls in the order of the text, also in inner functions, and what they call, as text."""
+        calls = (n for n in self.parents if isinstance(n, ast.Call))
+        return {c: ast.dump(c.func) for c in sorted(calls, key=lambda c: (c.lineno, c.col_offset))}
 
     def at(self, offset: int) -> ast.Call | None:
         """The call that an instruction belongs to."""

@@ -101,14 +101,15 @@ def _forward(module: nn.Module) -> Callable[..., Any]:
 
 def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, stands: list[Stand]) -> Answer:
     watch = Watch()
-    with untouched(model, undo), torch.no_grad():  # with the same random numbers each time
+    with untouched(model, undo, watch), torch.no_grad():  # with the same random numbers each time
         for stand in stands:
             for hooks in HOOKS:
                 vars(stand.module)[hooks] = OrderedDict()
             vars(stand.module)["forward"] = watch.of(stand)
         given = copied(example)
-        with watch:
-            returned = call(model, given, training)
+        watch.on = True
+        returned = call(model, given, training)
+        watch.on = False
         if watch.used:
             raise SiteError(
                 f"{watch.used.site}: a forward uses what an in-place activation has changed, through another "

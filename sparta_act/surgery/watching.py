@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from sparta_act.surgery.randomness import PassMode
+from sparta_act.surgery.randomness import OwnNumbers
 from sparta_act.surgery.sandbox import tensors_in
 from sparta_act.surgery.sites import Site
+
+PLAIN = int, float, complex, str, torch.dtype
+SEVERAL = list, tuple
 
 
 class Stand(NamedTuple):
@@ -30,23 +33,23 @@ class Changed(NamedTuple):
     alive: Any  # a weak reference to it
 
 
-class Watch(PassMode):
-    """Notes each call of a pass, and whether the input of an in-place function is used after it."""
+class Watch(OwnNumbers):
+    """Notes each call while it is `on`, and whether the input of an in-place function is used after it."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
+        self.on = False
         self.calls: list[object] = []
         self.used: Stand | None = None  # whose input was
         self._changed: dict[int, Changed] = {}  # by their storages
-        self._aside = False
 
     def of(self, stand: Stand) -> Callable[[Tensor], Any]:
         """Its function on a copy of its input, which is watched from then on if it would have changed."""
 
         def forward(x: Tensor) -> Any:
-            self._aside = True
+            self.on = False
             twin = _twin(x)
-            self._aside = False
+            self.on = True
             before = version(twin)
             y = stand.function(twin)
             in_place = y is twin if before is None else version(twin) != before
@@ -61,11 +64,11 @@ class Watch(PassMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._aside and getattr(func, "namespace", "") != "profiler":  # as of DataParallel
+        if self.on and getattr(func, "namespace", "") != "profiler":  # as of DataParallel
             self.calls.append((func, _described((*args, *kwargs.values()))))
             if self._changed and not self.used and not _is_view(func):
                 self.used = next((c.by for t in tensors_in([args, kwargs]) if (c := self._seen_by(t))), None)
-        return func(*args, **kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _seen_by(self, tensor: Tensor) -> Changed | None:
         """What has changed of the numbers of a tensor."""
@@ -155,9 +158,9 @@ def _described(values: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append((value.dtype, None if value.is_nested else tuple(value.shape)))
-        elif isinstance(value, list | tuple):
+            found += value.dtype, None if value.is_nested else value.shape
+        elif isinstance(value, SEVERAL):
             found.append(_described(value))
-        elif isinstance(value, bool | int | float | complex | str | torch.dtype):
+        elif isinstance(value, PLAIN):
             found.append(value)
     return found

@@ -4,13 +4,15 @@ import ast
 import builtins
 import functools
 import inspect
+import itertools
+import operator
 import sys
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparta_act.surgery.kinds import kind_of, spelled
 from sparta_act.surgery.sources import Source
@@ -55,6 +57,8 @@ class Names:
             return []
         if isinstance(node, ast.Name):
             return self._of_name(node.id, depth + 1)
+        if isinstance(node, ast.Constant):
+            return [node.value]
         if isinstance(node, ast.Attribute):
             return [*_members(self.of(node.value, depth + 1), self._mangled(node.attr))]
         if isinstance(node, ast.Subscript):
@@ -94,14 +98,16 @@ class Names:
 
     def _of_call(self, node: ast.Call, depth: int) -> list[Any]:
         found = self.of(node.func, depth)
-        if getattr in found and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
-            name = str(node.args[1].value)
-            return [
-                *_members(self.of(node.args[0], depth), name),
-                *(v for e in node.args[2:] for v in self.of(e, depth)),
-            ]
-        if functools.partial in found and node.args:
-            return self.of(node.args[0], depth)
+        values = [self.of(e, depth) for e in node.args]
+        if getattr in found and len(values) > 1:
+            named = [v for name in values[1] if isinstance(name, str) for v in _members(values[0], name)]
+            return [*named, *itertools.chain(*values[2:])]
+        if vars in found and values:
+            return [*_members(values[0], "__dict__")]
+        if operator.methodcaller in found and values:  # of a tensor
+            return [v for name in values[0] if isinstance(name, str) for v in _members([Tensor], name)]
+        if functools.partial in found and values:
+            return values[0]
         return [Made(value) for value in found if isinstance(value, type) and issubclass(value, nn.Module)]
 
     def _inside(self, node: ast.expr, depth: int) -> list[Any]:
@@ -237,6 +243,8 @@ def _members(values: Iterable[Any], name: str) -> Iterator[Any]:
             yield value
         elif isinstance(value, nn.Module) and name in value._modules:
             yield value._modules[name]
+        elif name == "__dict__" and hasattr(value, name):
+            yield vars(value)
         elif type(value).__module__ == "torch._ops":  # fills itself when it is asked
             yield getattr(value, name, None)
         else:

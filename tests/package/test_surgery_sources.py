@@ -22,6 +22,7 @@ IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 BLOCK = """
 import functools
+import operator
 import torch
 import torch.nn.functional as F
 from functools import partial
@@ -53,7 +54,7 @@ class Block(nn.Module):
         self.relu, self.act, self.elu, self.none = nn.ReLU(), nn.ReLU(), nn.ELU(), nn.Identity()
         self.__relu = nn.ReLU()
         self.f, self.part, self.bound = F.relu, partial(F.relu), self.relu.forward
-        self.lamb = lambda x: F.relu(x)
+        self.lamb, self.name = lambda x: F.relu(x), "relu"
         self.acts, self.seq = nn.ModuleList([nn.ELU(), nn.ReLU()]), nn.Sequential(nn.ELU(), nn.ReLU())
         self.named, self.plain, self.map = nn.ModuleDict({{"a": nn.ReLU()}}), [torch.relu], {{"a": nn.ReLU()}}
         self.flag, self.which, self.cfg = False, 1, type("C", (), {{"act": nn.ReLU()}})()
@@ -124,6 +125,12 @@ self.relu.forward({x})
 self.relu.__call__({x})
 getattr(self, "relu")({x})
 getattr(F, "relu")({x})
+getattr(F, self.name)({x})
+getattr(self, self.name)({x})
+vars(self)["f"]({x})
+self.__dict__["f"]({x})
+self._modules["relu"]({x})
+operator.methodcaller("relu")({x})
 nn.functional.relu({x})
 torch.nn.functional.relu({x})
 torch.relu({x})

@@ -167,7 +167,8 @@ def _stages(blocks: list[Slot], slots: Slots) -> list[list[Slot]]:
     paths = {s: _unwrapped_name(s, slots).split(".") for s in blocks}
     depth = next((i for i, level in enumerate(zip(*paths.values(), strict=False)) if len({*level}) > 1), 0)
     if any(len(path) <= depth + 1 for path in paths.values()):  # a block itself is such a part
-        return [blocks] if depth else []
+        siblings = {len(path) for path in paths.values()} == {depth + 1}
+        return [blocks] if depth and siblings else []
     return _gathered(blocks, lambda s: paths[s][depth])
 
 

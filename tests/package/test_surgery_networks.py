@@ -211,6 +211,23 @@ def test_without_containers_groups_are_the_parts_of_the_network():
     assert not labelled(Stage())  # its parts are the blocks themselves
 
 
+class Level(nn.Module):
+    """As in a U-Net with attention: levels within levels, each with a gate that adds."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.gate, self.inside = Residual(4, nn.ReLU), inside
+
+    def forward(self, x):
+        return self.gate(self.inside(x))
+
+
+def test_blocks_of_levels_within_levels_are_no_group():
+    assert not labelled(nn.Sequential(conv(3, 4), Level(Level(conv(4, 4)))))
+    in_one = nn.Sequential(conv(3, 4), Stage())
+    assert labelled(in_one) == [("G1.B1", "1.tree1.act2"), ("G1.B2", "1.tree2.act2")]
+
+
 class Merging(nn.Module):
     """As in EfficientViM: the downsampling beside the blocks of a stage adds too."""
 

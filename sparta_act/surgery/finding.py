@@ -39,12 +39,9 @@ def replaced(model: nn.Module) -> list[nn.Module]:
 
 def find_sites(
     model: nn.Module, example: Example | None, kinds: frozenset[str], undo: Steps | None = None
-) -> tuple[SiteList, Example]:
-    """The blocks, then all other calls of these kinds on feature maps; and the example they were seen on."""
+) -> tuple[SiteList, list[Pass], Example]:
+    """The blocks, then all other calls of these kinds on feature maps; the passes, and their example."""
     passes, example = record(model, replaced(model), example, undo)
-    known = {*map(id, model.modules())}
-    if any(id(m) not in known for p in passes for e in p.events for m in e.modules):
-        raise SiteError("the network makes modules in its first pass; run it once on an input before")
     network = Network(model, passes, kinds)
     sites = [
         _block_site(slot, network, g, b)
@@ -52,7 +49,7 @@ def find_sites(
         for b, slot in enumerate(group, 1)
     ]
     others = [*_other_sites(network, {s.cut.place for s in sites if s.how})]
-    return SiteList([*sites, *others], _why_none(others, passes, kinds)), example
+    return SiteList([*sites, *others], _why_none(others, passes, kinds)), passes, example
 
 
 class Network:

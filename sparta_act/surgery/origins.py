@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 # What functions do with their tensors, by their names; all others keep places and channels where they are.
 FAMILIES = {
@@ -50,12 +51,10 @@ CONSTANT = Origin(of_input=False)
 class Origins:
     """The origins of all tensors of a pass, from the arguments and results of each function."""
 
-    def __init__(self, modules: Iterable[nn.Module], dimensions: Collection[int]) -> None:
-        self._dimensions = dimensions  # of the maps, by the network's convolutions
+    def __init__(self, constants: Collection[int], dimensions: Collection[int]) -> None:
+        self._constants, self._dimensions = constants, dimensions
         self._shapes = set[tuple[int, ...]]()  # of the maps that went through one
         self._known: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}  # by id, which another may get later
-        kept = (v for m in modules for k, v in vars(m).items() if k not in OTHERS)
-        self._constants = {*map(id, _tensors(kept))}
         self.kernels = set[int]()  # the events whose result became the weight of a convolution or a product
 
     def of(self, tensor: Any) -> Origin:
@@ -109,6 +108,11 @@ class Origins:
             old = self.of(target)
             new = source if not old.of_input else old._replace(sources=old.sources | source.sources)
             self.put(target, new._replace(channels=new.channels if old.channels is None else old.channels))
+
+
+def constants_of(modules: Iterable[nn.Module]) -> set[int]:
+    """The ids of the tensors that modules hold."""
+    return {*map(id, _tensors(v for m in modules for k, v in vars(m).items() if k not in OTHERS))}
 
 
 class Call(NamedTuple):
@@ -220,11 +224,13 @@ def _channels(call: Call, given: list[Tensor], origins: list[Origin], result: Te
 
 def _moved(call: Call, ndim: int, channels: int) -> int | None:
     """Where a permutation puts the channels: tried on a tensor whose sizes all differ."""
-    sizes = torch.empty(tuple(range(1, ndim + 1)), device="meta")
+    with _disable_current_modes():  # what is done here is no call of the network
+        sizes = torch.empty(tuple(range(1, ndim + 1)), device="meta")
     args = [sizes if isinstance(a, Tensor) else a for a in call.args]
     kwargs = {k: sizes if isinstance(a, Tensor) else a for k, a in call.kwargs.items()}
     try:
-        return tuple(call.func(*args, **kwargs).shape).index(channels + 1)
+        with _disable_current_modes():  # what is done here is no call of the network
+            return tuple(call.func(*args, **kwargs).shape).index(channels + 1)
     except (RuntimeError, ValueError, TypeError):
         return None
 

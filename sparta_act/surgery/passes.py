@@ -8,10 +8,22 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.recording import Pass, Recorder
-from sparta_act.surgery.sandbox import TRIES, Example, Steps, random_numbers, run, tensors_in, untouched
+from sparta_act.surgery.randomness import ProcessNumbers
+from sparta_act.surgery.recording import Pass, Recorder, parts_of
+from sparta_act.surgery.sandbox import (
+    TRIES,
+    Example,
+    Steps,
+    as_before,
+    call,
+    copied,
+    tensors_in,
+    untouched,
+)
+from sparta_act.surgery.watching import Watch
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
+NUMBERS = {int, float, bool, str, type(None)}
 
 
 class _RunError(Exception):
@@ -23,75 +35,97 @@ class _RunError(Exception):
 def record(
     model: nn.Module, replaced: list[nn.Module], example: Example | None, undo: Steps | None
 ) -> tuple[list[Pass], Example]:
-    """Passes in evaluation and in training mode, and the example they ran on. Raises `SiteError`."""
+    """Passes in evaluation and in training mode, and the example they ran on. Raises `SiteError`.
+
+    `undo`: what `as_before` has returned, if the network will be compared with what it does here.
+    """
+    look = _Look(model, replaced, undo)
     try:
-        return _record(model, replaced, example, undo)
+        if example is None:
+            example, passes = _deduced(look)
+        else:
+            passes = [look.once(example, training) for training in (False, True)]
+        return passes + (look.again(example) if look.wanders else []), example
     except _RunError as error:
         raise SiteError(*error.args) from error.__cause__
 
 
-def _record(
-    model: nn.Module, replaced: list[nn.Module], example: Example | None, undo: Steps | None
-) -> tuple[list[Pass], Example]:
-    with untouched(model, undo), torch.no_grad():
-        before = _drawn_and_counted(model)
-        if example is None:
-            example, passes = _deduced(model, replaced)
-        else:
-            passes = [_one_pass(model, replaced, example, training) for training in (False, True)]
-        if _drawn_and_counted(model) != before:  # the next pass may take another path: see more of them
-            passes += [_one_pass(model, replaced, example, True) for _ in range(TRIES)]
-    return passes, example
+class _Look:
+    """Passes of a network, each of which leaves it as it was."""
+
+    def __init__(self, model: nn.Module, replaced: list[nn.Module], undo: Steps | None) -> None:
+        self.model, self._replaced, self._compared = model, replaced, undo is not None
+        self._undo = undo or as_before(model)
+        self._parts = parts_of(model, replaced)
+        self._before = self._drawn_and_counted()
+        self.wanders = False  # whether the next pass may take another path
+
+    def once(self, example: Example, training: bool) -> Pass:
+        """One pass, and what the network does in it if it will be compared."""
+        watch = Watch()
+        with untouched(self.model, self._undo, watch), torch.no_grad():
+            seen = self._recorded(example, training, watch)
+            self.wanders |= watch.drawn > 0 or self._drawn_and_counted() != self._before
+        return seen
+
+    def again(self, example: Example) -> list[Pass]:
+        """Passes in training mode, one after the other; the first of them is known."""
+        watch = Watch()
+        with untouched(self.model, self._undo, watch), torch.no_grad():
+            return [self._recorded(example, True, watch) for _ in range(TRIES + 1)][1:]
+
+    def _drawn_and_counted(self) -> list[Any]:
+        """What a path may depend on besides the example: random numbers, and what the modules count."""
+        values = [ProcessNumbers(self.model).now()]
+        for module in self.model.modules():
+            values += [v for k, v in vars(module).items() if type(v) in NUMBERS and k != "training"]
+        return values
+
+    def _recorded(self, example: Example, training: bool, watch: Watch) -> Pass:
+        recorder, given = Recorder(self._parts, training), copied(example)
+        hooks = [m.register_forward_hook(recorder.replaced) for m in self._replaced]
+        try:
+            with recorder:
+                watch.on = self._compared
+                returned = call(self.model, given, training)
+                watch.on = False
+        except Exception as error:
+            shapes = [tuple(t.shape) for t in tensors_in(example)]
+            mode = "training" if training else "evaluation"
+            failed = _RunError(
+                f"the network does not run in {mode} mode on an example of shape {shapes}: "
+                f"{type(error).__name__}: {error}\n"
+                "Pass an input that it takes in both modes as example=, a tensor, a tuple of several "
+                "arguments or a dict of named ones; or operate on a part of it, such as model.backbone of a "
+                "detector."
+            )
+            failed.first = recorder.seen.first
+            raise failed from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if any(id(m) in recorder.strangers for m in self.model.modules()):
+            raise SiteError("the network makes modules in its first pass; run it once on an input before")
+        return recorder.finished([*tensors_in(returned)], watch.calls)
 
 
-def _drawn_and_counted(model: nn.Module) -> list[Any]:
-    """What a path may depend on besides the example: random numbers, and what the modules count."""
-    own = (item for m in model.modules() for item in vars(m).items() if item[0] != "training")
-    return [random_numbers(model), [v for _, v in own if v is None or isinstance(v, int | float | str)]]
-
-
-def _one_pass(model: nn.Module, replaced: list[nn.Module], example: Example, training: bool) -> Pass:
-    recorder = Recorder(model, replaced, training)
-    hooks = [m.register_forward_hook(recorder.replaced) for m in replaced]
-    try:
-        with recorder:
-            run(model, example, training)
-    except Exception as error:
-        shapes = [tuple(t.shape) for t in tensors_in(example)]
-        mode = "training" if training else "evaluation"
-        failed = _RunError(
-            f"the network does not run in {mode} mode on an example of shape {shapes}: "
-            f"{type(error).__name__}: {error}\n"
-            "Pass an input that it takes in both modes as example=, a tensor, a tuple of several arguments "
-            "or a dict of named ones; or operate on a part of it, such as model.backbone of a detector."
-        )
-        failed.first = recorder.seen.first
-        raise failed from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return recorder.finished()
-
-
-def _deduced(model: nn.Module, replaced: list[nn.Module]) -> tuple[Tensor, list[Pass]]:
+def _deduced(look: _Look) -> tuple[Tensor, list[Pass]]:
     """An example for the convolution that was made first, or else for the one that runs first."""
-    conv = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
+    conv = next((m for m in look.model.modules() if isinstance(m, _ConvNd)), None)
     if conv is None:
         raise SiteError("this network has no convolution to deduce an input from: pass example=")
     guess = len(conv.kernel_size), conv.in_channels
     try:
-        return _sized(model, replaced, *guess)
+        return _sized(look, *guess)
     except _RunError as error:
         if error.first in (guess, (0, 0)):
             raise
-        return _sized(model, replaced, *error.first)
+        return _sized(look, *error.first)
 
 
-def _sized(
-    model: nn.Module, replaced: list[nn.Module], dimensions: int, channels: int
-) -> tuple[Tensor, list[Pass]]:
+def _sized(look: _Look, dimensions: int, channels: int) -> tuple[Tensor, list[Pass]]:
     """An example of the first size that shrinks no map to one pixel too early; else the largest that runs."""
-    like = next(model.parameters(), torch.empty(0))
+    like = next(look.model.parameters(), torch.empty(0))
     found, problems = None, list[_RunError]()
     for size in SIZES[dimensions + 2]:
         shape = (2, channels, *[size] * dimensions)
@@ -101,7 +135,7 @@ def _sized(
         example = torch.from_numpy(noise).to(like)
         try:
             # training first: a network that wants more, such as targets, may be slow in evaluation
-            passes = [_one_pass(model, replaced, example, training) for training in (True, False)][::-1]
+            passes = [look.once(example, training) for training in (True, False)][::-1]
         except _RunError as error:
             problems.append(error)
             continue

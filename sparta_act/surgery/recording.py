@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from sparta_act.surgery.kinds import kind_of, spelled
-from sparta_act.surgery.origins import KERNEL, Call, Origins, family, made_by, pixels
+from sparta_act.surgery.origins import KERNEL, Call, Origins, constants_of, family, made_by, pixels
 from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sandbox import Like, call, like_of, tensors_in
 
@@ -69,6 +69,8 @@ class Pass:
     events: list[Event] = field(default_factory=list)
     pinched: bool = False  # a map shrank to one pixel, or was added as one: a larger example is safer
     first: tuple[int, int] = (0, 0)  # spatial dimensions and channels of what the first convolution takes
+    returned: Sequence[Tensor] = ()
+    calls: Sequence[object] = ()  # of PyTorch's operators, if they were noted
 
     @cached_property
     def counts(self) -> Counter[object]:
@@ -85,18 +87,37 @@ class Pass:
         return found
 
 
-class Recorder(TorchFunctionMode):
-    """Inside, the calls of `model` are recorded in `seen`; those inside `replaced` are left out."""
+class Parts(NamedTuple):
+    """What a network is made of before its passes; tensors and modules by their ids."""
 
-    def __init__(self, model: nn.Module, replaced: list[nn.Module], training: bool) -> None:
+    registered: set[int]  # modules
+    modules: set[int]  # of these, all but wrappers
+    replaced: set[int]  # modules that earlier replacements put in
+    constants: set[int]
+    dimensions: set[int]  # of the maps, by the network's convolutions
+
+
+def parts_of(model: nn.Module, replaced: list[nn.Module]) -> Parts:
+    """The parts of a network; whoever uses them must keep it whole."""
+    modules = [*model.modules()]
+    return Parts(
+        {*map(id, modules)},
+        {id(m) for m in modules if wrapped(m) is None},
+        {*map(id, replaced)},
+        constants_of(modules),
+        {len(m.kernel_size) + 2 for m in modules if isinstance(m, _ConvNd)} or {4},
+    )
+
+
+class Recorder(TorchFunctionMode):
+    """Inside, the calls of a network are recorded in `seen`; those inside replaced modules are left out."""
+
+    def __init__(self, parts: Parts, training: bool) -> None:
         super().__init__()
-        modules = [*model.modules()]
-        self.seen = Pass(training)
-        self._dimensions = {len(m.kernel_size) + 2 for m in modules if isinstance(m, _ConvNd)} or {4}
-        self._known = {id(m) for m in modules if wrapped(m) is None}
-        self._replaced = {id(m) for m in replaced}
+        self.seen, self._parts = Pass(training), parts
+        self.strangers: dict[int, nn.Module] = {}  # those that ran and were not registered before
         self._runs = Counter[tuple[int, int]]()
-        self._origins = Origins(modules, self._dimensions)
+        self._origins = Origins(parts.constants, parts.dimensions)
         self._codes = dict[type[nn.Module], Any]()
 
     def __torch_function__(
@@ -116,7 +137,7 @@ class Recorder(TorchFunctionMode):
             event = self._noted(kind, (x,), lambda x: func(x, *more, **named))
         elif does == "addition" and len(args) > 1 and shape == getattr(args[1], "shape", None):
             event = self._noted("add", (x, args[1]))
-            self.seen.pinched |= len(shape) in self._dimensions and pixels(shape) == 1
+            self.seen.pinched |= len(shape) in self._parts.dimensions and pixels(shape) == 1
         elif does == "convolution":
             self._first_convolution(name, x, args, kwargs)
         result = func(*args, **kwargs)
@@ -132,8 +153,9 @@ class Recorder(TorchFunctionMode):
             self._made(result, kind is not None)
         return result
 
-    def finished(self) -> Pass:
+    def finished(self, returned: list[Tensor], calls: list[object]) -> Pass:
         """The pass, once it is over: what became a kernel was no feature map."""
+        self.seen.returned, self.seen.calls = returned, calls
         for number in self._origins.kernels:
             event = self.seen.events[number]
             self.seen.events[number] = event._replace(no_map=event.no_map or KERNEL)
@@ -171,8 +193,11 @@ class Recorder(TorchFunctionMode):
                 act = frame.f_locals["self"]
                 kind = kind_of(act) or kind
             frame = frame.f_back
-        modules = [m for m in _running(frame) if id(m) in self._known and m is not act]
-        if not modules or (self._replaced and not self._replaced.isdisjoint(map(id, (*modules, act)))):
+        running, parts = [m for m in _running(frame) if m is not act], self._parts
+        modules = [m for m in running if id(m) in parts.modules]
+        if len(modules) < len(running):
+            self.strangers |= {id(m): m for m in running if id(m) not in parts.registered}
+        if not modules or (parts.replaced and not parts.replaced.isdisjoint(map(id, (*modules, act)))):
             return None
         offset, via = -1, ""
         if frame:

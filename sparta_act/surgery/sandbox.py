@@ -24,9 +24,6 @@ TRIES = 10  # passes in training mode, for blocks that are skipped at random
 
 ONE_AT_A_TIME = threading.RLock()  # looks and edits: two of one network would undo each other
 
-_open: list[OwnNumbers] = []  # of the passes that run now
-
-
 Steps = list[Callable[[], None]]
 
 
@@ -74,7 +71,6 @@ def untouched(
     `undo`: what `as_before` has returned, if the model has not changed since. `numbers`: the mode to run in.
     """
     undo, numbers = undo or as_before(model), numbers or OwnNumbers()
-    _open.append(numbers)
     try:
         try:
             for module in model.modules():
@@ -86,8 +82,6 @@ def untouched(
     except BaseException:
         put_back(undo)  # where Ctrl-C came before the first attempt
         raise
-    finally:
-        _open.remove(numbers)
 
 
 def _lay_open(module: nn.Module) -> None:
@@ -98,11 +92,6 @@ def _lay_open(module: nn.Module) -> None:
         vars(module)["forward"] = module._modules["_orig_mod"]
     elif forward := without_compile(module):
         vars(module)["forward"] = forward
-
-
-def random_numbers(model: nn.Module) -> list[Any]:
-    """What changes when a pass draws random numbers."""
-    return [*ProcessNumbers(model).now(), *(numbers.drawn for numbers in _open)]
 
 
 def run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:

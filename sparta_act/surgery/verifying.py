@@ -1,13 +1,14 @@
 """Checks a changed network by running it."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparta_act.errors import SiteError
+from sparta_act.surgery.recording import Pass
 from sparta_act.surgery.sandbox import TRIES, Example, Steps, call, copied, run, tensors_in, untouched
 from sparta_act.surgery.sites import Site
 from sparta_act.surgery.watching import Stand, Watch, keeper, version
@@ -57,13 +58,8 @@ def verify(
 class Answer(NamedTuple):
     """What a network does in a pass."""
 
-    returned: list[Tensor]
-    calls: list[object]
-
-
-def answers(model: nn.Module, example: Example, undo: Steps) -> dict[bool, Answer]:
-    """What the network does, by training mode."""
-    return {training: _answer(model, example, training, undo, []) for training in (False, True)}
+    returned: Sequence[Tensor]
+    calls: Sequence[object]
 
 
 def compare(
@@ -72,18 +68,19 @@ def compare(
     new: list[nn.Module],
     example: Example,
     undo: Steps,
-    expected: dict[bool, Answer],
+    expected: list[Pass],
     in_place: set[nn.Module],
 ) -> None:
     """With the original functions at the new modules, the network must do and return what it did before.
 
     And nobody may see the input of a function that changes it, an original or a new one, after the call.
     """
-    for training in (False, True):
+    for before in expected:
+        training = before.training
         here = [(s, m) for s, m in zip(sites, new, strict=True) if training in s.cut.original]
         original = [Stand(s, m, s.cut.original[training], False) for s, m in here]
         actual = _answer(model, example, training, undo, original)
-        differs = not _alike(actual, expected[training])
+        differs = not _alike(actual, Answer(before.returned, before.calls))
         if differs and _alike(actual, _answer(model, example, training, undo, original)):  # else it is chance
             raise SiteError(
                 "with the original activations at the sites, the changed network would not return what it "

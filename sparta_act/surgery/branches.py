@@ -11,15 +11,14 @@ from typing import Any
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.callees import Names, holds, is_activation, mentions
-from sparta_act.surgery.flow import FUNCTIONS, above, always_before, excludes, raises, uses
+from sparta_act.surgery.activating import holds, is_activation, mentions
+from sparta_act.surgery.callees import Names
+from sparta_act.surgery.flow import above, always_before, excludes, raises, uses
 from sparta_act.surgery.kinds import in_words, spelled
 from sparta_act.surgery.recording import Event, Pass
 from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sources import read
 
-INNER = (*FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-ASKING = ("isinstance", "callable", "hasattr", "type", "id", "bool")
 VIA = re.compile(r"(.*) \((.*):(\d+)\)")  # of an event: function, file, line
 
 
@@ -57,8 +56,7 @@ class Forward:
                 yield node, place
         reached = {*self.source.calls.values()}  # the compiler leaves out what nothing leads to
         for call in self.calls:
-            around = (n for n in above(self.source, call) if n is not self.source.function)
-            inner = any(isinstance(n, INNER) for n in around)
+            inner = call in self.source.inner
             if call not in self._ran and (inner or call in reached) and self._activates(call):
                 ran = inner and any(
                     file == self.file and call.lineno <= int(line) <= (call.end_lineno or 0)
@@ -70,24 +68,9 @@ class Forward:
 
     def mentions(self) -> Iterator[ast.expr]:
         """The expressions that are an activation and not called there: given to a function, in a table."""
-        for node, parent in self.source.parents.items():
-            if not isinstance(node, ast.Name | ast.Attribute) or not isinstance(node.ctx, ast.Load):
-                continue
-            whole = not isinstance(parent, ast.Attribute | ast.Subscript)
-            called = isinstance(parent, ast.Call) and parent.func is node
-            if not whole or called or self._only_asked(node):
-                continue
+        for node in self.source.given_away:
             if any(is_activation(v, self._kinds) or self._helps(v) for v in self.names.of(node)):
                 yield node
-
-    def _only_asked(self, node: ast.AST) -> bool:
-        """Whether it is asked for alone, as in `if self.act is not None` or `isinstance(self.act, ...)`."""
-        parent = self.source.parents[node]
-        while isinstance(parent, ast.BoolOp | ast.UnaryOp):
-            node, parent = parent, self.source.parents[parent]
-        if isinstance(parent, ast.Call):
-            return isinstance(parent.func, ast.Name) and parent.func.id in ASKING
-        return isinstance(parent, ast.Compare) or getattr(parent, "test", None) is node
 
     def _activates(self, call: ast.Call) -> bool:
         values = self.names.of(call.func)

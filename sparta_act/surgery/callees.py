@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparta_act.surgery.kinds import kind_of, spelled
+from sparta_act.surgery.activating import Made
 from sparta_act.surgery.sources import Source
 
 PASSED_ON = (
@@ -40,7 +40,8 @@ class Names:
         self._bound: dict[str, list[ast.expr]] = {}  # names that are one of these
         self._items: dict[str, list[ast.expr]] = {}  # names that are in one of these
         self._found: dict[str, list[Any]] = {}
-        for node in source.parents:
+        self._known: dict[tuple[ast.AST, int], list[Any]] = {}  # what an expression was found to be
+        for node in source.binding:
             self._note(node)
         defaults, cells = function.__defaults__ or (), function.__closure__ or ()
         arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -55,6 +56,12 @@ class Names:
         """The objects that an expression may stand for; empty where that cannot be told."""
         if depth > DEPTH:
             return []
+        if (node, depth) not in self._known:  # one name may have many values, that many of other names
+            found = self._of(node, depth)
+            self._known[node, depth] = [*{id(v): v for v in found}.values()]
+        return self._known[node, depth]
+
+    def _of(self, node: ast.AST, depth: int) -> list[Any]:
         if isinstance(node, ast.Name):
             return self._of_name(node.id, depth + 1)
         if isinstance(node, ast.Constant):
@@ -98,16 +105,17 @@ class Names:
 
     def _of_call(self, node: ast.Call, depth: int) -> list[Any]:
         found = self.of(node.func, depth)
-        values = [self.of(e, depth) for e in node.args]
-        if getattr in found and len(values) > 1:
-            named = [v for name in values[1] if isinstance(name, str) for v in _members(values[0], name)]
-            return [*named, *itertools.chain(*values[2:])]
-        if vars in found and values:
-            return [*_members(values[0], "__dict__")]
-        if operator.methodcaller in found and values:  # of a tensor
-            return [v for name in values[0] if isinstance(name, str) for v in _members([Tensor], name)]
-        if functools.partial in found and values:
-            return values[0]
+        if not node.args:
+            pass
+        elif getattr in found and len(node.args) > 1:
+            owners, names, *others = (self.of(e, depth) for e in node.args)
+            return [*_named(owners, names), *itertools.chain(*others)]
+        elif vars in found:
+            return [*_members(self.of(node.args[0], depth), "__dict__")]
+        elif operator.methodcaller in found:  # of a tensor
+            return _named([Tensor], self.of(node.args[0], depth))
+        elif functools.partial in found:
+            return self.of(node.args[0], depth)
         return [Made(value) for value in found if isinstance(value, type) and issubclass(value, nn.Module)]
 
     def _inside(self, node: ast.expr, depth: int) -> list[Any]:
@@ -183,58 +191,8 @@ class Names:
         return _members([sys.modules[module]], alias.name) if module in sys.modules else []
 
 
-class Made:
-    """A new module of a class."""
-
-    def __init__(self, cls: type[nn.Module]) -> None:
-        self.cls = cls
-
-
-def is_activation(value: Any, kinds: frozenset[str]) -> bool:
-    """Whether to call the object is to call one of these activations."""
-    if isinstance(value, Made):
-        return any(spelled(c.__name__) in kinds for c in value.cls.__mro__)
-    if isinstance(value, nn.Module):
-        return kind_of(value) in kinds
-    if isinstance(value, functools.partial):
-        return is_activation(value.func, kinds)
-    if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
-        return kind_of(value.__self__) in kinds
-    name = str(getattr(value, "__name__", "")).split(".")[0]  # "relu.default" of torch.ops
-    return callable(value) and not isinstance(value, type) and spelled(name) in kinds
-
-
-def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str], but: str = "") -> bool:
-    """Whether a function, or one that it names, names such an activation or such a child of `owner`.
-
-    `but`: the key of a child that does not count.
-    """
-    todo, seen = [function], list[Any]()
-    children = owner._modules if owner is not None else {}
-    while todo:
-        function = inspect.unwrap(todo.pop())
-        if function in seen or not isinstance(function, types.FunctionType):
-            continue
-        seen.append(function)
-        names = _named_in(function.__code__)
-        for name in names:
-            child = children.get(name) if name != but else None
-            if (name.islower() and spelled(name) in kinds) or (child is not None and kind_of(child) in kinds):
-                return True
-        if function.__module__.split(".")[0] != "torch":
-            todo += [inspect.getattr_static(type(owner), name, None) for name in names]
-            todo += [function.__globals__.get(name) for name in names]
-    return False
-
-
-def _named_in(code: types.CodeType) -> set[str]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return {*code.co_names}.union(*map(_named_in, inner))
-
-
-def holds(module: nn.Module, kinds: frozenset[str]) -> bool:
-    """Whether a module has such an activation in it, by its children or by the name in its forward."""
-    return any(kind_of(m) in kinds or mentions(type(m).forward, m, kinds) for m in module.modules())
+def _named(owners: list[Any], names: list[Any]) -> list[Any]:
+    return [v for name in names if isinstance(name, str) for v in _members(owners, name)]
 
 
 def _members(values: Iterable[Any], name: str) -> Iterator[Any]:

@@ -41,8 +41,9 @@ def find_sites(
     model: nn.Module, example: Example | None, kinds: frozenset[str], undo: Steps | None = None
 ) -> tuple[SiteList, list[Pass], Example]:
     """The blocks, then all other calls of these kinds on feature maps; the passes, and their example."""
-    passes, example = record(model, replaced(model), example, undo)
-    network = Network(model, passes, kinds)
+    ours = replaced(model)
+    passes, example = record(model, ours, example, undo)
+    network = Network(model, ours, passes, kinds)
     sites = [
         _block_site(slot, network, g, b)
         for g, group in enumerate(groups_of_blocks(network.slots, passes[0]), 1)
@@ -55,9 +56,11 @@ def find_sites(
 class Network:
     """A network, its passes, and where its modules are registered."""
 
-    def __init__(self, model: nn.Module, passes: list[Pass], kinds: frozenset[str]) -> None:
+    def __init__(
+        self, model: nn.Module, ours: list[nn.Module], passes: list[Pass], kinds: frozenset[str]
+    ) -> None:
         self.passes, self.kinds = passes, kinds
-        self.forwards = Forwards(passes, kinds, replaced(model))
+        self.forwards = Forwards(passes, kinds, ours)
         slots = [*_walk(model)]
         self.slots: Slots = {id(s.module): s for s in reversed(slots)}  # a module has its first name
         self._places: dict[int, dict[tuple[int, str], nn.Module]] = {}

@@ -3,12 +3,11 @@
 import ast
 from collections.abc import Iterator
 
-from sparta_act.surgery.sources import Source
+from sparta_act.surgery.sources import FUNCTIONS, Source
 
 Arm = tuple[ast.AST, str, int]
 
 LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 WHOLE = {  # the parts of a statement or expression that do not always run, each as one
     "If": ("body", "orelse"),
     "IfExp": ("body", "orelse"),

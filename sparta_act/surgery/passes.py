@@ -56,7 +56,8 @@ class _Look:
     def __init__(self, model: nn.Module, replaced: list[nn.Module], undo: Steps | None) -> None:
         self.model, self._replaced, self._compared = model, replaced, undo is not None
         self._undo = undo or as_before(model)
-        self._parts = parts_of(model, replaced)
+        self._modules = [*model.modules()]
+        self._parts = parts_of(self._modules, replaced)
         self._before = self._drawn_and_counted()
         self.wanders = False  # whether the next pass may take another path
 
@@ -77,7 +78,7 @@ class _Look:
     def _drawn_and_counted(self) -> list[Any]:
         """What a path may depend on besides the example: random numbers, and what the modules count."""
         values = [ProcessNumbers(self.model).now()]
-        for module in self.model.modules():
+        for module in self._modules:
             values += [v for k, v in vars(module).items() if type(v) in NUMBERS and k != "training"]
         return values
 
@@ -104,7 +105,7 @@ class _Look:
         finally:
             for hook in hooks:
                 hook.remove()
-        if any(id(m) in recorder.strangers for m in self.model.modules()):
+        if recorder.strangers and any(id(m) in recorder.strangers for m in self.model.modules()):
             raise SiteError("the network makes modules in its first pass; run it once on an input before")
         return recorder.finished([*tensors_in(returned)], watch.calls)
 

@@ -42,12 +42,14 @@ def check_activation(activation: object) -> None:
 
 def check_values(model: nn.Module) -> None:
     """Refuse parameters and buffers without values."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor) or tensor.is_meta:
-            raise SiteError(
-                f"{name} has no values yet (a lazy or meta tensor): run the module once on an input, or "
-                "move it with to_empty() and load its weights; then replace the ReLUs"
-            )
+    for name, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and (is_lazy(tensor) or tensor.is_meta):
+                raise SiteError(
+                    f"{name}{'.' if name else ''}{key} has no values yet (a lazy or meta tensor): run the "
+                    "module once on an input, or move it with to_empty() and load its weights; then replace "
+                    "the ReLUs"
+                )
 
 
 def build(sites: list[Site], activation: Activation) -> list[nn.Module]:

@@ -97,9 +97,8 @@ class Parts(NamedTuple):
     dimensions: set[int]  # of the maps, by the network's convolutions
 
 
-def parts_of(model: nn.Module, replaced: list[nn.Module]) -> Parts:
-    """The parts of a network; whoever uses them must keep it whole."""
-    modules = [*model.modules()]
+def parts_of(modules: list[nn.Module], replaced: list[nn.Module]) -> Parts:
+    """The parts of a network of these modules; whoever uses them must keep it whole."""
     return Parts(
         {*map(id, modules)},
         {id(m) for m in modules if wrapped(m) is None},

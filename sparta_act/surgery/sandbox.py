@@ -71,8 +71,10 @@ def untouched(
     `undo`: what `as_before` has returned, if the model has not changed since. `numbers`: the mode to run in.
     """
     undo, numbers = undo or as_before(model), numbers or OwnNumbers()
+    cached = torch.is_autocast_cache_enabled()
     try:
         try:
+            torch.set_autocast_cache_enabled(False)  # each pass casts alike
             for module in model.modules():
                 _lay_open(module)
             with torch.inference_mode(False), numbers:
@@ -82,6 +84,8 @@ def untouched(
     except BaseException:
         put_back(undo)  # where Ctrl-C came before the first attempt
         raise
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 def _lay_open(module: nn.Module) -> None:

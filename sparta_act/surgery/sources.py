@@ -14,6 +14,10 @@ from typing import Any
 
 from sparta_act.errors import SiteError
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+INNER = (*FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+BINDING = (ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.For, ast.comprehension, ast.Import, ast.ImportFrom)
+ASKING = ("isinstance", "callable", "hasattr", "type", "id", "bool")
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 KEPT = 64  # sources
@@ -37,6 +41,37 @@ class Source:
         """The calls in the order of the text, also in inner functions, and what they call, as text."""
         calls = (n for n in self.parents if isinstance(n, ast.Call))
         return {c: ast.dump(c.func) for c in sorted(calls, key=lambda c: (c.lineno, c.col_offset))}
+
+    @cached_property
+    def inner(self) -> set[ast.Call]:
+        """The calls in inner functions and comprehensions."""
+        found = (n for n in self.parents if isinstance(n, INNER))
+        return {n for f in found for n in ast.walk(f) if isinstance(n, ast.Call)}
+
+    @cached_property
+    def given_away(self) -> list[ast.expr]:
+        """The names and attributes that are read whole, and neither called nor only asked for."""
+        return [
+            node
+            for node, parent in self.parents.items()
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load)
+            if not isinstance(parent, ast.Attribute | ast.Subscript)
+            if not (isinstance(parent, ast.Call) and parent.func is node) and not self._only_asked(node)
+        ]
+
+    def _only_asked(self, node: ast.AST) -> bool:
+        """Whether it is asked for alone, as in `if self.act is not None` or `isinstance(self.act, ...)`."""
+        parent = self.parents[node]
+        while isinstance(parent, ast.BoolOp | ast.UnaryOp):
+            node, parent = parent, self.parents[parent]
+        if isinstance(parent, ast.Call):
+            return isinstance(parent.func, ast.Name) and parent.func.id in ASKING
+        return isinstance(parent, ast.Compare) or getattr(parent, "test", None) is node
+
+    @cached_property
+    def binding(self) -> list[ast.AST]:
+        """What gives names their values."""
+        return [node for node in self.parents if isinstance(node, BINDING)]
 
     def at(self, offset: int) -> ast.Call | None:
         """The call that an instruction belongs to."""

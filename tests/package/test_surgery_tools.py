@@ -155,7 +155,13 @@ def test_compile_in_one_graph(block):
 def test_under_autocast_and_in_data_parallel(block):
     net = changed(block)
     with torch.autocast("cpu", torch.bfloat16):
-        new = replace_relus(nets.Net(block), "G1.B1", Probe).layer1[0]
+        other = nets.Net(block).eval()
+        new = replace_relus(other, "G1.B1", Probe).layer1[0]
+        other.head.weight.data.add_(1)
+        assert torch.is_autocast_cache_enabled()
+        found = other(IMAGES.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(found, other(IMAGES.float()))  # no pass has left its copies of the weights
     assert {p.dtype for p in new.parameters()} == {torch.float32}
     assert_same(nn.DataParallel(net)(IMAGES), net(IMAGES))
     x = torch.ones(1, 4, 8, 8)

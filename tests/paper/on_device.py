@@ -233,7 +233,7 @@ def test_a_run_goes_on_and_is_read_on_the_cpu(run):
         "--recipe paper --steps 2 --clean-start 0.2 --label-smoothing 0.1",
         "--recipe fast --attack-norm train --amp bf16 --nesterov",
         "--recipe standard --activation relu",
-        "--recipe modern --steps 2 --validation 8",
+        "--recipe modern --steps 2 --validation 4",
         f"--recipe fast --width 16 --activation sparta --pretrained {SET}",
     ],
 )

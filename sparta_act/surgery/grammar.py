@@ -1,13 +1,14 @@
 """The language of sites, "G4.B2, features.*": reads a text, and chooses the sites that it names."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery.kinds import in_words
-from sparta_act.surgery.sites import Site, SiteList, shown
+from sparta_act.surgery.sites import FEW, Site, SiteList, shown
 
 NUMBER = r"-?\d{1,9}"
 NUMBERS = rf"(\*|{NUMBER}|\{{\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*\}})"
@@ -64,13 +65,17 @@ def select(sites: SiteList, asked: str, kinds: frozenset[str]) -> list[Site]:
     """The sites that `asked` names, in the order of `sites`; every name must fit. Raises `SiteError`."""
     chosen, problems = set[int](), list[str]()
     for term in parse(asked):
+        alike = Counter[str]()
         for found in _labelled(sites, term) if isinstance(term, Label) else _named(sites, term, kinds):
             if isinstance(found, str):
                 problems.append(f"{term}: {found}")
             elif found.problem:
-                problems.append(f"{term}: {found} ({found.name}) cannot be replaced: {found.problem}")
+                alike[found.problem] += 1
+                if alike[found.problem] <= FEW:
+                    problems.append(f"{term}: {found} ({found.name}) cannot be replaced: {found.problem}")
             else:
                 chosen.add(id(found))
+        problems += [f"{term}: {n - FEW} more, too: {problem}" for problem, n in alike.items() if n > FEW]
     if problems:
         heading = f"cannot replace {in_words(kinds)} at {asked!r}:"
         raise SiteError("\n".join([heading, *problems, f"This network has:\n{shown(sites)}"]))

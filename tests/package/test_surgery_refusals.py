@@ -137,6 +137,15 @@ def test_blocks_that_are_refused(block, problem):
     replace_relus(net, "stem.2", Probe)
 
 
+def test_one_reason_is_not_told_for_each_of_many_blocks():
+    net = nn.Sequential(nets.conv3(3, 8), nn.Sequential(*(Loop(8, 8, 1) for _ in range(9))))
+    with pytest.raises(SiteError) as error:
+        replace_relus(net, "G1.B*", Probe, example=IMAGES)
+    reasons = [line for line in str(error.value).splitlines() if line.startswith("G1.B*: ")]
+    assert [line[7:12] for line in reasons] == ["G1.B1", "G1.B2", "G1.B3", "6 mor"]
+    assert all("calls the ReLU in a loop" in line for line in reasons)
+
+
 def test_a_shared_block_is_refused():
     net = nets.Net(nets.Functional)
     net.layer1[1] = net.layer1[0]

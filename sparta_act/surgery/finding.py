@@ -18,7 +18,7 @@ from sparta_act.surgery.sandbox import Example, Steps
 from sparta_act.surgery.sites import Cut, Site, SiteList
 
 SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+RELU_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 UNWRAP = (
     "undo what has put it there (accelerate: remove_hook_from_module(model, recurse=True)), then type "
@@ -200,7 +200,7 @@ def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...
         raise SiteError("its last ReLU is called by another module in some passes than in others")
     last = {e.offset for e in events if e.offset >= 0}
     if child and runs_once(network.forwards, *child, last):
-        if any(getattr(events[0].act, hooks) for hooks in HOOKS):
+        if any(getattr(events[0].act, hooks) for hooks in RELU_HOOKS):
             raise SiteError("its ReLU has hooks, which would go with it; remove them first")
         if "forward" in vars(events[0].act):
             raise SiteError(f"its ReLU has a forward of its own, which would go with it; {UNWRAP}")

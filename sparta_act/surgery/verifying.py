@@ -13,7 +13,7 @@ from sparta_act.surgery.sandbox import TRIES, Example, Steps, call, copied, run,
 from sparta_act.surgery.sites import Site
 from sparta_act.surgery.watching import Stand, Watch, keeper, version
 
-HOOKS = (
+FORWARD_HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
     "_forward_hooks_with_kwargs",
@@ -100,7 +100,7 @@ def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, sta
     watch = Watch()
     with untouched(model, undo, watch), torch.no_grad():  # with the same random numbers each time
         for stand in stands:
-            for hooks in HOOKS:
+            for hooks in FORWARD_HOOKS:
                 vars(stand.module)[hooks] = OrderedDict()
             vars(stand.module)["forward"] = watch.of(stand)
         given = copied(example)

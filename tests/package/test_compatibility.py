@@ -181,9 +181,8 @@ def test_traced_for_every_batch_size(block, training):
 
 
 @pytest.mark.slow  # the C++ compiler takes its time
-@each_edit_in_a_mode
-def test_compiled_for_every_size(block, training):
-    net, twin = small(block, training)[:2], small(block, training)[:2]
+def test_compiled_for_every_size():
+    net, twin = (small(nets.OneModule, training=True)[:2] for _ in range(2))
     torch._dynamo.reset()
     compiled = torch.compile(twin, dynamic=True, fullgraph=WHOLE)
     for shape in ((4, 3, 6, 7), (3, 3, 9, 5)):

@@ -132,7 +132,7 @@ def swapped(record):
         (lambda r: r.pop("machine"), "it lacks machine"),
         (lambda r: r.pop("checkpoint"), "'checkpoint'"),
         (lambda r: r.update(machine="another"), "a number or word in it has changed since it was written"),
-        (lambda r: r["errors"]["clean"].update(seconds=0.0), "has changed since it was written"),
+        (lambda r: r["errors"]["clean"].update(seconds=99.0), "has changed since it was written"),
         (swapped, "has changed since it was written"),
     ],
 )

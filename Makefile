@@ -29,7 +29,7 @@ test: .venv/test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 3 --dist worksteal  # of which some wait
 
 # the package's tests on the oldest versions
 oldest: .venv-oldest/test

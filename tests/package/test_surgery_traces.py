@@ -104,13 +104,22 @@ class ReturnsBoth(nn.Module):
         (lambda: nn.Sequential(nn.ReLU(True), nets.conv3(3, 4)), "0", "as its input, keeps"),
     ],
 )
-@pytest.mark.parametrize("example", [X, torch.zeros(1, 3, 5, 5), torch.full((2, 3, 5, 5), float("nan"))])
-def test_who_still_sees_what_an_in_place_relu_has_changed(make, site, problem, example):
+def test_who_still_sees_what_an_in_place_relu_has_changed(make, site, problem):
     net = make()
     before = state(net)
     with pytest.raises(SiteError, match=problem):
-        replace_relus(net, site, Probe, example=example)
+        replace_relus(net, site, Probe, example=X)
     assert_untouched(net, before)
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 3, 5, 5), torch.full((2, 3, 5, 5), float("nan"))])
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [(KeepsAView, "that the attribute 'state'"), (ReadsByAnOperator, "forward uses what")],
+)
+def test_and_where_all_numbers_are_alike(block, problem, example):
+    with pytest.raises(SiteError, match=problem):
+        replace_relus(net_of(block), "G1.B1", Probe, example=example)
 
 
 @pytest.mark.parametrize("keep", [lambda y: y, lambda y: y[:, 1:], lambda y: [y.detach()]])

@@ -188,9 +188,10 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
             _check(forward, final, kinds)
         for call in forward.calls if final else ():
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
-            ran_before = any(id(m) in forwards.ran for v in modules for m in v.modules())
+            if any(id(m) in forwards.ran for v in modules for m in v.modules()):
+                continue
             holding = any(not is_activation(v, kinds) and holds(v, kinds) for v in modules)
-            places = uses(forward.source, call) if holding and not ran_before else ()
+            places = uses(forward.source, call) if holding else ()
             if any(forward.may_be_last(place, final) for place in places):
                 raise SiteError(
                     f"line {call.lineno} ({forward.where}) calls a module with {in_words(kinds)} in it, "

@@ -155,6 +155,9 @@ def _combined(call: Call, given: list[Tensor], origins: list[Origin], result: Te
     parts = [o for o in origins if o.of_input]
     if not parts:
         return CONSTANT
+    first = origins[0]
+    if len(parts) == 1 and first.places and not call.family and given[0].shape == result.shape:
+        return first  # as after a norm
     sources, kernel_of = parts[0].sources, parts[0].kernel_of
     for part in parts[1:]:
         sources, kernel_of = sources | part.sources, kernel_of | part.kernel_of

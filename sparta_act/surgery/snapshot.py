@@ -133,8 +133,10 @@ def put_back(steps: list[Callable[[], None]]) -> None:
 
 def of_structure(module: nn.Module) -> list[Callable[[], None]]:
     """What puts back the class, the attributes and the children of a module."""
-    children = functools.partial(_refill, dict, module._modules, _listed(dict, module._modules))
-    return [functools.partial(_reattach, module, type(module), dict(vars(module))), children]
+    children = module._modules
+    base = OrderedDict if isinstance(children, OrderedDict) else dict  # by the version of torch
+    refill = functools.partial(_refill, base, children, _listed(base, children))
+    return [functools.partial(_reattach, module, type(module), dict(vars(module))), refill]
 
 
 def memory_of(tensor: Tensor) -> Tensor | None:

@@ -229,13 +229,12 @@ def _moved(call: Call, ndim: int, channels: int) -> int | None:
     """Where a permutation puts the channels: tried on a tensor whose sizes all differ."""
     with _disable_current_modes():  # what is done here is no call of the network
         sizes = torch.empty(tuple(range(1, ndim + 1)), device="meta")
-    args = [sizes if isinstance(a, Tensor) else a for a in call.args]
-    kwargs = {k: sizes if isinstance(a, Tensor) else a for k, a in call.kwargs.items()}
-    try:
-        with _disable_current_modes():  # what is done here is no call of the network
+        args = [sizes if isinstance(a, Tensor) else a for a in call.args]
+        kwargs = {k: sizes if isinstance(a, Tensor) else a for k, a in call.kwargs.items()}
+        try:
             return tuple(call.func(*args, **kwargs).shape).index(channels + 1)
-    except (RuntimeError, ValueError, TypeError):
-        return None
+        except (RuntimeError, ValueError, TypeError):
+            return None
 
 
 def _viewed(old: torch.Size, channels: int, new: torch.Size) -> int | None:

@@ -58,6 +58,7 @@ class _Look:
         self._undo = undo or as_before(model)
         self._modules = [*model.modules()]
         self._parts = parts_of(self._modules, replaced)
+        self._numbers = ProcessNumbers(model)
         self._before = self._drawn_and_counted()
         self.wanders = False  # whether the next pass may take another path
 
@@ -77,7 +78,7 @@ class _Look:
 
     def _drawn_and_counted(self) -> list[Any]:
         """What a path may depend on besides the example: random numbers, and what the modules count."""
-        values = [ProcessNumbers(self.model).now()]
+        values = self._numbers.now()
         for module in self._modules:
             values += [v for k, v in vars(module).items() if type(v) in NUMBERS and k != "training"]
         return values
@@ -130,9 +131,7 @@ def _sized(look: _Look, dimensions: int, channels: int) -> tuple[Tensor, list[Pa
     found, problems = None, list[_RunError]()
     for size in SIZES[dimensions + 2]:
         shape = (2, channels, *[size] * dimensions)
-        noise = np.random.default_rng(0).random(
-            shape, np.float32
-        )  # no number of PyTorch's, which are counted
+        noise = np.random.default_rng(0).random(shape, np.float32)  # numbers of PyTorch's are counted
         example = torch.from_numpy(noise).to(like)
         try:
             # training first: a network that wants more, such as targets, may be slow in evaluation

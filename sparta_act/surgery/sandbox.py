@@ -63,14 +63,12 @@ def as_before(model: nn.Module) -> Steps:
 
 
 @contextmanager
-def untouched(
-    model: nn.Module, undo: Steps | None = None, numbers: OwnNumbers | None = None
-) -> Iterator[None]:
+def untouched(model: nn.Module, undo: Steps, numbers: OwnNumbers | None = None) -> Iterator[None]:
     """Inside, the model may be run in any mode; afterwards it and all random numbers are as before.
 
-    `undo`: what `as_before` has returned, if the model has not changed since. `numbers`: the mode to run in.
+    `undo`: what `as_before` has returned; the model has not changed since. `numbers`: the mode to run in.
     """
-    undo, numbers = undo or as_before(model), numbers or OwnNumbers()
+    numbers = numbers or OwnNumbers()
     cached = torch.is_autocast_cache_enabled()
     try:
         try:
@@ -96,11 +94,6 @@ def _lay_open(module: nn.Module) -> None:
         vars(module)["forward"] = module._modules["_orig_mod"]
     elif forward := without_compile(module):
         vars(module)["forward"] = forward
-
-
-def run(model: nn.Module, example: Example, training: bool) -> list[Tensor]:
-    """All tensors that one forward pass on a copy of the example returns."""
-    return [*tensors_in(call(model, copied(example), training))]
 
 
 def call(model: nn.Module, example: Example, training: bool) -> Any:

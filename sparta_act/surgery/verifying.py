@@ -1,15 +1,15 @@
 """Checks a changed network by running it."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery.recording import Pass
-from sparta_act.surgery.sandbox import TRIES, Example, Steps, call, copied, run, tensors_in, untouched
+from sparta_act.surgery.sandbox import TRIES, Example, Steps, call, copied, tensors_in, untouched
 from sparta_act.surgery.sites import Site
 from sparta_act.surgery.watching import Stand, Watch, keeper, version
 
@@ -37,7 +37,7 @@ def verify(
                 for probe in probes:
                     probe.calls = 0
                 try:
-                    run(model, example, training)
+                    call(model, copied(example), training)
                 except SiteError:
                     raise
                 except Exception as error:
@@ -53,13 +53,6 @@ def verify(
                 mode = "training" if training else "evaluation"
                 raise SiteError(f"new activations must run once in {mode} mode, but ran: {', '.join(wrong)}")
         return {p.module for p in probes if p.in_place}
-
-
-class Answer(NamedTuple):
-    """What a network does in a pass."""
-
-    returned: Sequence[Tensor]
-    calls: Sequence[object]
 
 
 def compare(
@@ -80,7 +73,7 @@ def compare(
         here = [(s, m) for s, m in zip(sites, new, strict=True) if training in s.cut.original]
         original = [Stand(s, m, s.cut.original[training], False) for s, m in here]
         actual = _answer(model, example, training, undo, original)
-        differs = not _alike(actual, Answer(before.returned, before.calls))
+        differs = not _alike(actual, before)
         if differs and _alike(actual, _answer(model, example, training, undo, original)):  # else it is chance
             raise SiteError(
                 "with the original activations at the sites, the changed network would not return what it "
@@ -96,7 +89,7 @@ def _forward(module: nn.Module) -> Callable[..., Any]:
     return module.forward
 
 
-def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, stands: list[Stand]) -> Answer:
+def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, stands: list[Stand]) -> Pass:
     watch = Watch()
     with untouched(model, undo, watch), torch.no_grad():  # with the same random numbers each time
         for stand in stands:
@@ -119,7 +112,7 @@ def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, sta
                 f"{stand.site}: its in-place activation changes a tensor that {who} keeps, which would hold "
                 f"other numbers; keep a copy (x.clone()), or {_way_out(stand)}"
             )
-        return Answer([*tensors_in(returned)], watch.calls)
+        return Pass(training, returned=[*tensors_in(returned)], calls=watch.calls)
 
 
 def _way_out(stand: Stand) -> str:
@@ -128,7 +121,7 @@ def _way_out(stand: Stand) -> str:
     return "make that ReLU one that is not in place, nn.ReLU() or F.relu(x)"
 
 
-def _alike(left: Answer, right: Answer) -> bool:
+def _alike(left: Pass, right: Pass) -> bool:
     return (
         left.calls == right.calls
         and len(left.returned) == len(right.returned)

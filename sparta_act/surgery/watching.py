@@ -13,7 +13,6 @@ from sparta_act.surgery.sandbox import tensors_in
 from sparta_act.surgery.sites import Site
 
 PLAIN = int, float, complex, str, torch.dtype
-SEVERAL = list, tuple
 
 
 class Stand(NamedTuple):
@@ -159,7 +158,7 @@ def _described(values: Iterable[Any]) -> list[Any]:
     for value in values:
         if isinstance(value, Tensor):
             found += value.dtype, None if value.is_nested else value.shape
-        elif isinstance(value, SEVERAL):
+        elif isinstance(value, (list, tuple)):
             found.append(_described(value))
         elif isinstance(value, PLAIN):
             found.append(value)

@@ -164,9 +164,10 @@ def _other_sites(network: Network, taken: set[tuple[nn.Module, str]]) -> Iterato
     for of_one in found.values():
         seen = list(of_one.values())
         yield _site(seen, network, seen[0][1].modules[-1])
+    often_called = {act for (_, act), often in several.items() if often > 1}
     for slot in network.slots.values():
-        often = max(several[id(p), id(slot.module)] for p in network.passes)
-        if often > 1:
+        if id(slot.module) in often_called:
+            often = max(several[id(p), id(slot.module)] for p in network.passes)
             problem = f"it is called {often} times in one pass; name the module that calls it"
             yield Site(slot.name, calls=often, problem=problem)
 

@@ -16,18 +16,19 @@ def last_call(seen: Pass, inside: list[int], kinds: Iterable[str]) -> Event | No
     calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].no_map in ("", *REARRANGED)]
     if not calls:
         return None
-    shortcuts = _shortcuts(seen, inside)
-    rest = [i for i in calls if i not in shortcuts]
-    return seen.events[(rest or calls)[-1]]
+    for call in reversed(calls):
+        if call not in _shortcuts(seen, [i for i in inside if i > call], inside[0]):
+            return seen.events[call]
+    return seen.events[calls[-1]]
 
 
-def _shortcuts(seen: Pass, inside: list[int]) -> set[int]:
-    """The events that only the shortcut of an addition needs."""
+def _shortcuts(seen: Pass, numbers: list[int], first: int) -> set[int]:
+    """The events from number `first` on that only the shortcut of one of these additions needs."""
     found = set[int]()
-    for number in inside:
+    for number in numbers:
         event = seen.events[number]
         if event.kind == "add" and event.on_map:
-            left, right = (_behind(seen, operand, inside[0]) for operand in event.operands)
+            left, right = (_behind(seen, operand, first) for operand in event.operands)
             short, long = sorted((left - right, right - left), key=lambda side: _weight(seen, side))
             found |= short if _weight(seen, short) < _weight(seen, long) else set()
     return found

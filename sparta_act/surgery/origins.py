@@ -144,10 +144,8 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-        elif isinstance(value, dict):
-            found += _tensors(value.values())
+        elif isinstance(value, (list, tuple, dict)) and value:
+            found += _tensors(value.values() if isinstance(value, dict) else value)
     return found
 
 
@@ -170,10 +168,11 @@ def _combined(call: Call, given: list[Tensor], origins: list[Origin], result: Te
 
 def made_by(event: int, origin: Origin, activated: bool) -> Origin:
     """The origin of what an event returns; `activated`: which may become a kernel."""
-    if not activated:
-        return origin._replace(sources=frozenset({event}))
-    older = origin.kernel_of if len(origin.kernel_of) < MANY else frozenset[int]()
-    return origin._replace(sources=frozenset({event}), kernel_of=older | {event})
+    of_input, channels, places, _, kernel_of = origin
+    sources = frozenset({event})
+    if activated:
+        kernel_of = kernel_of | sources if len(kernel_of) < MANY else sources
+    return Origin(of_input, channels, places, sources, kernel_of)
 
 
 def pixels(shape: Iterable[int]) -> int:

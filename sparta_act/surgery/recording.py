@@ -74,8 +74,9 @@ class Pass:
 
     @cached_property
     def counts(self) -> Counter[object]:
-        """How often each place and each caller occurs, once all events are there."""
-        return Counter(key for event in self.events for key in (event.place, event.caller))
+        """How often each place and each caller of an activation occurs, once all events are there."""
+        calls = [event for event in self.events if event.original]
+        return Counter([e.place for e in calls] + [e.caller for e in calls])
 
     @cached_property
     def inside(self) -> dict[int, list[int]]:
@@ -198,30 +199,25 @@ class Recorder(TorchFunctionMode):
             self.strangers |= {id(m): m for m in running if id(m) not in parts.registered}
         if not modules or (parts.replaced and not parts.replaced.isdisjoint(map(id, (*modules, act)))):
             return None
-        offset, via = -1, ""
-        if frame:
-            if (cls := type(modules[-1])) not in self._codes:
-                self._codes[cls] = code_of(cls)
-            if frame.f_code is self._codes[cls]:
-                offset = frame.f_lasti
-            else:
-                via = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
         shapes, origins = [tuple(t.shape) for t in inputs], [*map(self._origins.of, inputs)]
-        event = Event(
-            kind,
-            tuple(modules),
-            shapes[0],
-            next(filter(None, map(self._origins.why_no_map, shapes, origins)), ""),
-            tuple(o.sources for o in origins),
-            like_of(inputs[0], modules[-1]) if original else None,
-            original,
-            act,
-            self._key(act, modules[-1]),
-            offset,
-            via,
-        )
+        no_map = next(filter(None, map(self._origins.why_no_map, shapes, origins)), "")
+        more: tuple[Any, ...] = ()
+        if original:
+            owner = modules[-1]
+            more = like_of(inputs[0], owner), original, act, self._key(act, owner), *self._where(owner, frame)
+        event = Event(kind, tuple(modules), shapes[0], no_map, tuple(o.sources for o in origins), *more)
         self.seen.events.append(event)
         return event
+
+    def _where(self, owner: nn.Module, frame: FrameType | None) -> tuple[int, str]:
+        """The offset of the call in the forward of `owner`, or the other function that calls."""
+        if frame is None:
+            return -1, ""
+        if (cls := type(owner)) not in self._codes:
+            self._codes[cls] = code_of(cls)
+        if frame.f_code is self._codes[cls]:
+            return frame.f_lasti, ""
+        return -1, f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
     def _key(self, act: nn.Module | None, owner: nn.Module) -> str:
         """The key of `act` in a Sequential, which runs its children in turn, also one that it holds twice."""

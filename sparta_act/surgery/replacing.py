@@ -145,8 +145,11 @@ def _check(model: nn.Module, example: Example | None = None) -> None:
     """Refuse what cannot be operated on, or run."""
     if not isinstance(model, nn.Module):
         raise SiteError(f"the model must be an nn.Module, not a {type(model).__name__}")
+    first = dict[type[nn.Module], str]()  # the name of the first module of each class
     for name, module in model.named_modules():
-        if closed := [c.__name__ for c in type(module).__mro__ if c.__name__ in CLOSED]:
+        first.setdefault(type(module), name)
+    for cls, name in first.items():
+        if closed := [c.__name__ for c in cls.__mro__ if c.__name__ in CLOSED]:
             raise SiteError(
                 f"{name or 'the model'} is a {closed[0]}: replace the ReLUs first, then make the optimizer, "
                 "then script, compile or wrap the model"

@@ -3,24 +3,28 @@
 import functools
 import inspect
 import types
+from collections.abc import Collection, Iterator
+from inspect import getattr_static
 from typing import Any
 
 from torch import nn
 
 from sparta_act.surgery.kinds import kind_of, spelled
 
+CONTAINERS = dict, list, tuple, set, frozenset
+
 
 class Made:
-    """A new module of a class."""
+    """A new object: what a class, or a function of somebody's, returns."""
 
-    def __init__(self, cls: type[nn.Module]) -> None:
-        self.cls = cls
+    def __init__(self, by: Any) -> None:
+        self.by = by
 
 
 def is_activation(value: Any, kinds: frozenset[str]) -> bool:
     """Whether to call the object is to call one of these activations."""
     if isinstance(value, Made):
-        return any(spelled(c.__name__) in kinds for c in value.cls.__mro__)
+        return isinstance(value.by, type) and _is_class(value.by, kinds)
     if isinstance(value, nn.Module):
         return kind_of(value) in kinds
     if isinstance(value, functools.partial):
@@ -31,34 +35,70 @@ def is_activation(value: Any, kinds: frozenset[str]) -> bool:
     return callable(value) and not isinstance(value, type) and spelled(name) in kinds
 
 
-def mentions(function: Any, owner: nn.Module | None, kinds: frozenset[str], but: str = "") -> bool:
-    """Whether a function, or one that it names, names such an activation or such a child of `owner`.
+def _is_class(cls: type, kinds: frozenset[str]) -> bool:
+    return any(spelled(c.__name__) in kinds for c in cls.__mro__)
 
-    `but`: the key of a child that does not count.
+
+def leads_to(value: Any, owner: Any, kinds: frozenset[str], but: str = "", ran: Collection[int] = ()) -> bool:
+    """Whether what is called, or what it names, is such an activation, or names one.
+
+    `owner`: whose attributes the names may be. `but`: the key of a child of it that does not count.
+    `ran`: the ids of modules that are not looked into, as they have run.
     """
-    todo, seen = [function], list[Any]()
-    children = owner._modules if owner is not None else {}
+    todo, seen, first = [(value, owner)], dict[tuple[int, int], Any](), owner
     while todo:
-        function = inspect.unwrap(todo.pop())
-        if function in seen or not isinstance(function, types.FunctionType):
+        value, owner = todo.pop()
+        if (id(value), id(owner)) in seen:
             continue
-        seen.append(function)
-        names = _named_in(function.__code__)
-        for name in names:
-            child = children.get(name) if name != but else None
-            if (name.islower() and spelled(name) in kinds) or (child is not None and kind_of(child) in kinds):
-                return True
-        if function.__module__.split(".")[0] != "torch":
-            todo += [inspect.getattr_static(type(owner), name, None) for name in names]
-            todo += [function.__globals__.get(name) for name in names]
+        seen[id(value), id(owner)] = value, owner  # what is kept keeps its id
+        if is_activation(Made(value) if isinstance(value, type) else value, kinds):
+            return True
+        if isinstance(value, types.FunctionType) and any(
+            spelled(n) in kinds for n in _names_in(value.__code__)
+        ):
+            return True
+        if id(value) not in ran and value is not first:
+            todo += _named_by(value, owner, but if owner is first else "")
     return False
 
 
-def _named_in(code: types.CodeType) -> set[str]:
+def _named_by(value: Any, owner: Any, but: str) -> Iterator[tuple[Any, Any]]:
+    """What a call of the value may call, and whose attributes the names in that may be."""
+    if isinstance(value, nn.Module):
+        yield type(value).forward, value
+        yield from ((child, value) for child in value.children())
+    elif isinstance(value, CONTAINERS):
+        yield from ((v, owner) for v in (value.values() if isinstance(value, dict) else value))
+    elif isinstance(value, functools.partial):
+        yield from ((v, owner) for v in (value.func, *value.args, *value.keywords.values()))
+    elif isinstance(value, types.MethodType):
+        yield value.__func__, value.__self__
+    elif isinstance(value, types.FunctionType):
+        yield inspect.unwrap(value), owner
+        if value.__module__.split(".")[0] != "torch":
+            yield from ((v, owner) for v in _values_in(value, owner, but) if v is not None)
+    elif isinstance(value, property | functools.cached_property):
+        yield (value.fget if isinstance(value, property) else value.func), owner
+    elif isinstance(value, staticmethod | classmethod):
+        yield value.__func__, owner
+    elif isinstance(call := getattr_static(type(value), "__call__", None), types.FunctionType):
+        yield call, value
+
+
+def _values_in(function: types.FunctionType, owner: Any, but: str) -> Iterator[Any]:
+    """What the names in a function may be: attributes of the owner, globals, defaults and closures."""
+    for name in _names_in(function.__code__):
+        if name != but:
+            yield getattr(owner, "_modules", {}).get(name)
+        yield getattr(owner, "__dict__", {}).get(name)
+        yield getattr_static(type(owner), name, None)
+        yield function.__globals__.get(name)
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    yield from (c.cell_contents for c in function.__closure__ or () if c != types.CellType())
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """The names of attributes and globals in a function, and in those inside it."""
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return {*code.co_names}.union(*map(_named_in, inner))
-
-
-def holds(module: nn.Module, kinds: frozenset[str]) -> bool:
-    """Whether a module has such an activation in it, by its children or by the name in its forward."""
-    return any(kind_of(m) in kinds or mentions(type(m).forward, m, kinds) for m in module.modules())
+    return {*code.co_names}.union(*map(_names_in, inner))

@@ -1,9 +1,10 @@
 """Finds activation calls in the source of a forward that no pass has run, and that may come last."""
 
 import ast
+import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import combinations, zip_longest
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.activating import holds, is_activation, mentions
+from sparta_act.surgery.activating import Made, is_activation, leads_to
 from sparta_act.surgery.callees import Names
 from sparta_act.surgery.flow import above, always_before, excludes, raises, uses
 from sparta_act.surgery.kinds import in_words, spelled
@@ -25,11 +26,14 @@ VIA = re.compile(r"(.*) \((.*):(\d+)\)")  # of an event: function, file, line
 class Forward:
     """The forward of a module, and what it has called: these events. Raises `SiteError` without source."""
 
-    def __init__(self, owner: nn.Module, events: list[Event], kinds: frozenset[str]) -> None:
+    def __init__(
+        self, owner: nn.Module, events: list[Event], kinds: frozenset[str], ran: Collection[int]
+    ) -> None:
         function = forward_of(type(owner))
         self.source = read(function)
         self.where, self.file = function.__qualname__, function.__code__.co_filename
-        self.names, self._owner, self._kinds = Names(owner, function, self.source), owner, kinds
+        self.names, self._owner = Names(owner, function, self.source), owner
+        self._kinds, self._ran_modules = kinds, ran
         self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
         alike = (e for e in events if e.kind in (*kinds, "replaced"))
         self._ran = {call for e in alike for call in self.at({e.offset})}
@@ -69,12 +73,23 @@ class Forward:
     def mentions(self) -> Iterator[ast.expr]:
         """The expressions that are an activation and not called there: given to a function, in a table."""
         for node in self.source.given_away:
-            if any(is_activation(v, self._kinds) or self._helps(v) for v in self.names.of(node)):
-                yield node
+            argument = isinstance(self.source.parents[node], ast.Call | ast.keyword | ast.Starred)
+            for value in self.names.of(node):
+                if (
+                    is_activation(value, self._kinds)
+                    or self._helps(value)
+                    or (argument and self._waits(value))
+                ):
+                    yield node
+                    break
 
     def _activates(self, call: ast.Call) -> bool:
         values = self.names.of(call.func)
-        if any(is_activation(v, self._kinds) or self._helps(v) for v in values):
+        if any(
+            is_activation(v, self._kinds) or self._helps(v) for v in values + self.names.results(call.func)
+        ):
+            return True
+        if any(isinstance(v, Made) and self._leads_to(v.by) for v in values):
             return True
         if self.calls[call] in self._seen:
             return True
@@ -90,17 +105,25 @@ class Forward:
             return False
         code = function.__code__
         ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via)
-        return not ran and mentions(function, self._owner, self._kinds)
+        return not ran and self._leads_to(value)
+
+    def _waits(self, value: Any) -> bool:
+        """Whether it is a module with an activation in it that did not run."""
+        if not isinstance(value, nn.Module) or value is self._owner:
+            return False
+        return self._leads_to(value) and not any(id(m) in self._ran_modules for m in value.modules())
+
+    def _leads_to(self, value: Any, but: str = "") -> bool:
+        return leads_to(value, self._owner, self._kinds, but, self._ran_modules)
 
     def is_only(self, callee: ast.AST, key: str) -> bool:
         """Whether it is the child of this key, or functions of somebody's with no other activation."""
         values, child = self.names.of(callee), self._owner._modules[key]
 
-        def leads_to_it(function: Any) -> bool:
-            its = self._owner, self._kinds
-            return function is not None and mentions(function, *its) and not mentions(function, *its, key)
+        def leads_to_it(value: Any) -> bool:
+            return _theirs(value) is not None and self._leads_to(value) and not self._leads_to(value, key)
 
-        return bool(values) and all(v is child or leads_to_it(_theirs(v)) for v in values)
+        return bool(values) and all(v is child or leads_to_it(v) for v in values)
 
     def may_be_last(self, place: ast.AST, final: list[ast.Call]) -> bool:
         """Whether a pass may run what is at this place, and none of the final calls after it."""
@@ -127,7 +150,7 @@ class Forwards:
             inside = (p.events[i] for p in self._passes for i in p.inside.get(id(module), ()))
             try:
                 self._read[module] = Forward(
-                    module, [e for e in inside if e.modules[-1] is module], self.kinds
+                    module, [e for e in inside if e.modules[-1] is module], self.kinds, self.ran
                 )
             except SiteError:
                 self._read[module] = None
@@ -190,7 +213,7 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
             if any(id(m) in forwards.ran for v in modules for m in v.modules()):
                 continue
-            holding = any(not is_activation(v, kinds) and holds(v, kinds) for v in modules)
+            holding = any(not is_activation(v, kinds) and leads_to(v, None, kinds) for v in modules)
             places = uses(forward.source, call) if holding else ()
             if any(forward.may_be_last(place, final) for place in places):
                 raise SiteError(
@@ -201,7 +224,11 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
 
 
 def _theirs(value: Any) -> Any:
-    """A function that is somebody's, and not of torch."""
+    """The function that runs where the value is called, if it is somebody's, and not of torch."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    if not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
+        value = inspect.getattr_static(type(value), "__call__", None)
     function = inspect.unwrap(value) if inspect.isroutine(value) else None
     own = hasattr(function, "__code__") and str(value.__module__).split(".")[0] != "torch"
     return function if own else None

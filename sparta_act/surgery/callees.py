@@ -8,7 +8,7 @@ import itertools
 import operator
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +26,12 @@ PASSED_ON = (
     "tuple",
     "partial",
 )  # functions of what is in them
+EITHER: dict[type[ast.AST], tuple[str, ...]] = {  # expressions that are one of these parts, or of both
+    ast.IfExp: ("body", "orelse"),
+    ast.BoolOp: ("values",),
+    ast.BinOp: ("left", "right"),
+    ast.NamedExpr: ("value",),
+}
 OF_CHILDREN = ("children", "named_children", "values", "items")
 DEPTH = 12  # of expressions that lead to expressions
 
@@ -40,7 +46,7 @@ class Names:
         self._bound: dict[str, list[ast.expr]] = {}  # names that are one of these
         self._items: dict[str, list[ast.expr]] = {}  # names that are in one of these
         self._found: dict[str, list[Any]] = {}
-        self._known: dict[tuple[ast.AST, int], list[Any]] = {}  # what an expression was found to be
+        self._known: dict[tuple[str, ast.AST, int], list[Any]] = {}  # what was found of an expression
         for node in source.binding:
             self._note(node)
         defaults, cells = function.__defaults__ or (), function.__closure__ or ()
@@ -54,12 +60,19 @@ class Names:
 
     def of(self, node: ast.AST, depth: int = 0) -> list[Any]:
         """The objects that an expression may stand for; empty where that cannot be told."""
+        return self._once(self._of, node, depth)
+
+    def results(self, node: ast.AST, depth: int = 0) -> list[Any]:
+        """What a call may return besides a tensor: what it is given, what that holds, and what texts name."""
+        return self._once(self._results, node, depth)
+
+    def _once(self, find: Callable[[ast.AST, int], list[Any]], node: ast.AST, depth: int) -> list[Any]:
         if depth > DEPTH:
             return []
-        if (node, depth) not in self._known:  # one name may have many values, that many of other names
-            found = self._of(node, depth)
-            self._known[node, depth] = [*{id(v): v for v in found}.values()]
-        return self._known[node, depth]
+        key = find.__name__, node, depth
+        if key not in self._known:  # one name may have many values, that many of other names
+            self._known[key] = [*{id(v): v for v in find(node, depth)}.values()]
+        return self._known[key]
 
     def _of(self, node: ast.AST, depth: int) -> list[Any]:
         if isinstance(node, ast.Name):
@@ -67,13 +80,14 @@ class Names:
         if isinstance(node, ast.Constant):
             return [node.value]
         if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Call) and super in self.of(node.value.func, depth + 1):
+                return self._of_super(node.attr)
             return [*_members(self.of(node.value, depth + 1), self._mangled(node.attr))]
         if isinstance(node, ast.Subscript):
             return self._of_item(node, depth + 1)
         if isinstance(node, ast.Call):
             return self._of_call(node, depth + 1)
-        parts = {ast.IfExp: ("body", "orelse"), ast.BoolOp: ("values",), ast.NamedExpr: ("value",)}
-        return [v for e in _expressions(node, parts.get(type(node), ())) for v in self.of(e, depth + 1)]
+        return [v for e in _expressions(node, EITHER.get(type(node), ())) for v in self.of(e, depth + 1)]
 
     def _of_name(self, name: str, depth: int) -> list[Any]:
         if name == self._its_name:
@@ -109,14 +123,34 @@ class Names:
             pass
         elif getattr in found and len(node.args) > 1:
             owners, names, *others = (self.of(e, depth) for e in node.args)
-            return [*_named(owners, names), *itertools.chain(*others)]
+            return [*_named(owners or [Tensor], names), *itertools.chain(*others)]
+        elif type in found and len(node.args) == 1:
+            return [type(v) for v in self.of(node.args[0], depth)]
         elif vars in found:
             return [*_members(self.of(node.args[0], depth), "__dict__")]
         elif operator.methodcaller in found:  # of a tensor
             return _named([Tensor], self.of(node.args[0], depth))
         elif functools.partial in found:
             return self.of(node.args[0], depth)
-        return [Made(value) for value in found if isinstance(value, type) and issubclass(value, nn.Module)]
+        return [Made(v) for v in found if isinstance(v, type) or inspect.isroutine(v)]
+
+    def _of_super(self, name: str) -> list[Any]:
+        """The attribute of the class above the one whose body the function is in."""
+        mro = type(self._owner).__mro__
+        below = next((c for c in self._found.get("__class__", ()) if c in mro), mro[0])
+        above = mro[mro.index(below) + 1 :]
+        return next(([*_members([c], name)] for c in above if name in vars(c)), [])
+
+    def _results(self, node: ast.AST, depth: int) -> list[Any]:
+        if isinstance(node, ast.Name):
+            return [v for e in self._bound.get(node.id, ()) for v in self.results(e, depth + 1)]
+        if not isinstance(node, ast.Call) or any(isinstance(v, nn.Module) for v in self.of(node.func)):
+            return []
+        parts = [*node.args, *(k.value for k in node.keywords), getattr(node.func, "value", node.func)]
+        parts = [e for e in parts if not any(v is self._owner for v in self.of(e))]
+        found = [v for e in parts for v in (*self.of(e), *self._inside(e, 0), *self.results(e, depth + 1))]
+        names = [part for v in found if isinstance(v, str) for part in v.split(".")]
+        return [*found, *_named([self._owner, Tensor], names)]
 
     def _inside(self, node: ast.expr, depth: int) -> list[Any]:
         """What is in a container."""
@@ -128,7 +162,7 @@ class Names:
                 for e in _expressions(node, ("elts", "values"))
                 for v in (*self.of(e, depth + 1), *self._inside(e, depth + 1))
             ]
-        if isinstance(node, ast.Subscript):  # a slice
+        if isinstance(node, ast.Subscript | ast.Starred):  # a slice, or all of it
             return self._inside(node.value, depth + 1)
         if isinstance(node, ast.Call):
             called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
@@ -203,6 +237,8 @@ def _members(values: Iterable[Any], name: str) -> Iterator[Any]:
             yield value._modules[name]
         elif name == "__dict__" and hasattr(value, name):
             yield vars(value)
+        elif name == "__class__":
+            yield type(value)
         elif type(value).__module__ == "torch._ops":  # fills itself when it is asked
             yield getattr(value, name, None)
         else:

@@ -32,9 +32,48 @@ from torch.nn.functional import relu as imported
 rectify = partial(F.relu, inplace=False)
 
 
+TABLE = {{"act": F.relu, "other": F.elu}}
+CLASSES = [nn.ELU, nn.ReLU]
+alias = torch.relu
+
+
 def decide(x):
     return F.relu(x)
 
+
+def pick(name):
+    return TABLE[name]
+
+
+def build(number):
+    return CLASSES[number]()
+
+
+def tabled(x):
+    return TABLE["act"](x)
+
+
+def aliased(x):
+    return alias(x)
+
+
+def given(x, act=F.relu):
+    return act(x)
+
+
+def closed(act):
+    return lambda x: act(x)
+
+
+class Callable:
+    def __init__(self, act):
+        self.inner = act
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+rectified, eluted = closed(F.relu), closed(F.elu)
 
 class Stage(nn.Module):
     def __init__(self):
@@ -45,7 +84,15 @@ class Stage(nn.Module):
         return F.relu(self.a(x))
 
 
-class Block(nn.Module):
+class Parent(nn.Module):
+    def parental(self, x):
+        return F.relu(x)
+
+    def silent(self, x):
+        return x + 1
+
+
+class Block(Parent):
     kept = torch.relu
 
     def __init__(self):
@@ -60,6 +107,9 @@ class Block(nn.Module):
         self.flag, self.which, self.cfg = False, 1, type("C", (), {{"act": nn.ReLU()}})()
         self.extra = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
         self.stage, self.norm = Stage(), nn.BatchNorm2d(4)
+        self.object, self.elu_object = Callable(F.relu), Callable(F.elu)
+        self.partly, self.elu_partly = partial(decide), partial(F.elu, alpha=2.0)
+        self.elus = nn.ModuleList([nn.ELU(), nn.Identity()])
 
     @property
     def lazy(self):
@@ -67,6 +117,22 @@ class Block(nn.Module):
 
     def helper(self, x):
         return self.relu(x)
+
+    def by_attribute(self, x):
+        return self.f(x)
+
+    def by_part(self, x):
+        return self.extra(x)
+
+    def by_property(self, x):
+        return self.activation(x)
+
+    @property
+    def activation(self):
+        return self.act
+
+    def no_relu(self, x):
+        return self.norm(self.elu(self.b(x)))
 
     def forward(self, x{arguments}):
         h = self.{last}(self.a(x) + x)
@@ -159,6 +225,38 @@ apply(self.relu, {x})
 {{True: F.relu, False: torch.tanh}}[self.flag]({x})
 self.extra({x})
 self.stage({x})
+pick("act")({x})
+build(1)({x})
+tabled({x})
+aliased({x})
+given({x})
+rectified({x})
+closed(F.relu)({x})
+self.object({x})
+Callable(self.relu)({x})
+self.partly({x})
+self.by_attribute({x})
+self.by_part({x})
+self.by_property({x})
+super().parental({x})
+super(Block, self).parental({x})
+type(self).helper(self, {x})
+self.__class__.helper(self, {x})
+functools.reduce(lambda a, f: f(a), self.acts, {x})
+apply(self.stage, {x})
+getattr({x}, "relu")()
+(*self.acts,)[1]({x})
+next(iter(self.named.values()))({x})
+self.acts.pop(1)({x})
+self.map.get("a")({x})
+self.get_submodule("act")({x})
+operator.attrgetter("act")(self)({x})
+operator.itemgetter(1)(self.acts)({x})
+self.act.__class__()({x})
+type(self.act)()({x})
+nn.Sequential(nn.ReLU(), nn.Identity())({x})
+nn.Sequential(*self.acts)({x})
+(self.plain + [F.elu])[0]({x})
 """.strip().splitlines()
 ALIASES = """
 act = self.relu
@@ -174,6 +272,9 @@ act = {"a": lambda t: F.relu(t)}["a"]
 act = partial(F.relu)
 act = getattr(self, "relu")
 act = inner = self.act
+act = pick("act")
+act = self.acts.pop(1)
+act = Callable(F.relu)
 def act(t): return F.relu(t)
 def act(t): return (lambda u: self.relu(u))(t)
 """.strip().splitlines()
@@ -191,6 +292,20 @@ self.a({x})
 F.relu6({x})
 getattr(self, "elu")({x})
 (lambda t: F.elu(t))({x})
+eluted({x})
+self.elu_object({x})
+self.elu_partly({x})
+self.no_relu({x})
+super().silent({x})
+type(self).no_relu(self, {x})
+functools.reduce(lambda a, f: f(a), self.elus, {x})
+apply(self.norm, {x})
+getattr({x}, "exp")()
+({x}).mean(0).exp()
+self.elus.pop(0)({x})
+operator.attrgetter("elu")(self)({x})
+nn.Sequential(nn.ELU())({x})
+nn.Sequential(*self.elus)({x})
 """.strip().splitlines()
 
 

@@ -65,7 +65,8 @@ def leads_to(value: Any, owner: Any, kinds: frozenset[str], but: str = "", ran: 
 def _named_by(value: Any, owner: Any, but: str) -> Iterator[tuple[Any, Any]]:
     """What a call of the value may call, and whose attributes the names in that may be."""
     if isinstance(value, nn.Module):
-        yield type(value).forward, value
+        if not _is_of_torch(type(value)):  # whose own forwards call what is a child
+            yield type(value).forward, value
         yield from ((child, value) for child in value.children())
     elif isinstance(value, CONTAINERS):
         yield from ((v, owner) for v in (value.values() if isinstance(value, dict) else value))
@@ -75,7 +76,7 @@ def _named_by(value: Any, owner: Any, but: str) -> Iterator[tuple[Any, Any]]:
         yield value.__func__, value.__self__
     elif isinstance(value, types.FunctionType):
         yield inspect.unwrap(value), owner
-        if value.__module__.split(".")[0] != "torch":
+        if not _is_of_torch(value):
             yield from ((v, owner) for v in _values_in(value, owner, but) if v is not None)
     elif isinstance(value, property | functools.cached_property):
         yield (value.fget if isinstance(value, property) else value.func), owner
@@ -83,6 +84,10 @@ def _named_by(value: Any, owner: Any, but: str) -> Iterator[tuple[Any, Any]]:
         yield value.__func__, owner
     elif isinstance(call := getattr_static(type(value), "__call__", None), types.FunctionType):
         yield call, value
+
+
+def _is_of_torch(value: Any) -> bool:
+    return str(value.__module__).split(".")[0] == "torch"
 
 
 def _values_in(function: types.FunctionType, owner: Any, but: str) -> Iterator[Any]:

@@ -27,16 +27,19 @@ class Forward:
     """The forward of a module, and what it has called: these events. Raises `SiteError` without source."""
 
     def __init__(
-        self, owner: nn.Module, events: list[Event], kinds: frozenset[str], ran: Collection[int]
+        self, owner: nn.Module, inside: list[Event], kinds: frozenset[str], ran: Collection[int]
     ) -> None:
         function = forward_of(type(owner))
         self.source = read(function)
         self.where, self.file = function.__qualname__, function.__code__.co_filename
         self.names, self._owner = Names(owner, function, self.source), owner
         self._kinds, self._ran_modules = kinds, ran
+        events = [e for e in inside if e.modules[-1] is owner]
         self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
-        alike = (e for e in events if e.kind in (*kinds, "replaced"))
-        self._ran = {call for e in alike for call in self.at({e.offset})}
+        alike = [e for e in inside if e.kind in (*kinds, "replaced")]
+        self._ran = {call for e in alike if e.modules[-1] is owner for call in self.at({e.offset})}
+        offsets = {at for e in alike for m, at in zip(e.modules, e.at, strict=True) if m is owner}
+        self.led = {*self.at(offsets)}  # the calls that led to an activation
         self.calls = self.source.in_order
         self._seen = {self.calls[call] for call in self._ran}
 
@@ -58,10 +61,9 @@ class Forward:
         for node in self.mentions():
             for place in uses(self.source, node):
                 yield node, place
-        reached = {*self.source.calls.values()}  # the compiler leaves out what nothing leads to
         for call in self.calls:
             inner = call in self.source.inner
-            if call not in self._ran and (inner or call in reached) and self._activates(call):
+            if call not in self._ran and (inner or call in self.source.reached) and self._activates(call):
                 ran = inner and any(
                     file == self.file and call.lineno <= int(line) <= (call.end_lineno or 0)
                     for _, file, line in self._via
@@ -74,22 +76,17 @@ class Forward:
         """The expressions that are an activation and not called there: given to a function, in a table."""
         for node in self.source.given_away:
             argument = isinstance(self.source.parents[node], ast.Call | ast.keyword | ast.Starred)
-            for value in self.names.of(node):
-                if (
-                    is_activation(value, self._kinds)
-                    or self._helps(value)
-                    or (argument and self._waits(value))
-                ):
-                    yield node
-                    break
+            values = [v for v in self.names.of(node) if not isinstance(v, Made) or isinstance(v.by, type)]
+            if any(self._is_one(v) or (argument and self._waits(v)) for v in values):
+                yield node
 
     def _activates(self, call: ast.Call) -> bool:
         values = self.names.of(call.func)
-        if any(
-            is_activation(v, self._kinds) or self._helps(v) for v in values + self.names.results(call.func)
-        ):
+        found = values + self.names.results(call.func)
+        if any(is_activation(v, self._kinds) for v in found):
             return True
-        if any(isinstance(v, Made) and self._leads_to(v.by) for v in values):
+        inner = call in self.source.inner
+        if any(self._is_one(v) if inner else self._may_lead(v) for v in found if call not in self.led):
             return True
         if self.calls[call] in self._seen:
             return True
@@ -99,29 +96,30 @@ class Forward:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         return not values and name.islower() and spelled(name) in self._kinds
 
-    def _helps(self, value: Any) -> bool:
-        """Whether it is a function of somebody's with an activation in it, and did not run."""
-        if (function := _theirs(value)) is None:
-            return False
-        code = function.__code__
-        ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via)
-        return not ran and self._leads_to(value)
+    def _is_one(self, value: Any) -> bool:
+        """Whether it is such an activation, or a function of somebody's with one in it that did not run."""
+        code = getattr(_theirs(value), "__code__", None)
+        ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via if code)
+        return is_activation(value, self._kinds) or (not ran and self._may_lead(value, self._ran_modules))
+
+    def _may_lead(self, value: Any, ran: Collection[int] = (), but: str = "") -> bool:
+        """Whether it is a function of somebody's, or made by one, with an activation in it."""
+        value = value.by if isinstance(value, Made) else value
+        return _theirs(value) is not None and leads_to(value, self._owner, self._kinds, but, ran)
 
     def _waits(self, value: Any) -> bool:
         """Whether it is a module with an activation in it that did not run."""
         if not isinstance(value, nn.Module) or value is self._owner:
             return False
-        return self._leads_to(value) and not any(id(m) in self._ran_modules for m in value.modules())
-
-    def _leads_to(self, value: Any, but: str = "") -> bool:
-        return leads_to(value, self._owner, self._kinds, but, self._ran_modules)
+        ran = any(id(m) in self._ran_modules for m in value.modules())
+        return not ran and leads_to(value, self._owner, self._kinds)
 
     def is_only(self, callee: ast.AST, key: str) -> bool:
         """Whether it is the child of this key, or functions of somebody's with no other activation."""
         values, child = self.names.of(callee), self._owner._modules[key]
 
         def leads_to_it(value: Any) -> bool:
-            return _theirs(value) is not None and self._leads_to(value) and not self._leads_to(value, key)
+            return self._may_lead(value) and not self._may_lead(value, but=key)
 
         return bool(values) and all(v is child or leads_to_it(v) for v in values)
 
@@ -149,9 +147,7 @@ class Forwards:
         if module not in self._read:
             inside = (p.events[i] for p in self._passes for i in p.inside.get(id(module), ()))
             try:
-                self._read[module] = Forward(
-                    module, [e for e in inside if e.modules[-1] is module], self.kinds, self.ran
-                )
+                self._read[module] = Forward(module, [*inside], self.kinds, self.ran)
             except SiteError:
                 self._read[module] = None
         return self._read[module]
@@ -211,7 +207,10 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
             _check(forward, final, kinds)
         for call in forward.calls if final else ():
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
-            if any(id(m) in forwards.ran for v in modules for m in v.modules()):
+            inner = call in forward.source.inner
+            if call in forward.led or (
+                inner and any(id(m) in forwards.ran for v in modules for m in v.modules())
+            ):
                 continue
             holding = any(not is_activation(v, kinds) and leads_to(v, None, kinds) for v in modules)
             places = uses(forward.source, call) if holding else ()

@@ -26,6 +26,7 @@ FAMILIES = {
     "cast": r"\w+_as",  # expand_as, type_as: so does their second tensor
 }
 OTHERS = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # what every module has, and no tensors
+PLAIN = {bool, int, float, str, type(None)}
 WEIGHTS, KERNEL = "on weights or constants", "on a kernel that the network computes"
 PIXELS, VECTORS = "on single pixels of this example", "outside maps"
 ALONE = "on a map without a batch dimension (give example=... of shape (N, C, ...))"
@@ -142,6 +143,8 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among arguments, results or attributes, and in containers of them."""
     found = list[Tensor]()
     for value in values:
+        if type(value) in PLAIN:  # most are
+            continue
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple, dict)) and value:

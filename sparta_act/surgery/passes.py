@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparta_act.errors import SiteError
+from sparta_act.surgery.origins import PLAIN
 from sparta_act.surgery.randomness import ProcessNumbers
 from sparta_act.surgery.recording import Pass, Recorder, parts_of
 from sparta_act.surgery.sandbox import (
@@ -23,7 +24,6 @@ from sparta_act.surgery.sandbox import (
 from sparta_act.surgery.watching import Watch
 
 SIZES = {3: (64, 1024, 16384), 4: (32, 64, 224, 299, 28), 5: (16, 32, 64)}  # of the example, by its ndim
-NUMBERS = {int, float, bool, str, type(None)}
 
 
 class _RunError(Exception):
@@ -80,7 +80,7 @@ class _Look:
         """What a path may depend on besides the example: random numbers, and what the modules count."""
         values = self._numbers.now()
         for module in self._modules:
-            values += [v for k, v in vars(module).items() if type(v) in NUMBERS and k != "training"]
+            values += [v for k, v in vars(module).items() if type(v) in PLAIN and k != "training"]
         return values
 
     def _recorded(self, example: Example, training: bool, watch: Watch) -> Pass:

@@ -36,6 +36,7 @@ class Event(NamedTuple):
     shape: tuple[int, ...] = ()
     no_map: str = ""  # why the input is no feature map, (N, C, ...) made from the network's; empty if it is
     operands: tuple[frozenset[int], ...] = ()  # for each input: the events that it comes from directly
+    at: tuple[int, ...] = ()  # for each of `modules`: where its forward was, as an offset; -1 if unknown
     like: Like | None = None  # of the input
     original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
     act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
@@ -193,18 +194,21 @@ class Recorder(TorchFunctionMode):
                 act = frame.f_locals["self"]
                 kind = kind_of(act) or kind
             frame = frame.f_back
-        running, parts = [m for m in _running(frame) if m is not act], self._parts
-        modules = [m for m in running if id(m) in parts.modules]
+        running, parts = [(m, at) for m, at in self._running(frame) if m is not act], self._parts
+        modules = [m for m, _ in running if id(m) in parts.modules]
         if len(modules) < len(running):
-            self.strangers |= {id(m): m for m in running if id(m) not in parts.registered}
+            self.strangers |= {id(m): m for m, _ in running if id(m) not in parts.registered}
         if not modules or (parts.replaced and not parts.replaced.isdisjoint(map(id, (*modules, act)))):
             return None
         shapes, origins = [tuple(t.shape) for t in inputs], [*map(self._origins.of, inputs)]
         no_map = next(filter(None, map(self._origins.why_no_map, shapes, origins)), "")
         more: tuple[Any, ...] = ()
+        if kind not in ("add", "conv"):
+            more = (tuple(at for m, at in running if id(m) in parts.modules),)
         if original:
             owner = modules[-1]
-            more = like_of(inputs[0], owner), original, act, self._key(act, owner), *self._where(owner, frame)
+            where = self._where(owner, frame)
+            more += like_of(inputs[0], owner), original, act, self._key(act, owner), *where
         event = Event(kind, tuple(modules), shapes[0], no_map, tuple(o.sources for o in origins), *more)
         self.seen.events.append(event)
         return event
@@ -213,11 +217,28 @@ class Recorder(TorchFunctionMode):
         """The offset of the call in the forward of `owner`, or the other function that calls."""
         if frame is None:
             return -1, ""
-        if (cls := type(owner)) not in self._codes:
-            self._codes[cls] = code_of(cls)
-        if frame.f_code is self._codes[cls]:
+        if frame.f_code is self._code(type(owner)):
             return frame.f_lasti, ""
         return -1, f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+    def _code(self, cls: type[nn.Module]) -> Any:
+        if cls not in self._codes:
+            self._codes[cls] = code_of(cls)
+        return self._codes[cls]
+
+    def _running(self, frame: FrameType | None) -> list[tuple[nn.Module, int]]:
+        """The modules whose functions are on the stack, the outermost first, and where their forwards are."""
+        found = list[tuple[nn.Module, int]]()
+        while frame is not None and (code := frame.f_code) is not OUTSIDE:
+            if code.co_argcount and code is not TWICE:
+                first = frame.f_locals.get(code.co_varnames[0])
+                if isinstance(first, nn.Module):
+                    if not found or first is not found[-1][0]:
+                        found.append((first, -1))
+                    if code is self._code(type(first)):
+                        found[-1] = first, frame.f_lasti
+            frame = frame.f_back
+        return found[::-1]
 
     def _key(self, act: nn.Module | None, owner: nn.Module) -> str:
         """The key of `act` in a Sequential, which runs its children in turn, also one that it holds twice."""
@@ -243,15 +264,3 @@ def wrapped(module: nn.Module) -> nn.Module | None:
 def code_of(cls: type[nn.Module]) -> Any:
     """The code object of the forward of `cls`, below its decorators; None if it has none."""
     return getattr(forward_of(cls), "__code__", None)
-
-
-def _running(frame: FrameType | None) -> list[nn.Module]:
-    """The modules whose functions are on the stack, the outermost first."""
-    found = list[nn.Module]()
-    while frame is not None and (code := frame.f_code) is not OUTSIDE:
-        if code.co_argcount and code is not TWICE:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, nn.Module) and not (found and first is found[-1]):
-                found.append(first)
-        frame = frame.f_back
-    return found[::-1]

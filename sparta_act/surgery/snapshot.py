@@ -48,9 +48,9 @@ class Snapshot:
                 value: Any = todo.pop()
                 if type(value) in BASES and not value:
                     self._empty.append(value)
-                elif type(value) not in EXACTLY and id(value) not in self._seen:
+                elif id(value) not in self._seen:
                     self._seen[id(value)] = value
-                    todo += self._keep(value)
+                    todo += [v for v in self._keep(value) if type(v) not in EXACTLY]
 
     def restore(self) -> None:
         """Put everything back, in place; Ctrl-C waits until it is done."""

@@ -43,6 +43,11 @@ class Source:
         return {c: ast.dump(c.func) for c in sorted(calls, key=lambda c: (c.lineno, c.col_offset))}
 
     @cached_property
+    def reached(self) -> set[ast.Call | None]:
+        """The calls outside inner functions that the compiler has kept: not what nothing leads to."""
+        return {*self.calls.values()}
+
+    @cached_property
     def inner(self) -> set[ast.Call]:
         """The calls in inner functions and comprehensions."""
         found = (n for n in self.parents if isinstance(n, INNER))

@@ -328,6 +328,25 @@ def test_a_module_that_is_given_away_before_is_replaced_at_its_last_call_alone(n
     assert (site.label, site.edit) == ("G1.B2", "rewrite")
 
 
+AGAIN = [
+    "self.helper",
+    "decide",
+    "self.extra",
+    "self.stage",
+    "self.object",
+    "self.by_part",
+    "super().parental",
+]
+
+
+@pytest.mark.parametrize("call", AGAIN)
+def test_what_has_run_before_may_come_last_where_it_never_ran(net_of, call):
+    before = f"x = {call}(x)\nif self.flag: x = {call}(x)\nh = F.relu(h + x)\n"
+    refused(net_of(f"{before}if self.flag: h = {call}(h)", last="none"), r"calls (ReLU|a module with)")
+    net = net_of(f"{before}h = self.no_relu(self.elu(h))", last="none")
+    assert isinstance(replace_relus(net, "G1.B1", Probe, example=IMAGES)[1][0].sparta, Probe)
+
+
 @pytest.mark.parametrize("alias", ALIASES)
 def test_every_alias_is_known(net_of, alias):
     refused(net_of(f"{alias}\nif x.shape[-1] > 99: h = act(self.b(h))"), "calls ReLU too")

@@ -85,8 +85,10 @@ class Forward:
         found = values + self.names.results(call.func)
         if any(is_activation(v, self._kinds) for v in found):
             return True
-        inner = call in self.source.inner
-        if any(self._is_one(v) if inner else self._may_lead(v) for v in found if call not in self.led):
+        again = self.led_again(call)
+        if any(
+            self._is_one(v) or (id(v) in again and self._may_lead(v)) for v in found if call not in self.led
+        ):
             return True
         if self.calls[call] in self._seen:
             return True
@@ -95,6 +97,10 @@ class Forward:
             function = function.value
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         return not values and name.islower() and spelled(name) in self._kinds
+
+    def led_again(self, call: ast.Call) -> set[int]:
+        """The ids of what other calls may stand for, which led to an activation."""
+        return {id(v) for other in self.led - {call} for v in self.names.of(other.func)}
 
     def _is_one(self, value: Any) -> bool:
         """Whether it is such an activation, or a function of somebody's with one in it that did not run."""
@@ -207,10 +213,9 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
             _check(forward, final, kinds)
         for call in forward.calls if final else ():
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
-            inner = call in forward.source.inner
-            if call in forward.led or (
-                inner and any(id(m) in forwards.ran for v in modules for m in v.modules())
-            ):
+            again = forward.led_again(call)
+            ran = any(id(m) in forwards.ran for v in modules for m in v.modules() if id(v) not in again)
+            if ran or call in forward.led:
                 continue
             holding = any(not is_activation(v, kinds) and leads_to(v, None, kinds) for v in modules)
             places = uses(forward.source, call) if holding else ()

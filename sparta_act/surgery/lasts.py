@@ -10,8 +10,8 @@ def last_call(seen: Pass, inside: list[int], kinds: Iterable[str]) -> Event | No
     """The last call of these kinds on a map, in whatever form, among the events `inside` a block.
 
     Where it is in a shortcut alone, computed after the rest, it is the last one outside: a shortcut is the
-    operand of an addition with fewer convolutions behind it, or as many and fewer activations. None if there
-    is no such call.
+    operand of an addition with fewer convolutions behind it, or as many and fewer activations, and none of
+    the block's behind both: it begins where the block does. None if there is no such call.
     """
     calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].no_map in ("", *REARRANGED)]
     if not calls:
@@ -29,6 +29,8 @@ def _shortcuts(seen: Pass, numbers: list[int], first: int) -> set[int]:
         event = seen.events[number]
         if event.kind == "add" and event.on_map:
             left, right = (_behind(seen, operand, first) for operand in event.operands)
+            if any(seen.events[i].kind == "conv" for i in left & right):
+                continue
             short, long = sorted((left - right, right - left), key=lambda side: _weight(seen, side))
             found |= short if _weight(seen, short) < _weight(seen, long) else set()
     return found

@@ -308,6 +308,30 @@ def test_a_shortcut_holds_no_last_call(block):
     assert replaced_in(two_blocks(block), "G1.B*") == ["1.0.act2", "1.1.act2"]
 
 
+class Pyramid(nn.Module):
+    """Two levels are added that begin at a map which the block has computed: neither is a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.act1, self.low, self.act2 = (
+            conv(),
+            nn.ReLU(),
+            nn.Sequential(conv(), conv()),
+            nn.ReLU(),
+        )
+        self.level, self.act3, self.pooled, self.act4 = conv(), nn.ReLU(), conv(kernel=1), nn.ReLU()
+
+    def forward(self, x):
+        pooled = self.act4(self.pooled(x))
+        h = self.act1(self.down(x))
+        h = self.act2(self.low(h)) + self.act3(self.level(h))
+        return h + pooled
+
+
+def test_a_level_of_a_pyramid_is_no_shortcut():
+    assert replaced_in(two_blocks(Pyramid), "G1.B*") == ["1.0.act3", "1.1.act3"]
+
+
 class Deep(nn.Module):
     """Halved in each group: of 16 pixels one is left in the last."""
 

@@ -84,6 +84,16 @@ class Stage(nn.Module):
         return F.relu(self.a(x))
 
 
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.flag = nn.Conv2d(4, 4, 1), nn.ReLU(), False
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.act(h) if self.flag else h
+
+
 class Parent(nn.Module):
     def parental(self, x):
         return F.relu(x)
@@ -106,7 +116,7 @@ class Block(Parent):
         self.named, self.plain, self.map = nn.ModuleDict({{"a": nn.ReLU()}}), [torch.relu], {{"a": nn.ReLU()}}
         self.flag, self.which, self.cfg = False, 1, type("C", (), {{"act": nn.ReLU()}})()
         self.extra = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
-        self.stage, self.norm = Stage(), nn.BatchNorm2d(4)
+        self.stage, self.norm, self.gated = Stage(), nn.BatchNorm2d(4), Gated()
         self.object, self.elu_object = Callable(F.relu), Callable(F.elu)
         self.partly, self.elu_partly = partial(decide), partial(F.elu, alpha=2.0)
         self.elus = nn.ModuleList([nn.ELU(), nn.Identity()])
@@ -326,6 +336,13 @@ def test_a_module_that_is_given_away_before_is_replaced_at_its_last_call_alone(n
     net = net_of("if x.shape[-1] > 99: h = apply(self.act, h)\nh = self.act(h)")
     site = relu_sites(net, example=IMAGES)[1]
     assert (site.label, site.edit) == ("G1.B2", "rewrite")
+
+
+def test_a_module_that_runs_without_its_relu_has_run(net_of):
+    steps = "h = F.relu(h + x)\nh = h * torch.sigmoid(self.gated(h))"
+    assert isinstance(
+        replace_relus(net_of(steps, last="none"), "G1.B1", Probe, example=IMAGES)[1][0].sparta, Probe
+    )
 
 
 AGAIN = [

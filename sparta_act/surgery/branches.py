@@ -215,7 +215,7 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
             again = forward.led_again(call)
             ran = any(id(m) in forwards.ran for v in modules for m in v.modules() if id(v) not in again)
-            if ran or call in forward.led:
+            if ran or call in forward.led or call in final:
                 continue
             holding = any(not is_activation(v, kinds) and leads_to(v, None, kinds) for v in modules)
             places = uses(forward.source, call) if holding else ()

@@ -18,6 +18,7 @@ FAMILIES = {
     "addition": r"add_?|__i?r?add__",
     "largest": r"_?max_pool[123]d(_with_indices)?",
     "average": r"_?(avg|lp)_pool[123]d",
+    "norm": r"(batch|group|instance)_norm",
     "mean": r"\w*mean|sum|a?max|a?min|median|std|var|norm|logsumexp|adaptive.*",
     "product": r"(bi)?linear|(__)?matmul(__)?|mm|bmm|einsum|addmm|baddbmm|tensordot",
     "move": r"permute|transpose|movedim|moveaxis|swapaxes|swapdims|adjoint|m?T|m?H",
@@ -157,8 +158,9 @@ def _combined(call: Call, given: list[Tensor], origins: list[Origin], result: Te
     if not parts:
         return CONSTANT
     first = origins[0]
-    if len(parts) == 1 and first.places and not call.family and given[0].shape == result.shape:
-        return first  # as after a norm
+    same = not call.family or (call.family == "norm" and first.channels is not None)
+    if same and len(parts) == 1 and first.places and given[0].shape == result.shape:
+        return first
     sources, kernel_of = parts[0].sources, parts[0].kernel_of
     for part in parts[1:]:
         sources, kernel_of = sources | part.sources, kernel_of | part.kernel_of
@@ -199,6 +201,8 @@ def _places(
         return False
     if call.family == "product":
         return any(o.places for o in origins) and (several or call.func is F.linear)
+    if channels is None and not several:  # a sum over places, put into the form of a map
+        return False
     return any(o.places for o in origins) or (several and channels == 1 and result.ndim > 3)
 
 
@@ -207,6 +211,8 @@ def _channels(call: Call, given: list[Tensor], origins: list[Origin], result: Te
     if call.family == "convolution":
         return 1 if result.ndim == given[1].ndim else 0  # a map alone, without a batch
     first = origins[0].channels
+    if first is None and result.ndim > 3 and call.family in ("average", "largest", "norm"):
+        return 1
     if call.func is F.linear:
         return result.ndim - 1 if first is None else first
     if call.family == "product":

@@ -345,6 +345,12 @@ def test_a_module_that_runs_without_its_relu_has_run(net_of):
     )
 
 
+def test_either_branch_may_call_the_part_with_the_last_relu(net_of):
+    steps = "return x + self.stage(x) if self.which else self.stage(x)"
+    net = replace_relus(net_of(steps, last="none"), "G1.B1", Probe, example=IMAGES)
+    assert isinstance(net[1][0].stage.sparta, Probe)
+
+
 AGAIN = [
     "self.helper",
     "decide",

@@ -84,7 +84,22 @@ class OnKernel(Block):
         return y.view(n, C, height, width)
 
 
-@pytest.mark.parametrize("block", [OnWeights, OnNormalizedWeights, OnEmbedding, OnConstants, OnKernel])
+class OnContext(Block):
+    """A weighted sum over all places is one number for each channel, in whatever form."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.down, self.up = conv(C, 1, 1), conv(C, 2, 1), conv(2, C, 1)
+
+    def tail(self, h):
+        weights = self.score(h).flatten(2).softmax(-1).unsqueeze(-1)
+        context = h.flatten(2).unsqueeze(1) @ weights
+        return self.last(h) * self.up(self.other(self.down(context.view(len(h), C, 1, 1))))
+
+
+@pytest.mark.parametrize(
+    "block", [OnWeights, OnNormalizedWeights, OnEmbedding, OnConstants, OnKernel, OnContext]
+)
 def test_only_what_is_computed_from_the_input_is_a_map(block):
     assert replaced_in(two_blocks(block)) == ["1.1.act"]
 
@@ -98,6 +113,19 @@ class ThroughBuffer(Block):
         return self.other(self.last(self.other(y)))
 
 
+class ThroughAttention(Block):
+    """A pool and a norm take (N, C, H, W) alone, so that what they return has its channels there."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.pool, self.norm = conv(C, 3 * C, 1), nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(C)
+
+    def tail(self, h):
+        q, k, v = self.qkv(h).flatten(2).chunk(3, 1)
+        h = (v @ (q.transpose(1, 2) @ k).softmax(1)).view(h.shape)
+        return self.other(self.norm(self.pool(h)[..., 1:]))[..., [0, *range(h.shape[3] - 1)]]
+
+
 class ThroughView(Block):
     def tail(self, h):
         y = h.new_empty(h.shape)
@@ -105,7 +133,7 @@ class ThroughView(Block):
         return self.other(y)
 
 
-@pytest.mark.parametrize("block", [ThroughBuffer, ThroughView])
+@pytest.mark.parametrize("block", [ThroughBuffer, ThroughView, ThroughAttention])
 def test_a_map_is_one_also_where_it_was_copied_to(block):
     site = relu_sites(two_blocks(block))[1]
     assert (site.label, site.channels) == ("G1.B2", C)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SEEDED = torch.Tag.nondeterministic_seeded
+FILLING = {"rand_like": "uniform_", "randn_like": "normal_"}  # which take no generator in older versions
 LONGEST_WAIT = 0.1  # seconds
 
 
@@ -44,6 +45,8 @@ class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.drawn += 1
         generator = self._generator(device)
         if (seeded := _with_generator(func)) is None:
+            if fill := FILLING.get(func.overloadpacket.__name__):
+                return getattr(torch.empty_like(*args, **kwargs), fill)(generator=generator)
             with _lent(generator):
                 return func(*args, **kwargs)
         names = [a.name for a in seeded._schema.arguments[: len(args)]]

@@ -199,10 +199,10 @@ def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) ->
     return all(excludes(forward.source, a, b) for a, b in combinations(places, 2))
 
 
-def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
+def check_block(forwards: Forwards, seen: Event, within: nn.Module, replaced: str) -> None:
     """Refuse when something else in a block may come last: a call around the last one, or a module.
 
-    `seen`: the last call. `within`: the block. Raises `SiteError`.
+    `seen`: the last call. `within`: the block. `replaced`: as in `check_all_seen`. Raises `SiteError`.
     """
     chain, kinds = [*seen.modules[[m is within for m in seen.modules].index(True) :]], forwards.kinds
     for module, child in zip_longest(chain, chain[1:]):
@@ -211,6 +211,8 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module) -> None:
         final = forward.of(child) if child is not None else forward.at({seen.offset})
         if child is not None:
             _check(forward, final, kinds)
+        elif replaced:
+            final += [call for call in forward.calls if forward.is_only(call.func, replaced)]
         for call in forward.calls if final else ():
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
             again = forward.led_again(call)

@@ -180,7 +180,7 @@ def _site(seen: Seen, network: Network, within: nn.Module, group: int = 0, block
     try:
         target, key, spans = _edit(seen, network)
         if group:
-            check_block(network.forwards, event, within)
+            check_block(network.forwards, event, within, "" if spans or target is not owner else key)
         if calls > 1:
             raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
     except SiteError as error:

@@ -351,6 +351,13 @@ def test_either_branch_may_call_the_part_with_the_last_relu(net_of):
     assert isinstance(net[1][0].stage.sparta, Probe)
 
 
+def test_a_part_that_a_call_of_the_replaced_module_follows_is_not_last(net_of):
+    steps = "if self.flag: return self.act(self.extra(h))\nreturn self.act(self.extra(h) + x)"
+    assert isinstance(
+        replace_relus(net_of(steps, last="none"), "G1.B1", Probe, example=IMAGES)[1][0].act, Probe
+    )
+
+
 AGAIN = [
     "self.helper",
     "decide",

@@ -85,10 +85,8 @@ class Forward:
         found = values + self.names.results(call.func)
         if any(is_activation(v, self._kinds) for v in found):
             return True
-        again = self.led_again(call)
-        if any(
-            self._is_one(v) or (id(v) in again and self._may_lead(v)) for v in found if call not in self.led
-        ):
+        new = [] if call in self.led else found
+        if any(self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in new):
             return True
         if self.calls[call] in self._seen:
             return True
@@ -98,12 +96,15 @@ class Forward:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         return not values and name.islower() and spelled(name) in self._kinds
 
-    def led_again(self, call: ast.Call) -> set[int]:
-        """The ids of what other calls may stand for, which led to an activation."""
-        return {id(v) for other in self.led - {call} for v in self.names.of(other.func)}
+    @cached_property
+    def led_to(self) -> set[int]:
+        """The ids of what the calls may stand for that led to an activation."""
+        return {id(v) for call in self.led for v in self.names.of(call.func)}
 
     def _is_one(self, value: Any) -> bool:
         """Whether it is such an activation, or a function of somebody's with one in it that did not run."""
+        if isinstance(value, nn.Module):
+            return is_activation(value, self._kinds)
         code = getattr(_theirs(value), "__code__", None)
         ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via if code)
         return is_activation(value, self._kinds) or (not ran and self._may_lead(value, self._ran_modules))
@@ -214,10 +215,12 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module, replaced: st
         elif replaced:
             final += [call for call in forward.calls if forward.is_only(call.func, replaced)]
         for call in forward.calls if final else ():
+            if call in forward.led or call in final:
+                continue
             modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module)]
-            again = forward.led_again(call)
-            ran = any(id(m) in forwards.ran for v in modules for m in v.modules() if id(v) not in again)
-            if ran or call in forward.led or call in final:
+            if any(
+                id(m) in forwards.ran for v in modules if id(v) not in forward.led_to for m in v.modules()
+            ):
                 continue
             holding = any(not is_activation(v, kinds) and leads_to(v, None, kinds) for v in modules)
             places = uses(forward.source, call) if holding else ()

@@ -84,7 +84,7 @@ class _Look:
         return values
 
     def _recorded(self, example: Example, training: bool, watch: Watch) -> Pass:
-        recorder, given = Recorder(self._parts, training), copied(example)
+        recorder, given = Recorder(self._parts, training, self._compared), copied(example)
         hooks = [m.register_forward_hook(recorder.replaced) for m in self._replaced]
         try:
             with recorder:

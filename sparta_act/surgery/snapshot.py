@@ -64,13 +64,15 @@ class Snapshot:
 
     def _keep(self, value: Any) -> Iterable[Any]:
         """Note how to put the value back; what is inside it."""
-        cls = type(value)
-        if isinstance(value, ATOMS):
-            return ()
+        cls = type(value)  # the most frequent ones come first
+        if cls is tuple:
+            return value  # type: ignore[no-any-return]
         if isinstance(value, Tensor):
             return self._keep_tensor(value)
         if isinstance(value, nn.Module) and not isinstance(value, CONTAINERS):
             return self._keep_attributes(value)
+        if isinstance(value, ATOMS):
+            return ()
         if base := _container(cls):
             content = _listed(base, value)
             self._steps.append(functools.partial(_refill, base, value, content))

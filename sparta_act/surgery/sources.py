@@ -3,6 +3,7 @@
 import __future__
 
 import ast
+import bisect
 import dis
 import hashlib
 import linecache
@@ -80,7 +81,11 @@ class Source:
 
     def at(self, offset: int) -> ast.Call | None:
         """The call that an instruction belongs to."""
-        return self.calls.get(max(o for o in self.calls if o <= offset))
+        return self.calls[self._offsets[bisect.bisect_right(self._offsets, offset) - 1]]
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return sorted(self.calls)
 
 
 def read(function: Any) -> Source:

@@ -201,7 +201,7 @@ def _places(
         return False
     if call.family == "product":
         return any(o.places for o in origins) and (several or call.func is F.linear)
-    if channels is None and not several:  # a sum over places, put into the form of a map
+    if channels is None and not several and result.ndim > 3:  # a sum over places, in the form of a map
         return False
     return any(o.places for o in origins) or (several and channels == 1 and result.ndim > 3)
 

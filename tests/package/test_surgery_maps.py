@@ -104,6 +104,17 @@ def test_only_what_is_computed_from_the_input_is_a_map(block):
     assert replaced_in(two_blocks(block)) == ["1.1.act"]
 
 
+class OnChosenPlaces(Block):
+    def tail(self, h):
+        return self.last(h.masked_scatter(h > -9, self.other(h[h > -9])))
+
+
+def test_a_relu_on_chosen_places_is_the_last_but_no_site():
+    site = relu_sites(two_blocks(OnChosenPlaces))[1]
+    assert (site.label, site.how) == ("G1.B2", None)
+    assert "in another form than (N, C, ...)" in site.problem
+
+
 class ThroughBuffer(Block):
     """A map that is written into new memory, whole or in part, is a map."""
 

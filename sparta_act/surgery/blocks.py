@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from sparta_act.surgery.origins import ALONE, LAST
+from sparta_act.surgery.origins import ALONE, KERNEL, LAST, WEIGHTS
 from sparta_act.surgery.recording import Event, Pass, inner
 from sparta_act.surgery.rewriting import original_class
 
@@ -36,7 +36,7 @@ def groups_of_blocks(slots: Slots, seen: Pass) -> list[list[Slot]]:
     for i, event in enumerate(seen.events):
         for module in event.modules:
             order.setdefault(id(module), i)
-            if event.kind != "add":
+            if event.kind != "add" and event.no_map not in (WEIGHTS, KERNEL):
                 (convolving if event.kind == "conv" else active)[id(module)] += 1
 
     def is_unit(module: nn.Module) -> bool:

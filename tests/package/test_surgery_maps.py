@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.parametrize
 import torch.utils.checkpoint
 from torch import nn
 
@@ -82,6 +83,47 @@ class OnKernel(Block):
         weight = (kernel / (kernel.sum((2, 3), keepdim=True) + 1)).reshape(n * C, 1, 3, 3)
         y = F.conv2d(h.reshape(1, n * C, height, width), weight, padding=1, groups=n * C)
         return y.view(n, C, height, width)
+
+
+class Positive(nn.Module):
+    def forward(self, weight):
+        return F.relu(weight)
+
+
+class Refined(nn.Module):
+    """Adds maps, and has a ReLU on its weights alone: no block."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.utils.parametrize.register_parametrization(conv(), "weight", Positive())
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+class WithRefined(Block):
+    def __init__(self):
+        super().__init__()
+        self.refined = Refined()
+
+    def forward(self, x):
+        return self.refined(super().forward(x))
+
+
+class ByAttributes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layer1 = conv(3), nn.Module()
+        self.layer1.k0, self.layer1.k1, self.layer1.project = WithRefined(), WithRefined(), conv()
+
+    def forward(self, x):
+        return self.layer1.project(self.layer1.k1(self.layer1.k0(self.stem(x))))
+
+
+def test_a_relu_on_weights_makes_no_block():
+    net = ByAttributes()
+    assert [s.label for s in relu_sites(net) if s.label] == ["G1.B1", "G1.B2"]
+    assert replaced_in(net) == ["layer1.k1.act"]
 
 
 class OnContext(Block):

@@ -92,10 +92,13 @@ def _is_of_torch(value: Any) -> bool:
 
 def _values_in(function: types.FunctionType, owner: Any, but: str) -> Iterator[Any]:
     """What the names in a function may be: attributes of the owner, globals, defaults and closures."""
+    own = getattr(owner, "__dict__", None)  # an object may make up any other attribute when it is asked
+    own = own if isinstance(own, dict) else {}
+    children = owner._modules if isinstance(owner, nn.Module) else {}
     for name in _names_in(function.__code__):
         if name != but:
-            yield getattr(owner, "_modules", {}).get(name)
-        yield getattr(owner, "__dict__", {}).get(name)
+            yield children.get(name)
+        yield own.get(name)
         yield getattr_static(type(owner), name, None)
         yield function.__globals__.get(name)
     yield from function.__defaults__ or ()

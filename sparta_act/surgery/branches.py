@@ -85,8 +85,9 @@ class Forward:
         found = values + self.names.results(call.func)
         if any(is_activation(v, self._kinds) for v in found):
             return True
-        new = [] if call in self.led else found
-        if any(self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in new):
+        if call not in self.led and any(
+            self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found
+        ):
             return True
         if self.calls[call] in self._seen:
             return True

@@ -69,6 +69,11 @@ class Callable:
     def __init__(self, act):
         self.inner = act
 
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None  # as a configuration does
+
     def __call__(self, x):
         return self.inner(x)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError, readable
@@ -17,6 +18,7 @@ from sparta_act.pretrained.card import model_card
 from sparta_act.pretrained.files import pack, unpack
 from sparta_act.pretrained.folder import CARD, name_of, write
 from sparta_act.pretrained.hub import Found, locate, reason
+from sparta_act.pretrained.labels import labelled
 from sparta_act.pretrained.parsing import too_deep
 
 if TYPE_CHECKING:
@@ -59,6 +61,26 @@ class SpartaSet(Mapping[str, Sparta]):
                 f"info holds what cannot be copied ({reason(error)}): give numbers and texts, as loss.item()"
             ) from error
         self._activations = dict(mapping)
+
+    @classmethod
+    def of(cls, model: nn.Module, info: Mapping[str, Any] | None = None) -> "Self":
+        """Every `Sparta` of an edited network as a set: the network's own modules, not copies.
+
+        Labels are those of the sites where `replace_relus` put them, "G1.B2"; for others the dotted name in
+        the network, without `module.` or `_orig_mod.` of wrappers. Where a label would be there twice, as in
+        a network of two backbones, those go by their dotted names.
+        Raises `WeightsError` where there is no `Sparta`.
+
+        >>> SpartaSet.of(net, {"backbone": "ResNet-18"}).save_pretrained("my-set")  # doctest: +SKIP
+        """
+        if not isinstance(model, nn.Module):
+            raise WeightsError(f"SpartaSet.of takes a network, an nn.Module, not a {type(model).__name__}")
+        if not (activations := labelled(model)):
+            raise WeightsError(
+                f"there is no Sparta in this {type(model).__name__}: put some in with "
+                'replace_relus(model, "G*.B-1") and train them, then make the set'
+            )
+        return cls(activations, info)
 
     def __getitem__(self, label: str) -> Sparta:
         if label not in self._activations:

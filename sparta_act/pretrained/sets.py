@@ -226,7 +226,7 @@ def _load(found: Found) -> SpartaSet:
         name = readable(repr(found.name), 300)
         raise WeightsError(
             f"cannot load {name} from {found.folder}: {readable(error)}; nothing was loaded. {found.advice}"
-        ) from error
+        ) from None  # the text has all that the cause says
 
 
 def _version() -> str:

@@ -15,7 +15,7 @@ import pytest
 import sparta_act
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__"]
+PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__", "__main__"]
 LABORATORY = ["common", "attacks", "training", "evaluation", "audit", "results", "benchmarks"]
 
 
@@ -49,6 +49,7 @@ def test_the_public_names():
         "SpartaError",
         "SpartaSet",
         "SwishReLU",
+        "list_sets",
         "relu_sites",
         "replace_relus",
         "restore_relus",

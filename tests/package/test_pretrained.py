@@ -487,7 +487,7 @@ NO_NAMES = [
 def test_name_which_is_no_name_is_refused_without_asking_anyone(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").touch()
-    problem = r"neither a folder nor a name on the Hub: name a folder with .*, or one of \["
+    problem = r"there is no folder .*, and that is no name on the Hub either: name a folder .*, or one of \["
     with pytest.raises(WeightsError, match=rf"{problem}|our sets are \[.* HFValidationError") as error:
         Sparta.from_pretrained(name, cache_dir=tmp_path)
     assert "Connect" not in str(error.value)
@@ -499,6 +499,27 @@ def test_unknown_short_name_lists_what_is_shipped(tmp_path, monkeypatch):
         WeightsError, match=r"'nowhere': there is no such folder, .* \[.*'ours'\].*sparta-act/nowhere"
     ):
         Sparta.from_pretrained("nowhere", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_mistyped_folder_is_answered_with_the_nearest_set(tmp_path, monkeypatch):
+    two_sites().save_pretrained(tmp_path / "runs" / "my-set")
+    (tmp_path / "runs" / "my-sea").mkdir()  # no set
+    for here, name, meant in (
+        ("runs", "./my-st", "./my-set"),
+        ("runs", "MY-SET2", "my-set"),
+        (".", "runs/my-st", "runs/my-set"),
+        (".", Path("runs/my_set"), "runs/my-set"),
+        (".", tmp_path / "runs/my-se", tmp_path / "runs/my-set"),
+        ("runs", "cifar10_resnet18_w16", "cifar10-resnet18-w16"),
+    ):
+        monkeypatch.chdir(tmp_path / here)
+        with pytest.raises(WeightsError, match=r"there is no (such )?folder") as error:
+            Sparta.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+        assert f"(did you mean {str(meant)!r}?)" in str(error.value)
+        assert error.value.__cause__ is None
+    with pytest.raises(WeightsError, match=r"there is no folder './zebra', and") as error:
+        Sparta.from_pretrained("./zebra")
+    assert "did you mean" not in str(error.value)
 
 
 def test_folder_has_no_revision(folder):

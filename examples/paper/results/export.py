@@ -161,10 +161,21 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
 
 
 def ship(name: str) -> None:
-    """Write the sha256 of a set's files into `sparta_act/pretrained/shipped.json`, next to the others."""
+    """Write what `list_sets` shows of a set into `sparta_act/pretrained/shipped.json`, next to the others."""
     folder, path = PACKAGE / "sets" / name, PACKAGE / "pretrained" / "shipped.json"
-    shipped = json.loads(path.read_text())
-    shipped[name] = {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)}
+    shipped, taken = json.loads(path.read_text()), Sparta.from_pretrained(folder)
+    table = {row["error"]: row for row in taken.info["measured"]}
+    worst = next(attack for attack in table if attack.startswith("worst case, "))  # at the smallest bound
+    shipped[name] = {
+        "sha256": {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)},
+        "channels": {label: activation.in_channels for label, activation in taken.items()},
+        "dataset": taken.info["dataset"],
+        "eps": worst.removeprefix("worst case, "),
+    }
+    for column, prefix in (("SPARTA", ""), ("ReLU twin", "relu_")):
+        for attack, key in (("clean", "clean"), (worst, "worst_case")):
+            cell = table[attack].get(column)
+            shipped[name][prefix + key] = float(cell.split("%")[0]) if cell else None
     write_text(path, json.dumps(dict(sorted(shipped.items())), indent=2) + "\n")
 
 

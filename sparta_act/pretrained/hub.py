@@ -20,6 +20,7 @@ NAMED = (
     "Check the name, the revision, and `token` if the set is private or gated; offline, only folders, sets "
     "in the package and sets downloaded before can be loaded"
 )
+URL = re.compile(r"( for url:?)? '?https?://\S*[^\s:.']'?")
 SETS = Path(__file__).parents[1] / "sets"
 # Our sets: name -> what is known of it. All of them are in a checkout, in SETS; pyproject.toml lists those in
 # the wheel, the others are on the Hub. A set does not change: a better one gets another name.
@@ -100,11 +101,13 @@ def locate(
                 known="/" in name or bool(hashes) or not near,
             )
         except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface-hub
-            most, then = (300, NAMED) if "/" in name else (200, "list_sets() shows our sets")
+            said, then = readable(reason(error), 300), NAMED
+            if "/" not in name:  # one of ours: in fewer words
+                said, then = readable(URL.sub("", reason(error)), 120), "list_sets() shows our sets"
             raise WeightsError(
                 f"cannot load {shown}: there is no such folder, our sets are {list(SHIPPED)}{near}, and "
                 f"{repo_id} at revision {readable(revision or 'main', 100)} cannot be fetched: "
-                f"{readable(reason(error), most)}. {then}"
+                f"{said}. {then}"
             ) from None  # the chain of the client is long, and says no more
         cause = "A newer sparta-act may know it" if hashes else "It may be broken on the Hub"
         cache = folder.parents[1]  # holds the files, to which the commits link

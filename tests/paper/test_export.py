@@ -193,3 +193,4 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     assert errors["clean"].startswith(f"{entry.pop('clean')}% (")
     assert errors[f"worst case, {entry.pop('eps')}"].startswith(f"{entry.pop('worst_case')}% (")
     assert entry == {"relu_clean": None, "relu_worst_case": None}
+    assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()

@@ -124,7 +124,9 @@ def _equal(one: Sparta, other: Sparta) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -> None:
+def export(
+    run: Path, twin: Path | None, out: Path, audit: Path | None = None, license: str | None = None
+) -> None:
     """Write the set and read it back. Raises `ValueError` if a run or the folder does not fit."""
     if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
         raise ValueError(f"{out} holds something other than a set; name another folder")
@@ -152,6 +154,8 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
     if settings.get("validation"):
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
     info["audit"] = audited(audit, activations) if audit else [NOT_AUDITED]
+    if license:
+        info["license"] = license
     if other:
         info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
@@ -206,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = p.parse_args(argv)
     out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
-    export(args.run, args.twin, out, args.audit)
+    export(args.run, args.twin, out, args.audit, license="apache-2.0" if args.ship else None)
     if args.ship:
         ship(args.ship)
     print((out / CARD).read_text())

@@ -99,6 +99,36 @@ def test_importing_the_package_does_not_import_the_client_of_the_hub():
     assert run.stdout == "[]\n"
 
 
+TYPED = """
+from torch import nn
+from sparta_act import Sparta, SpartaSet, SwishReLU, list_sets
+
+activations: SpartaSet = Sparta.from_pretrained("name", revision="main", local_files_only=True)
+mine: SpartaSet = SpartaSet.of(nn.Sequential(SwishReLU(inplace=True)), {"license": "mit"})
+clean: list[float] = [known.clean for known in list_sets()]
+Sparta.from_pretrained("name", revison="main")
+mine.no_such_name
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_public_names_and_their_arguments(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(TYPED)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", tmp_path / "user.py"],
+        cwd=ROOT,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    wrong = [line.split("error: ")[1] for line in run.stdout.splitlines() if "error: " in line]
+    assert [line.split("; ")[0] for line in wrong] == [
+        'Unexpected keyword argument "revison"',
+        '"SpartaSet" has no attribute "no_such_name"  [attr-defined]',
+    ]
+
+
 @pytest.mark.slow
 def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

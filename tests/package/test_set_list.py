@@ -48,6 +48,11 @@ def test_the_list_prints_as_a_table():
     assert row.endswith("(ReLU 69.3%) at 8/255  in the package")
 
 
+def test_the_page_on_sets_shows_the_list():
+    page = (PACKAGE.parent / "docs/pretrained.md").read_text()
+    assert f"```text\n{list_sets()!r}\n```" in page
+
+
 def test_a_set_without_a_twin_and_one_that_is_on_the_hub(monkeypatch, tmp_path):
     lonely = hub.PUBLISHED[NAME] | {"relu_clean": None, "relu_worst_case": None}
     monkeypatch.setitem(hub.PUBLISHED, "lonely", lonely)

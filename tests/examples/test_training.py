@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import nn
 
-from sparta_act import Sparta, replace_relus
+from sparta_act import Sparta, SpartaSet, replace_relus
 from tests.examples.conftest import EXAMPLES
 from tests.examples.test_files import ROOT, copied
 
@@ -159,7 +159,7 @@ def pictures(folder, *classes):
         ("--step-size 2", "step_size is a fraction of the pixel range"),
         ("--out one/test/cat/0.png", "0.png"),
         ("--sites G9.B1", "G9.B1"),
-        ("--activation no/such/set", "'no/such/set' is neither a folder nor a name on the Hub"),
+        ("--activation no/such/set", "there is no folder 'no/such/set'"),
     ],
 )
 def test_bad_input_ends_in_one_clear_error(options, message, example, tmp_path, monkeypatch, capsys):

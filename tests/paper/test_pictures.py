@@ -98,6 +98,7 @@ def test_the_cost_is_that_of_the_records(tmp_path):
     models = [build("resnet18", activation, "G*.B-1", width=64) for activation in ("sparta", "relu")]
     sparta, relu = (sum(p.numel() for p in m.parameters()) for m in models)
     assert small["parameters"].value == sparta / relu
+    assert small["memory kept\nfor backward"].value == pytest.approx(1.13, abs=0.005)  # plainly 1.33
     assert "1.06 to 1.13" in cost.title(found)
     with pytest.raises(ValueError, match=r"has no record; python -m benchmarks\.network --record"):
         cost.read(tmp_path)

@@ -54,7 +54,7 @@ def test_the_losses_are_compared_image_by_image(tmp_path):
     assert record["loss per step"]["SPARTA"] == {"mean": [4.0, 4.0], "std": [2.0, 3.0]}
     half = 1.959964 / 2**0.5
     assert record["minus the first"] == {"SPARTA": {"mean": [1.0, 2.0], "half": pytest.approx([0.0, half])}}
-    assert "ReLU 2.00, SPARTA 4.00" in loss.title(record)
+    assert "to 2.00 with ReLU, to 4.00 with SPARTA" in loss.title(record)
     assert "SPARTA minus ReLU: +2.00 ± 1.39" in loss.title(record)
     loss.draw(tmp_path / "two.png", record)
     loss.draw(tmp_path / "one.png", {**loss.numbers({"ReLU": one}), "images": 2})

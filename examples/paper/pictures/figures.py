@@ -63,13 +63,12 @@ def draw_maps(
     axes = part.subplots(len(clean), len(columns), squeeze=False)
     for j, (title, images) in enumerate(columns.items()):
         for i, image in enumerate(images):
-            axes[i, j].imshow(image.cpu().numpy(), cmap="magma", vmin=low, vmax=high)
+            drawn = axes[i, j].imshow(image.cpu().numpy(), cmap="magma", vmin=low, vmax=high)
             axes[i, j].set_xticks([])
             axes[i, j].set_yticks([])
         axes[0, j].set_title(title, fontsize=8)
-    part.suptitle(
-        f"{name}: mean over channels at the end of group {group}, colors {low:.2f} to {high:.2f}", fontsize=9
-    )
+    part.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="mean over channels")
+    part.suptitle(f"{name}: before and after the last activation of group {group}", fontsize=10)
 
 
 def load(places: list[str]) -> tuple[dict[str, nn.Module], str | None]:

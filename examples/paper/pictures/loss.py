@@ -1,6 +1,7 @@
 """The paper's Figure 3: the loss of the attack's target class at each step of PGD."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def title(record: Mapping[str, Any]) -> str:
     """What the figure shows at the last step."""
     curves, minus = record["loss per step"], record["minus the first"]
     steps = len(next(iter(curves.values()))["mean"])
-    ends = ", ".join(f"{name} {curve['mean'][-1]:.2f}" for name, curve in curves.items())
-    text = f"Loss of the target class after {steps - 1} steps of PGD, which lowers it: {ends}"
+    ends = ", ".join(f"to {curve['mean'][-1]:.2f} with {name}" for name, curve in curves.items())
+    text = f"{steps - 1} steps of PGD lower the loss of their target class {ends}"
     first = next(iter(curves))
     for name, d in minus.items():
         text += (
@@ -65,10 +66,10 @@ def title(record: Mapping[str, Any]) -> str:
 
 
 def _losses(ax: Axes, curves: Curves) -> None:
-    for (name, curve), color in zip(curves.items(), SERIES, strict=False):
+    for (name, curve), color, style in zip(curves.items(), SERIES, cycle(("-", "--", "-.")), strict=False):
         steps = np.arange(len(curve["mean"]))
         mean, std = np.array(curve["mean"]), np.array(curve["std"])
-        ax.plot(steps, mean, color=color, label=name)
+        ax.plot(steps, mean, style, color=color, label=name)
         ax.plot(steps, np.stack((mean - std, mean + std), 1), color=color, lw=0.8, ls=":")
     ax.plot([], [], color=GRAY, lw=0.8, ls=":", label="± standard deviation\nover images")
     ax.set(xlabel="steps of PGD done", ylabel="loss of the target class (nats)")
@@ -84,5 +85,7 @@ def _differences(ax: Axes, minus: Curves, first: str) -> None:
         ax.fill_between(
             steps, mean - half, mean + half, color=color, alpha=0.25, lw=0, label="95% interval of the mean"
         )
-    ax.set(xlabel="steps of PGD done", ylabel="difference of the losses (nats)")
+    low, high = ax.get_ylim()
+    widest = 2 * max(abs(low), abs(high))  # or a small difference would look large
+    ax.set(xlabel="steps of PGD done", ylabel="difference of the losses (nats)", ylim=(-widest, widest))
     ax.legend(fontsize=8)

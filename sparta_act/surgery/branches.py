@@ -87,9 +87,7 @@ class Forward:
         led = call in self.led
         if any(is_activation(v, self._kinds) and not (led and self._has_run(v)) for v in found):
             return True
-        if not led and any(
-            self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found
-        ):
+        if not led and any(self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found):
             return True
         if self.calls[call] in self._seen:
             return True

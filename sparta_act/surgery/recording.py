@@ -165,9 +165,10 @@ class Recorder(TorchFunctionMode):
         return result
 
     def finished(self, returned: list[Tensor], calls: list[object]) -> Pass:
-        """The pass, once it is over: what became a kernel was no feature map."""
+        """The pass, once it is over: what became a kernel, and nothing else, was no feature map."""
         self.seen.returned, self.seen.calls = returned, calls
-        for number in self._origins.kernels:
+        read = {n for e in self.seen.events if e.kind != "add" for sources in e.operands for n in sources}
+        for number in self._origins.kernels - read:
             event = self.seen.events[number]
             self.seen.events[number] = event._replace(no_map=event.no_map or KERNEL)
         return self.seen

@@ -299,3 +299,62 @@ def test_the_label_of_a_new_module_says_where_it_is():
     net = replace_relus(nets.Net(nets.OneModule), "G1.B*, stem.2", Sparta)
     assert [net.layer1[0].sparta.sparta_site, net.layer1[1].sparta.sparta_site] == ["G1.B1", "G1.B2"]
     assert net.stem[2].sparta_site == "stem.2"
+
+
+class MapAndKernel(nn.Module):
+    """A map that is a kernel too, another in which the places of unfolded windows are left, and a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        seen = F.conv2d(x, x[:1, :, :3, :3], padding=1)
+        windows = F.unfold(self.b(x), 3, padding=1).view(*x.shape[:2], 9, *x.shape[2:])
+        only = F.conv2d(x, F.relu(self.b(x)[:1, :, :3, :3]))
+        return F.relu(windows.mean(2)) + seen.mean() + only.mean()
+
+
+def test_a_map_that_is_a_kernel_too_is_replaced():
+    net = nn.Sequential(MapAndKernel()).eval()
+    expected = outputs(net, False, {0, 2})[1]
+    replace_relus(net, "all", Probe)
+    assert_same(outputs(net, False)[1], expected)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.dense, self.b = nn.Conv2d(3, 4, 3), nn.Linear(4, 64), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.b(F.relu(self.dense(self.a(x).mean((2, 3))).view(-1, 4, 4, 4)))
+
+
+def test_a_map_that_a_dense_layer_makes_is_named():
+    with pytest.raises(SiteError, match=r"it runs on maps in another form than \(N, C, \.\.\.\)"):
+        replace_relus(Decoder(), "all", Probe)
+
+
+class OwnClass(nn.Module):
+    """As timm's GELU: a name that is known, and a forward of its own."""
+
+    class ReLU(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(3, 4, 3), self.ReLU(), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x)))
+
+
+def test_an_activation_of_somebodys_that_has_run_is_no_branch():
+    net = OwnClass().eval()
+    expected = outputs(net, False, {0})[1]
+    replace_relus(net, "all", Probe)
+    assert net.act.sparta.sparta_site == "act"
+    assert_same(outputs(net, False)[1], expected)

@@ -49,7 +49,7 @@ def find_sites(
 
 def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
     """Why the network has no site, as text."""
-    if problems := sorted({f"{s.name}: {s.problem}" for s in others if s.problem}):
+    if problems := sorted({f"{s.name or 'the network'}: {s.problem}" for s in others if s.problem}):
         return "\n".join([f"nothing: no call of {in_words(kinds)} can be replaced.", *problems])
     if any(e.kind in kinds and e.on_map for e in passes[0].events):
         return (
@@ -142,7 +142,8 @@ def _summary(model: nn.Module, network: Network) -> str:
 
 def size_before(model: nn.Module) -> int:
     """How many parameters a network had before its ReLUs were replaced."""
-    new = {id(p) for m in replaced(model).values() for p in m.parameters()}
-    old = [relu for m in model.modules() for relu, _ in vars(m).get(SWAPPED, {}).values()]
-    kept = {id(p): p for m in (model, *old) for p in m.parameters() if id(p) not in new}
+    new = {id(m) for put_in in replaced(model).values() for m in put_in.modules()}
+    old = [m for m in model.modules() if id(m) not in new]
+    old += [m for o in old for relu, _ in vars(o).get(SWAPPED, {}).values() for m in relu.modules()]
+    kept = {id(p): p for m in old for p in m._parameters.values() if p is not None}
     return sum(p.numel() for p in kept.values())

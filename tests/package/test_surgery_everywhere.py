@@ -358,3 +358,57 @@ def test_an_activation_of_somebodys_that_has_run_is_no_branch():
     replace_relus(net, "all", Probe)
     assert net.act.sparta.sparta_site == "act"
     assert_same(outputs(net, False)[1], expected)
+
+
+class InTurns(nn.Module):
+    """Each of three lists has its own part in a turn, and two lists have no activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.acts = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+
+    def forward(self, x):
+        for i, (conv, norm, act) in enumerate(zip(self.convs, self.norms, self.acts, strict=True)):
+            x = norm(conv(x))
+            x = act(x - i)
+        return x
+
+
+def test_each_name_of_a_loop_has_its_own_list():
+    net = nn.Sequential(InTurns())
+    expected = outputs(net, True, {0, 1})[1]
+    replace_relus(net, "all", Probe)
+    assert_same(outputs(net, True)[1], expected)
+
+
+def test_all_twice_is_all():
+    net = replace_relus(nets.Net(nets.Functional), ["all", "all"], nn.SiLU)
+    assert calls_of(net) == [(0, 1)] * 2
+
+
+class Choosing(Decoder):
+    def forward(self, x):
+        if x.ndim == 77:
+            x = F.relu(F.relu(x))
+        return F.relu(self.a(x))
+
+
+def test_the_network_itself_is_named_and_each_line_once():
+    with pytest.raises(SiteError) as error:
+        replace_relus(Choosing(), "all", nn.SiLU)
+    assert str(error.value).count("all: the network cannot be replaced: line ") == 1
+
+
+def test_parameters_that_an_activation_shares_with_the_network_were_there_before():
+    net = nets.Net(nets.TwoModules)
+    size = sum(p.numel() for p in net.parameters())
+
+    class Borrowing(nn.SiLU):
+        def __init__(self):
+            super().__init__()
+            self.bias = net.layer1[0].conv1.weight
+
+    replace_relus(net, "all", Borrowing)
+    assert f"9 replaced: {size:,} parameters before, {size:,} now" in str(relu_sites(net))

@@ -412,3 +412,20 @@ def test_parameters_that_an_activation_shares_with_the_network_were_there_before
 
     replace_relus(net, "all", Borrowing)
     assert f"9 replaced: {size:,} parameters before, {size:,} now" in str(relu_sites(net))
+
+
+def test_an_activation_of_ours_put_by_hand_is_left_alone():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Sparta(4, hidden=8), nn.Conv2d(4, 4, 3), nn.ReLU())
+    before = state(net)
+    with pytest.raises(SiteError, match="1: 1 cannot be replaced: it is one of our activations"):
+        replace_relus(net, "1", nn.SiLU)
+    assert_untouched(net, before)
+    assert str(relu_sites(net)) == (
+        "site  name  channels  calls  parameters  edit\n"
+        "      3     4         1      +973        swap\n"
+        f"      1     4         1      {sum(p.numel() for p in net[1].parameters())}         Sparta\n"
+        '1 calls of ReLU on feature maps ("all")'
+    )
+    replace_relus(net, "all", nn.SiLU)
+    assert [type(m).__name__ for m in net] == ["Conv2d", "Sparta", "Conv2d", "SiLU"]
+    assert_untouched(restore_relus(net), before)

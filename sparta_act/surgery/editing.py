@@ -52,7 +52,7 @@ def one_site(seen: Seen, network: Network, keys: Iterator[str]) -> Site:
             _check_rewritable(seen)
             spans = network.spans(type(owner), {e.offset for _, e in seen})
         _check_once(seen, network)
-        _check_modes(seen, network)
+        check_modes(seen, network)
         target, key = swap or (owner, next(keys))
     except SiteError as error:
         return Site(network.name(owner), event.shape[1], _calls(seen, network), problem=str(error))
@@ -81,7 +81,7 @@ def _check_once(seen: Seen, network: Network) -> None:
         raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
 
 
-def _check_modes(seen: Seen, network: Network) -> None:
+def check_modes(seen: Seen, network: Network) -> None:
     """Refuse a call that is not made in both modes, though its module runs: what it trains is not used."""
     owner = seen[0][1].modules[-1]
     modes = {p.training for p, _ in seen}

@@ -1,13 +1,14 @@
 """Finds every call of ReLU on a feature map, inside blocks too: what `"all"` means."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 from torch import nn
 
 from sparta_act.errors import SiteError
 from sparta_act.surgery.branches import unseen_calls
-from sparta_act.surgery.editing import Seen, one_site
+from sparta_act.surgery.editing import Seen, check_modes, one_site
 from sparta_act.surgery.kinds import in_words
 from sparta_act.surgery.lasts import is_map_in_any_form
 from sparta_act.surgery.network import Network
@@ -24,18 +25,26 @@ def every_site(network: Network, sites: list[Site]) -> list[Site]:
     So would what no pass on the example calls.
     """
     known = {place: s for s in sites if s.how for place in _places(s)}
-    calls, found = dict[Place, Seen](), dict[int, Site]()
+    calls, found = dict[Place, Seen](), dict[int, tuple[Site, Seen]]()
     for p in network.passes:
         for event in p.events:
             if event.kind in network.kinds and is_map_in_any_form(event):
                 owner, child, span = event.modules[-1], network.child(event), _span(event, network)
                 site = (known.get(child) if child else None) or known.get((owner, span))
                 if site:
-                    found[id(site)] = site
+                    found.setdefault(id(site), (site, []))[1].append((p, event))
                 else:
                     calls.setdefault(child or (owner, span or event.place), []).append((p, event))
-    chosen = [*found.values(), *_new_sites(calls, network)]
+    chosen = [*(_in_both_modes(*one, network) for one in found.values()), *_new_sites(calls, network)]
     return [*chosen, *_never_run(network, chosen)]
+
+
+def _in_both_modes(site: Site, seen: Seen, network: Network) -> Site:
+    try:
+        check_modes(seen, network)
+        return site
+    except SiteError as error:
+        return replace(site, edit="", problem=str(error), how=None)
 
 
 def _places(site: Site) -> list[Place]:

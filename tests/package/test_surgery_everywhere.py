@@ -243,8 +243,21 @@ class ByMode(nn.Module):
         return self.conv(F.relu(self.conv(x)))
 
 
-def test_one_activation_is_not_trained_and_another_used():
-    net = nn.Sequential(ByMode(), nn.Flatten())
+class ByModule(ByMode):
+    """The same with two modules, of which each has a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.ReLU()
+
+    def forward(self, x):
+        x = self.act(x) if self.training else self.other(x)
+        return self.conv(F.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("block", [ByMode, ByModule])
+def test_one_activation_is_not_trained_and_another_used(block):
+    net = nn.Sequential(block(), nn.Flatten())
     before = state(net)
     with pytest.raises(
         SiteError, match="it is called in evaluation mode only, where the module runs in both"

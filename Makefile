@@ -11,6 +11,9 @@ PIP := .venv/bin/python -m pip install --quiet --no-compile
 OLDEST_PIP := .venv-oldest/bin/python -m pip install --quiet --no-compile
 # third-party networks and attacks of the tests, without their dependencies, which could pull another torch
 NETWORKS := timm==1.0.31 torchattacks==3.5.1
+# libraries of docs/recipes.md, likewise
+RECIPES := foolbox==3.3.4 eagerpy==0.30.0 GitPython==3.2.1 gitdb==4.0.12 smmap==5.0.3 \
+	lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
 # the newest for Python 3.10 that fit each other; Ruff formats the signatures
 SITE := mkdocs-material==9.7.7 mkdocstrings==1.0.6 mkdocstrings-python==2.0.9 pymdown-extensions==12.1 ruff
 # or mkdocs-material advertises its successor
@@ -75,7 +78,7 @@ docs: .venv/docs
 
 .venv/test: .venv/torch pyproject.toml
 	$(PIP) --editable ".[test]" $(SITE)
-	$(PIP) --no-deps torchvision==0.28.0 $(NETWORKS)
+	$(PIP) --no-deps torchvision==0.28.0 $(NETWORKS) $(RECIPES)
 	@touch $@
 
 .venv-oldest/test: pyproject.toml
@@ -86,7 +89,7 @@ docs: .venv/docs
 
 .venv/benchmarks: .venv/test
 	$(PIP) scikit-learn six
-	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1 foolbox==3.3.4 eagerpy==0.30.0
+	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1
 	@touch $@
 
 .venv/zoo: .venv/test

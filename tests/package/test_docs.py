@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sparta_act
 from examples.paper.attacks.pgd import pgd
 from examples.paper.audit.page import filled, markdown
 from examples.paper.common import records
@@ -20,7 +21,7 @@ from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read
 from examples.paper.results.export import NOT_AUDITED
 from examples.paper.results.state import read_result
-from sparta_act import Sparta, replace_relus
+from sparta_act import Sparta, SpartaError, replace_relus
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -66,10 +67,33 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 
 @pytest.mark.slow
-def test_the_surgery_page():
+@pytest.mark.parametrize(("page", "examples"), [("surgery.md", 15), ("api.md", 10)])
+def test_the_sessions_of_a_page(page, examples):
     pytest.importorskip("torchvision")
-    failed, tried = doctest.testfile(str(DOCS / "surgery.md"), module_relative=False)
-    assert (failed, tried > 15) == (0, True)
+    failed, tried = doctest.testfile(str(DOCS / page), module_relative=False)
+    assert (failed, tried > examples) == (0, True)
+
+
+def test_the_api_page_shows_every_public_name():
+    page = (DOCS / "api.md").read_text()
+    errors = {error.__name__ for error in SpartaError.__subclasses__()}
+    assert {*re.findall(r"^::: sparta_act\.(?:errors\.)?(\w+)$", page, re.MULTILINE)} == {
+        *sparta_act.__all__,
+        *errors,
+    }
+    session = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    assert not [n for n in sparta_act.__all__ if not re.search(rf"\b{n}\b(?![^\n]*import)", session)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sparta_act.__all__)
+def test_the_examples_of_a_docstring(name):
+    scope = {n: getattr(sparta_act, n) for n in sparta_act.__all__} | {"nn": nn, "torch": torch}
+    scope["torchvision"] = pytest.importorskip("torchvision")
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for example in doctest.DocTestFinder().find(scope[name], name, module=False, globs=scope):
+        runner.run(example)
+    assert runner.failures == 0
 
 
 def snippets(page):

@@ -39,10 +39,16 @@ def _is_class(cls: type, kinds: frozenset[str]) -> bool:
     return any(spelled(c.__name__) in kinds for c in cls.__mro__)
 
 
-def leads_to(value: Any, owner: Any, kinds: frozenset[str], but: str = "", ran: Collection[int] = ()) -> bool:
+def leads_to(
+    value: Any,
+    owner: Any,
+    kinds: frozenset[str],
+    but: Collection[str] = (),
+    ran: Collection[int] = (),
+) -> bool:
     """Whether what is called, or what it names, is such an activation, or names one.
 
-    `owner`: whose attributes the names may be. `but`: the key of a child of it that does not count.
+    `owner`: whose attributes the names may be. `but`: the keys of children of it that do not count.
     `ran`: the ids of modules that are not looked into, as they have run.
     """
     todo, seen, first = [(value, owner)], dict[tuple[int, int], Any](), owner
@@ -58,11 +64,11 @@ def leads_to(value: Any, owner: Any, kinds: frozenset[str], but: str = "", ran: 
         ):
             return True
         if id(value) not in ran and value is not first:
-            todo += _named_by(value, owner, but if owner is first else "")
+            todo += _named_by(value, owner, but if owner is first else ())
     return False
 
 
-def _named_by(value: Any, owner: Any, but: str) -> Iterator[tuple[Any, Any]]:
+def _named_by(value: Any, owner: Any, but: Collection[str]) -> Iterator[tuple[Any, Any]]:
     """What a call of the value may call, and whose attributes the names in that may be."""
     if isinstance(value, nn.Module):
         if not _is_of_torch(type(value)):  # whose own forwards call what is a child
@@ -90,13 +96,13 @@ def _is_of_torch(value: Any) -> bool:
     return str(value.__module__).split(".")[0] == "torch"
 
 
-def _values_in(function: types.FunctionType, owner: Any, but: str) -> Iterator[Any]:
+def _values_in(function: types.FunctionType, owner: Any, but: Collection[str]) -> Iterator[Any]:
     """What the names in a function may be: attributes of the owner, globals, defaults and closures."""
     own = getattr(owner, "__dict__", None)  # an object may make up any other attribute when it is asked
     own = own if isinstance(own, dict) else {}
     children = owner._modules if isinstance(owner, nn.Module) else {}
     for name in _names_in(function.__code__):
-        if name != but:
+        if name not in but:
             yield children.get(name)
         yield own.get(name)
         yield getattr_static(type(owner), name, None)

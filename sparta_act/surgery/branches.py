@@ -110,7 +110,7 @@ class Forward:
         ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via if code)
         return is_activation(value, self._kinds) or (not ran and self._may_lead(value, self._ran_modules))
 
-    def _may_lead(self, value: Any, ran: Collection[int] = (), but: str = "") -> bool:
+    def _may_lead(self, value: Any, ran: Collection[int] = (), but: Collection[str] = ()) -> bool:
         """Whether it is a function of somebody's, or made by one, with an activation in it."""
         value = value.by if isinstance(value, Made) else value
         return _theirs(value) is not None and leads_to(value, self._owner, self._kinds, but, ran)
@@ -122,14 +122,14 @@ class Forward:
         ran = any(id(m) in self._ran_modules for m in value.modules())
         return not ran and leads_to(value, self._owner, self._kinds)
 
-    def is_only(self, callee: ast.AST, key: str) -> bool:
-        """Whether it is the child of this key, or functions of somebody's with no other activation."""
-        values, child = self.names.of(callee), self._owner._modules[key]
+    def is_only(self, callee: ast.AST, keys: Collection[str]) -> bool:
+        """Whether it is a child of these keys, or functions of somebody's with no other activation."""
+        values, children = self.names.of(callee), [self._owner._modules[key] for key in keys]
 
-        def leads_to_it(value: Any) -> bool:
-            return self._may_lead(value) and not self._may_lead(value, but=key)
+        def leads_to_one(value: Any) -> bool:
+            return self._may_lead(value) and not self._may_lead(value, but=keys)
 
-        return bool(values) and all(v is child or leads_to_it(v) for v in values)
+        return bool(values) and all(any(v is c for c in children) or leads_to_one(v) for v in values)
 
     def may_be_last(self, place: ast.AST, final: list[ast.Call]) -> bool:
         """Whether a pass may run what is at this place, and none of the final calls after it."""
@@ -160,6 +160,11 @@ class Forwards:
                 self._read[module] = None
         return self._read[module]
 
+    def has_run(self, module: nn.Module) -> bool:
+        """Whether some pass ran a forward of somebody's, as far as it made a call that is recorded."""
+        of_torch = str(forward_of(type(module)).__module__).startswith("torch.nn.")
+        return not of_torch and any(id(module) in p.inside for p in self._passes)
+
     @cached_property
     def ran(self) -> set[int]:
         """The ids of the modules that some pass ran, as far as it made a call that is recorded."""
@@ -178,14 +183,44 @@ def check_all_seen(forwards: Forwards, owner: nn.Module, last: set[int], replace
 
 
 def _check(forward: Forward, final: list[ast.Call], kinds: frozenset[str], replaced: str = "") -> None:
-    for call, place in forward.unseen():
-        its_own = replaced and forward.is_only(call.func if isinstance(call, ast.Call) else call, replaced)
-        if not its_own and forward.may_be_last(place, final):
+    for call, place in _not_replaced(forward, [replaced] if replaced else []):
+        if forward.may_be_last(place, final):
             raise SiteError(
                 f"line {call.lineno} ({forward.where}) calls {in_words(kinds)} too, which may be the last "
                 "call in a pass unlike those on the example, and would not be replaced; let all ways end in "
                 "one call, or call one nn.ReLU of the module's own, self.relu(x), in each"
             )
+
+
+def _not_replaced(forward: Forward, replaced: Collection[str]) -> Iterator[tuple[ast.expr, ast.AST]]:
+    """The calls that no pass ran, and where each may run, but for those of children of these keys."""
+    for call, place in forward.unseen():
+        if not (replaced and forward.is_only(call.func if isinstance(call, ast.Call) else call, replaced)):
+            yield call, place
+
+
+def unseen_calls(
+    forwards: Forwards, owner: nn.Module, replaced: Collection[str]
+) -> Iterator[tuple[int, str]]:
+    """Line and function of each call of these kinds that no pass ran, and of modules with one in them.
+
+    `replaced`: the keys of the children that will be other modules. Without source, there is none.
+    """
+    if not forwards.has_run(owner) or not (forward := forwards.of(owner)):
+        return
+    for call, place in _not_replaced(forward, replaced):
+        if not raises(forward.source, place):
+            yield call.lineno, forward.where
+    for call in forward.calls:
+        if call in forward.led or (call not in forward.source.inner and call not in forward.source.reached):
+            continue
+        modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module) and v is not owner]
+        waiting = [v for v in modules if not any(id(m) in forwards.ran for m in v.modules())]
+        holding = any(
+            not is_activation(v, forwards.kinds) and leads_to(v, None, forwards.kinds) for v in waiting
+        )
+        if holding and not all(raises(forward.source, place) for place in uses(forward.source, call)):
+            yield call.lineno, forward.where
 
 
 def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) -> bool:
@@ -194,7 +229,7 @@ def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) ->
         return True
     named: list[tuple[ast.expr, ast.expr]] = [(call, call.func) for call in forward.calls]
     named += [(m, m) for m in forward.mentions()]
-    its_own = [node for node, callee in named if forward.is_only(callee, key)]
+    its_own = [node for node, callee in named if forward.is_only(callee, [key])]
     if its_own and not {*forward.at(last)} <= {*its_own}:  # it has run by another name
         return False
     places = [place for node in its_own for place in uses(forward.source, node)]
@@ -214,7 +249,7 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module, replaced: st
         if child is not None:
             _check(forward, final, kinds)
         elif replaced:
-            final += [call for call in forward.calls if forward.is_only(call.func, replaced)]
+            final += [call for call in forward.calls if forward.is_only(call.func, [replaced])]
         for call in forward.calls if final else ():
             if call in forward.led or call in final:
                 continue

@@ -1,48 +1,39 @@
-"""Finds the blocks and the ReLU calls of a network, and how to edit each call."""
+"""Finds the blocks of a network and the calls of ReLU outside them."""
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import nn
 
-from sparta_act.errors import SiteError
-from sparta_act.surgery.blocks import Slot, Slots, groups_of_blocks
-from sparta_act.surgery.branches import Forwards, check_all_seen, check_block, runs_once
+from sparta_act.surgery.blocks import Slot, groups_of_blocks
+from sparta_act.surgery.editing import last_site
 from sparta_act.surgery.kinds import KINDS, hint, in_words
 from sparta_act.surgery.lasts import last_call
-from sparta_act.surgery.locating import locate_all
+from sparta_act.surgery.network import SWAPPED, Network, replaced
 from sparta_act.surgery.passes import record
-from sparta_act.surgery.recording import Event, Pass, inner
-from sparta_act.surgery.rewriting import MARK, NAME, Span, original_class
+from sparta_act.surgery.recording import Event, Pass
+from sparta_act.surgery.rewriting import NAME
 from sparta_act.surgery.sandbox import Example, Steps
-from sparta_act.surgery.sites import Cut, Site, SiteList
+from sparta_act.surgery.sites import Site, SiteList, size_of
 
-SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
-RELU_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-UNWRAP = (
-    "undo what has put it there (accelerate: remove_hook_from_module(model, recurse=True)), then type "
-    'for m in model.modules(): vars(m).pop("forward", None); replace the ReLUs, and wrap or compile again'
-)
-
-Seen = list[tuple[Pass, Event]]  # one call, in each pass it was seen in
+REPLACED = "it is replaced already; to replace it again, call restore_relus first"
 
 
-def replaced(model: nn.Module) -> list[nn.Module]:
-    """The modules that earlier replacements put in."""
-    found = []
-    for module in model.modules():
-        keys = [*vars(module).get(SWAPPED, ()), *([NAME] if MARK in vars(type(module)) else [])]
-        found += [m for k in keys if (m := module._modules.get(k)) is not None]
-    return found
+class Found(NamedTuple):
+    """What a look has found: the sites, and the network on its example."""
+
+    sites: SiteList
+    network: Network
+    example: Example
 
 
 def find_sites(
     model: nn.Module, example: Example | None, kinds: frozenset[str], undo: Steps | None = None
-) -> tuple[SiteList, list[Pass], Example]:
-    """The blocks, then all other calls of these kinds on feature maps; the passes, and their example."""
+) -> Found:
+    """The blocks, then all other calls of these kinds on feature maps."""
     ours = replaced(model)
-    passes, example = record(model, ours, example, undo)
+    passes, example = record(model, [*ours.values()], example, undo)
     network = Network(model, ours, passes, kinds)
     sites = [
         _block_site(slot, network, g, b)
@@ -50,53 +41,10 @@ def find_sites(
         for b, slot in enumerate(group, 1)
     ]
     others = [*_other_sites(network, {s.cut.place for s in sites if s.how})]
-    return SiteList([*sites, *others], _why_none(others, passes, kinds)), passes, example
-
-
-class Network:
-    """A network, its passes, and where its modules are registered."""
-
-    def __init__(
-        self, model: nn.Module, ours: list[nn.Module], passes: list[Pass], kinds: frozenset[str]
-    ) -> None:
-        self.passes, self.kinds = passes, kinds
-        self.forwards = Forwards(passes, kinds, ours)
-        slots = [*_walk(model)]
-        self.slots: Slots = {id(s.module): s for s in reversed(slots)}  # a module has its first name
-        self._places: dict[int, dict[tuple[int, str], nn.Module]] = {}
-        for slot in slots:
-            if slot.parent is not None:
-                self._places.setdefault(id(slot.module), {})[id(slot.parent), slot.key] = slot.parent
-        self._below: dict[int, set[int]] = {}
-        self._spans: dict[tuple[type[nn.Module], frozenset[int]], tuple[Span, ...]] = {}
-
-    def name(self, module: nn.Module) -> str:
-        """The dotted name of a module."""
-        return self.slots[id(module)].name
-
-    def spans(self, cls: type[nn.Module], last: frozenset[int]) -> tuple[Span, ...]:
-        """Where the calls at these instructions of its forward are."""
-        if (cls, last) not in self._spans:
-            self._spans[cls, last] = locate_all(cls, last)
-        return self._spans[cls, last]
-
-    def child(self, event: Event) -> tuple[nn.Module, str] | None:
-        """Where the module of the event is registered: one place below its caller, who calls it once."""
-        owner = event.modules[-1]
-        if event.act is None or max(p.counts[event.caller] for p in self.passes) != 1:
-            return None
-        if event.key:
-            return owner, event.key
-        places = self._places.get(id(event.act), {})
-        below = [(parent, key) for (_, key), parent in places.items() if self._is_below(parent, owner)]
-        return below[0] if len(below) == 1 else None
-
-    def _is_below(self, module: nn.Module, owner: nn.Module) -> bool:
-        if module is owner:
-            return True
-        if id(owner) not in self._below:
-            self._below[id(owner)] = {id(m) for m in owner.modules()}
-        return id(module) in self._below[id(owner)]
+    sites += [*others, *_replaced_sites(network, {id(s.activation) for s in sites})]
+    return Found(
+        SiteList(sites, _why_none(others, passes, kinds), _summary(model, network)), network, example
+    )
 
 
 def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
@@ -106,19 +54,9 @@ def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> 
     if any(e.kind in kinds and e.on_map for e in passes[0].events):
         return (
             f"nothing: {in_words(kinds)} is called in the forward of the network itself, which has no name; "
-            "make the call a module, such as nn.ReLU, of its own."
+            'replace "all", or make the call a module, such as nn.ReLU, of its own.'
         )
     return f"nothing: no {in_words(kinds)} on a feature map{_instead(passes[0].events)}."
-
-
-def _walk(
-    module: nn.Module, name: str = "", parent: nn.Module | None = None, key: str = ""
-) -> Iterator[Slot]:
-    module = inner(module)
-    yield Slot(name, module, parent, key)
-    for key, child in module._modules.items():
-        if child is not None:
-            yield from _walk(child, f"{name}.{key}" if name else key, module, key)
 
 
 def _block_site(slot: Slot, network: Network, group: int, block: int) -> Site:
@@ -127,16 +65,16 @@ def _block_site(slot: Slot, network: Network, group: int, block: int) -> Site:
     last = [(p, last_call(p, numbers, kinds | {"replaced"})) for p, numbers in inside]
     seen = [(p, event) for p, event in last if event]
     problem = ""
-    if any(e.kind == "replaced" for _, e in seen):
-        problem = "it is replaced already; to replace it again, call restore_relus first"
-    elif not seen:
+    if done := next((e for _, e in seen if e.kind == "replaced"), None):
+        return _replaced_site(done, network, group, block)
+    if not seen:
         events = [network.passes[0].events[i] for i in inside[0][1]]
         problem = f"the block has no {in_words(kinds)} on a feature map{_instead(events)}"
     elif form := next((e.no_map for _, e in seen if not e.on_map), ""):
         problem = f"its last {in_words(kinds)} runs {form}; call it on (N, C, ...), or name an earlier one"
     if problem:
         return Site(slot.name, problem=problem, group=group, block=block)
-    return _site(seen, network, slot.module, group, block)
+    return last_site(seen, network, slot.module, group, block)
 
 
 def _instead(events: list[Event]) -> str:
@@ -163,7 +101,7 @@ def _other_sites(network: Network, taken: set[tuple[nn.Module, str]]) -> Iterato
             several[id(p), id(event.act)] += 1
     for of_one in found.values():
         seen = list(of_one.values())
-        yield _site(seen, network, seen[0][1].modules[-1])
+        yield last_site(seen, network, seen[0][1].modules[-1])
     often_called = {act for (_, act), often in several.items() if often > 1}
     for slot in network.slots.values():
         if id(slot.module) in often_called:
@@ -172,51 +110,39 @@ def _other_sites(network: Network, taken: set[tuple[nn.Module, str]]) -> Iterato
             yield Site(slot.name, calls=often, problem=problem)
 
 
-def _site(seen: Seen, network: Network, within: nn.Module, group: int = 0, block: int = 0) -> Site:
-    """The site of a call, with its edit or with the problem that prevents one."""
-    event = seen[0][1]
-    owner = event.modules[-1]
-    calls = max(p.counts[event.place] for p in network.passes)
-    try:
-        target, key, spans = _edit(seen, network)
-        if group:
-            check_block(network.forwards, event, within, "" if spans or target is not owner else key)
-        if calls > 1:
-            raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
-    except SiteError as error:
-        name = network.name(owner)
-        return Site(name, event.shape[1], calls, problem=str(error), group=group, block=block)
-    name = ".".join(filter(None, (network.name(target), "" if spans else key)))
-    assert event.like is not None
-    original = {p.training: e.original for p, e in seen if e.original}
-    cut = Cut(target, key, spans, within, event.like, original)
-    return Site(name, event.shape[1], calls, "rewrite" if spans else "swap", "", group, block, cut)
+def _replaced_sites(network: Network, known: set[int]) -> Iterator[Site]:
+    """Where earlier replacements put modules that run, outside the last calls of blocks."""
+    for event in (e for p in network.passes for e in p.events if e.kind == "replaced"):
+        if id(event.act) not in known:
+            known.add(id(event.act))
+            yield _replaced_site(event, network)
 
 
-def _edit(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[Span, ...]]:
-    """What to change: a child of a module (no spans), or calls in the forward of a module."""
-    events = [event for _, event in seen]
-    child, owner = network.child(events[0]), events[0].modules[-1]
-    if any(network.child(e) != child or e.modules[-1] is not owner for e in events):
-        raise SiteError("its last ReLU is called by another module in some passes than in others")
-    last = {e.offset for e in events if e.offset >= 0}
-    if child and runs_once(network.forwards, *child, last):
-        if any(getattr(events[0].act, hooks) for hooks in RELU_HOOKS):
-            raise SiteError("its ReLU has hooks, which would go with it; remove them first")
-        if "forward" in vars(events[0].act):
-            raise SiteError(f"its ReLU has a forward of its own, which would go with it; {UNWRAP}")
-        check_all_seen(network.forwards, owner, last, child[1] if child[0] is owner else "")
-        return *child, ()
-    if "forward" in vars(owner):
-        raise SiteError(f"the module has a forward of its own, which hides that of its class; {UNWRAP}")
-    for event in events:
-        if event.offset < 0:
-            forward = f"{original_class(owner).__qualname__}.forward"
-            raise SiteError(
-                f"its ReLU is called in {event.via}, not in one expression of {forward}; write the call into "
-                "that forward, or make it an nn.ReLU of its own"
-            )
-    check_all_seen(network.forwards, owner, last, "")
-    if hasattr(owner, NAME):
-        raise SiteError(f"the module has an attribute {NAME!r} already; give that another name")
-    return owner, NAME, network.spans(type(owner), frozenset(last))
+def _replaced_site(event: Event, network: Network, group: int = 0, block: int = 0) -> Site:
+    new = event.act
+    owner, key = next(place for place, module in network.ours.items() if module is new)
+    name = ".".join(filter(None, (network.name(owner), key)))
+    return Site(name, event.shape[1], 1, type(new).__name__, REPLACED, group, block, activation=new)
+
+
+def _summary(model: nn.Module, network: Network) -> str:
+    """How many calls there are, and how many parameters replacements have added."""
+    calls = Counter[tuple[bool, object]]()
+    for p in network.passes:  # of which each may make others
+        calls |= Counter((e.on_map, e.place) for e in p.events if e.kind in network.kinds)
+    on_maps = sum(n for (on_map, _), n in calls.items() if on_map)
+    text = f'{on_maps} calls of {in_words(network.kinds)} on feature maps ("all")'
+    text += f", {calls.total() - on_maps} elsewhere" if calls.total() > on_maps else ""
+    if network.ours:
+        now, before = size_of(model), size_before(model)
+        text += f"\n{len(network.ours)} replaced: {before:,} parameters before, {now:,} now"
+        text += f" ({now / before:.2f} times)" if before else ""
+    return text
+
+
+def size_before(model: nn.Module) -> int:
+    """How many parameters a network had before its ReLUs were replaced."""
+    new = {id(p) for m in replaced(model).values() for p in m.parameters()}
+    old = [relu for m in model.modules() for relu, _ in vars(m).get(SWAPPED, {}).values()]
+    kept = {id(p): p for m in (model, *old) for p in m.parameters() if id(p) not in new}
+    return sum(p.numel() for p in kept.values())

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,6 +15,9 @@ NUMBERS = rf"(\*|{NUMBER}|\{{\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*\}})"
 LABEL = re.compile(rf"G{NUMBERS}\.B{NUMBERS}", re.ASCII)
 COMMA = re.compile(r",(?![^{}]*\})")  # not those in braces
 
+ALL = "all"
+
+Sites = str | Iterable[str | Site]
 Numbers = tuple[int, ...] | None  # None for `*`
 
 
@@ -41,10 +44,6 @@ class Name:
 
 def parse(asked: str) -> list[Label | Name]:
     """The terms of `asked`. Raises `SiteError`, which lists every term that cannot be read."""
-    if not isinstance(asked, str) or not asked.strip():
-        raise SiteError(
-            f'sites must be a text such as "G4.B2", "G*.B-1, relu" or "features.*", not {asked!r}'
-        )
     terms, problems = list[Label | Name](), list[str]()
     for text in map(str.strip, COMMA.split(asked)):
         match = LABEL.fullmatch(text)
@@ -61,25 +60,50 @@ def parse(asked: str) -> list[Label | Name]:
     return terms
 
 
-def select(sites: SiteList, asked: str, kinds: frozenset[str]) -> list[Site]:
-    """The sites that `asked` names, in the order of `sites`; every name must fit. Raises `SiteError`."""
-    chosen, problems = set[int](), list[str]()
+def in_one_text(asked: Sites) -> str:
+    """The sites of a list, of texts or of what `relu_sites` returns, as one text. Raises `SiteError`."""
+    several = [asked] if isinstance(asked, str) else [*asked] if isinstance(asked, Iterable) else []
+    if several and all(isinstance(s, Site) or (isinstance(s, str) and s.strip()) for s in several):
+        return ", ".join(map(str, several))
+    raise SiteError(
+        'sites must be a text such as "G4.B2", "G*.B-1, relu", "features.*" or "all", or a list of such '
+        f"texts or of sites from relu_sites, not {asked!r}"
+    )
+
+
+def select(sites: SiteList, asked: str, kinds: frozenset[str], every: Callable[[], list[Site]]) -> list[Site]:
+    """The sites that `asked` names, in the order of `sites`; every name must fit. Raises `SiteError`.
+
+    `every`: lists what "all" means.
+    """
+    chosen, problems = dict[int, Site](), list[str]()
     for term in parse(asked):
         alike = Counter[str]()
-        for found in _labelled(sites, term) if isinstance(term, Label) else _named(sites, term, kinds):
+        for found in _meant(sites, term, kinds, every):
             if isinstance(found, str):
                 problems.append(f"{term}: {found}")
             elif found.problem:
                 alike[found.problem] += 1
                 if alike[found.problem] <= FEW:
-                    problems.append(f"{term}: {found} ({found.name}) cannot be replaced: {found.problem}")
+                    name = f"{found} ({found.name})" if found.label else found.name
+                    problems.append(f"{term}: {name} cannot be replaced: {found.problem}")
             else:
-                chosen.add(id(found))
+                chosen[id(found)] = found
         problems += [f"{term}: {n - FEW} more, too: {problem}" for problem, n in alike.items() if n > FEW]
     if problems:
         heading = f"cannot replace {in_words(kinds)} at {asked!r}:"
         raise SiteError("\n".join([heading, *problems, f"This network has:\n{shown(sites)}"]))
-    return [s for s in sites if id(s) in chosen]
+    return [s for s in sites if chosen.pop(id(s), None)] + [*chosen.values()]
+
+
+def _meant(
+    sites: SiteList, term: Label | Name, kinds: frozenset[str], every: Callable[[], list[Site]]
+) -> Iterable[Site | str]:
+    if isinstance(term, Label):
+        return _labelled(sites, term)
+    if term.pattern != ALL:
+        return _named(sites, term, kinds)
+    return every() or ["there is nothing to replace"]
 
 
 def _numbers(text: str) -> Numbers:

@@ -1,7 +1,7 @@
-"""Builds the new activations, and puts them at their sites."""
+"""Makes the new modules, and puts them at their sites."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -9,35 +9,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.finding import SWAPPED
-from sparta_act.surgery.rewriting import digest_of, rewritten
+from sparta_act.surgery.making import Make
+from sparta_act.surgery.network import SWAPPED
+from sparta_act.surgery.rewriting import Span, extended
 from sparta_act.surgery.sites import Cut, Site
 
-Activation = Callable[[int], nn.Module] | Mapping[str, nn.Module]
-
-
-def check_activation(activation: object) -> None:
-    """Refuse what cannot make new modules. Raises `SiteError`."""
-    if isinstance(activation, Mapping):
-        wrong = [f"{k!r} ({type(m).__name__})" for k, m in activation.items() if not isinstance(m, nn.Module)]
-        if wrong or not activation:
-            raise SiteError(
-                'a mapping must give each label a module, e.g. {"G4.B2": Sparta(64)}; '
-                + (f"no module: {', '.join(wrong)}" if wrong else "this one is empty")
-            )
-        return
-    if isinstance(activation, nn.Module) or not callable(activation):
-        raise SiteError(
-            "activation must be a function from channel count to module, such as lambda channels: nn.GELU(), "
-            "or a mapping from labels to modules, such as Sparta.from_pretrained(...) returns; "
-            f"not {activation!r}"
-        )
-    if getattr(activation, "__module__", "") == "torch.nn.modules.activation" and activation is not nn.PReLU:
-        name = getattr(activation, "__name__", "")
-        raise SiteError(
-            f"activation is called with the channel count, which is no argument of nn.{name}; write "
-            f"lambda channels: nn.{name}()"
-        )
+PLACE = "sparta_site"  # attribute of a new module: its label, or the dotted name of its site
 
 
 def check_values(model: nn.Module) -> None:
@@ -52,45 +29,47 @@ def check_values(model: nn.Module) -> None:
                 )
 
 
-def build(sites: list[Site], activation: Activation) -> list[nn.Module]:
+def build(sites: list[Site], make: Make | Mapping[str, nn.Module]) -> list[nn.Module]:
     """A module for each site, with the device and dtype of its input, and the mode of the block around it."""
-    new = _matched(sites, activation) if isinstance(activation, Mapping) else _called(sites, activation)
+    new = _matched(sites, make) if isinstance(make, Mapping) else _called(sites, make)
     for site, module in zip(sites, new, strict=True):
+        vars(module)[PLACE] = str(site)
         like = site.cut.like
         module.to(like.device, like.dtype if like.dtype.is_floating_point else None)
         module.train(site.cut.within.training)
     return new
 
 
-def subclass_for(site: Site) -> type[nn.Module] | None:
-    """The rewritten class that the site needs; None for a swap. Raises `SiteError`."""
-    cut = site.cut
-    cls = type(cut.target)
-    if cut.spans and is_parametrized(cut.target):
-        raise SiteError(
-            f"{site} ({site.name}) is parametrized, which changes its class as this would; "
-            "replace the ReLUs first"
-        )
-    return rewritten(cls, digest_of(cls), cut.spans) if cut.spans else None
+def classes_for(sites: list[Site]) -> dict[nn.Module, type[nn.Module]]:
+    """The rewritten classes of the modules whose forward must change. Raises `SiteError`."""
+    changes = dict[nn.Module, list[tuple[str, tuple[Span, ...]]]]()
+    for site in sites:
+        cut = site.cut
+        if cut.spans and is_parametrized(cut.target):
+            raise SiteError(
+                f"{site} ({site.name}) is parametrized, which changes its class as this would; "
+                "replace the ReLUs first"
+            )
+        if cut.spans:
+            changes.setdefault(cut.target, []).append((cut.key, cut.spans))
+    return {target: extended(type(target), tuple(sorted(new))) for target, new in changes.items()}
 
 
-def put(cut: Cut, module: nn.Module, cls: type[nn.Module] | None) -> None:
-    """Change the network: `module` becomes a child of the target, which gets the class `cls`, if any."""
-    if cls:
-        cut.target.__class__ = cls
-    else:
+def put(cut: Cut, module: nn.Module) -> None:
+    """Change the network: `module` becomes a child of the target."""
+    if not cut.spans:
         swapped = vars(cut.target).setdefault(SWAPPED, {})
         swapped[cut.key] = cut.target._modules[cut.key], module
     cut.target._modules[cut.key] = module
 
 
-def _called(sites: list[Site], activation: Callable[[int], nn.Module]) -> list[nn.Module]:
+def _called(sites: list[Site], make: Make) -> list[nn.Module]:
     try:
-        new = [activation(site.channels) for site in sites]
+        new = [make(site.channels) for site in sites]
     except TypeError as error:
         raise SiteError(
             f"activation is called with the channel count, which failed: {error}. For a module that takes "
-            "none, write a function: lambda channels: SwishReLU()"
+            "other arguments, write a function: lambda channels: nn.Threshold(0.1, 0)"
         ) from error
     for site, module in zip(sites, new, strict=True):
         what = f"activation({site.channels}) for {site}"
@@ -110,7 +89,7 @@ def _matched(sites: list[Site], activations: Mapping[str, nn.Module]) -> list[nn
     new, problems = [], []
     for site in sites:
         fits = [label for label, count in channels.items() if count == site.channels]
-        fits = [label for label in fits if label == site.label] or fits
+        fits = [label for label in fits if label in (site.label, site.name)] or fits
         if len(fits) == 1:
             new.append(copy.deepcopy(activations[fits[0]]))
         else:

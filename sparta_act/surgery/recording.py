@@ -41,7 +41,7 @@ class Event(NamedTuple):
     at: tuple[int, ...] = ()  # for each of `modules`: where its forward was, as an offset; -1 if unknown
     like: Like | None = None  # of the input
     original: Callable[[Tensor], Tensor] | None = None  # what an activation computes
-    act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call
+    act: nn.Module | None = None  # the module of torch.nn, such as nn.ReLU, that made the call; or ours
     key: str = ""  # of that module in the Sequential that runs it
     offset: int = (
         -1
@@ -175,7 +175,8 @@ class Recorder(TorchFunctionMode):
     def replaced(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Note, as a forward hook, that one of our modules has returned this."""
         tensors = [*tensors_in(output)][:1]
-        if tensors and self._noted("replaced", tensors):
+        if tensors and (event := self._noted("replaced", tensors)):
+            self.seen.events[-1] = event._replace(act=module)
             self._made(tensors[0], activated=True)
 
     def _made(self, result: Tensor, activated: bool) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -10,12 +11,15 @@ from torch import nn
 
 from sparta_act.activations import Sparta
 from sparta_act.errors import SiteError
-from sparta_act.surgery.finding import SWAPPED, find_sites
-from sparta_act.surgery.grammar import select
+from sparta_act.surgery.everywhere import every_site
+from sparta_act.surgery.finding import find_sites, size_before
+from sparta_act.surgery.grammar import Sites, in_one_text, select
 from sparta_act.surgery.kinds import parse_kinds
-from sparta_act.surgery.placing import Activation, build, check_activation, check_values, put, subclass_for
+from sparta_act.surgery.making import Activation, maker_of
+from sparta_act.surgery.network import SWAPPED
+from sparta_act.surgery.placing import build, check_values, classes_for, put
 from sparta_act.surgery.recording import inner
-from sparta_act.surgery.rewriting import MARK, NAME, original_class
+from sparta_act.surgery.rewriting import MARK, keys_of, original_class
 from sparta_act.surgery.sandbox import (
     ONE_AT_A_TIME,
     Example,
@@ -24,7 +28,7 @@ from sparta_act.surgery.sandbox import (
     check_example,
     uncollected,
 )
-from sparta_act.surgery.sites import SiteList, shown
+from sparta_act.surgery.sites import SiteList, shown, size_of
 from sparta_act.surgery.snapshot import of_structure
 from sparta_act.surgery.verifying import compare, verify
 
@@ -54,26 +58,28 @@ def _saying_so(edit: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
 def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None = None) -> SiteList:
     """List the ReLU calls of `model` that `replace_relus` can replace; the model is left as it was.
 
-    Blocks come first and have a label such as "G4.B2"; all other sites go by their dotted name.
+    Blocks come first and have a label such as "G4.B2"; all other sites go by their dotted name. The column
+    `parameters` has what a `Sparta` there adds. What is replaced already is listed with what is there now.
     `kinds`: which activations count, "relu6" or several with commas, "relu, hardswish".
     `example` is an input of the network, a tensor, a tuple of arguments or a mapping of named ones; by
     default small noise is tried. Raises `SiteError` for what cannot be run or operated on.
 
-    >>> relu_sites(torchvision.models.resnet18())
-    site   name             channels  calls  edit
-    G1.B1  layer1.0         64        1      rewrite
+    >>> relu_sites(torchvision.models.resnet18())  # doctest: +ELLIPSIS
+    site   name             channels  calls  parameters  edit
+    G1.B1  layer1.0         64        1      +14,473     rewrite
     ...
-           relu             64        1      swap
+           relu             64        1      +14,473     swap
+    17 calls of ReLU on feature maps ("all")
     """
     _check(model, example)
     with ONE_AT_A_TIME, uncollected():
-        return shown(find_sites(inner(model), example, parse_kinds(kinds))[0])
+        return shown(find_sites(inner(model), example, parse_kinds(kinds)).sites)
 
 
 @_saying_so
 def replace_relus(
     model: nn.Module,
-    sites: str,
+    sites: Sites,
     activation: Activation = Sparta,
     *,
     kinds: str = "relu",
@@ -81,31 +87,37 @@ def replace_relus(
 ) -> nn.Module:
     """Replace the ReLU calls at `sites`, in place and all or nothing; return the same model.
 
-    `sites`: the last ReLU of blocks by group and block, "G4.B2", "G*.B-1", "G{1,2}.B*", or dotted names with
-    shell wildcards, "features.*"; several with commas. `relu_sites` lists what there is.
-    `activation`: a class or function from channel count to module, or a mapping from labels to modules with
-    `in_channels`, such as a `SpartaSet`; copies go where the channels fit, and labels break ties.
+    `sites`: the last ReLU of blocks by group and block, "G4.B2", "G*.B-1", "G{1,2}.B*"; dotted names with
+    shell wildcards, "features.*"; "all", every call on a feature map, inside blocks too; several with commas
+    or in a list, also of sites from `relu_sites`, which lists what there is.
+    `activation`: a class or function from channel count to module; a class that takes no channel count, such
+    as `nn.SiLU`; a module without parameters; a mapping from labels to modules with `in_channels`, such as a
+    `SpartaSet`, or the name of a set: copies go where the channels fit, and labels break ties.
     `kinds`: which activations are replaced, "relu6" or several with commas, "relu, hardswish".
     `example`: an input of the network, a tensor, a tuple of arguments or a mapping of named ones; by default
     small noise is tried.
 
-    Raises `SiteError` when anything does not fit; the model is then as it was.
+    Raises `SiteError` when anything does not fit; the model is then as it was. Warns when the network has
+    more than twice the parameters that it had before any replacement.
 
-    >>> replace_relus(resnet, "G*.B-1")
+    >>> net = replace_relus(torchvision.models.resnet18(), "G*.B-1")
+    >>> net = replace_relus(torchvision.models.resnet18(), "all", nn.SiLU)
     """
     _check(model, example)
-    check_activation(activation)
+    asked, make = in_one_text(sites), maker_of(activation)
     network, wanted = inner(model), parse_kinds(kinds)
     with uncollected(), all_or_nothing(lambda: as_before(network)) as undo:
-        found, passes, example = find_sites(network, example, wanted, undo)
-        chosen = select(found, sites, wanted)
-        new = build(chosen, activation)
-        classes = [subclass_for(site) for site in chosen]
-        for site, module, cls in zip(chosen, new, classes, strict=True):
-            put(site.cut, module, cls)
+        found = find_sites(network, example, wanted, undo)
+        chosen = select(found.sites, asked, wanted, lambda: every_site(found.network, found.sites))
+        new, classes = build(chosen, make), classes_for(chosen)
+        for module, cls in classes.items():
+            module.__class__ = cls
+        for site, module in zip(chosen, new, strict=True):
+            put(site.cut, module)
         edited = as_before(network)
-        in_place = verify(network, chosen, new, example, edited)
-        compare(network, chosen, new, example, edited, passes[:2], in_place)
+        in_place = verify(network, chosen, new, found.example, edited)
+        compare(network, chosen, new, found.example, edited, found.network.passes[:2], in_place)
+        _warn_of_size(network, new)
         _forget_compiled()
         return model
 
@@ -136,9 +148,24 @@ def _put_back(module: nn.Module) -> None:
         for like in (t for t in (*new.parameters(), *module.parameters()) if t.is_floating_point()):
             relu.to(like.device, like.dtype)  # where the network has been moved since
             break
-    if MARK in vars(type(module)):
+    if keys := keys_of(module):
         module.__class__ = original_class(module)
-        module._modules.pop(NAME, None)
+        for key in keys:
+            module._modules.pop(key, None)
+
+
+def _warn_of_size(network: nn.Module, new: list[nn.Module]) -> None:
+    """Warn where the new activations make most of a network."""
+    before, now = size_before(network), size_of(network)
+    if 0 < 2 * before < now:
+        way_out = "lambda channels: Sparta(channels, hidden=8), or fewer sites, cost less"
+        added = {type(m).__name__ for m in new}
+        warnings.warn(
+            f"with {', '.join(sorted(added))} at {len(new)} sites the network has {now:,} parameters, "
+            f"{now / before:.1f} times the {before:,} that it had"
+            + (f"; {way_out}" if "Sparta" in added else ""),
+            stacklevel=4,
+        )
 
 
 def _check(model: nn.Module, example: Example | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Changes one call in the source of a forward, as a generated subclass of the module's class."""
+"""Changes calls in the source of a forward, as a generated subclass of the module's class."""
 
 import abc
 import ast
@@ -17,12 +17,13 @@ from sparta_act.errors import SiteError
 from sparta_act.surgery.sources import Source, compiled_like, read
 
 NAME = "sparta"  # of the new submodule
-MARK = "_sparta_rewrite"  # of the attribute of a generated class: (digest, spans)
+MARK = "_sparta_rewrite"  # of the attribute of a generated class: (digest, changes)
 ORIGIN = "_sparta_origin"  # of another: the function that was rewritten, as it was
 COMPILED = "_torchdynamo_orig_callable"  # of what torch.compile returns: what it compiles
 
 # first line and column, last line and column; lines count from the function's
 Span = tuple[int, int, int, int]
+Changes = tuple[tuple[str, tuple[Span, ...]], ...]  # by the name of a submodule: the calls it takes over
 
 
 def forward_of(cls: type[nn.Module]) -> Any:
@@ -59,11 +60,16 @@ def digest_of(cls: type[nn.Module]) -> str:
     return read(forward_of(cls)).digest
 
 
-def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> type[nn.Module]:
-    """The subclass of `cls` whose forward calls `self.sparta(x)` instead of the ReLUs at `spans`."""
+def keys_of(module: nn.Module) -> list[str]:
+    """The names of the submodules that the rewritten forward of a module calls."""
+    return [key for key, _ in vars(type(module))[MARK][1]] if MARK in vars(type(module)) else []
+
+
+def rewritten(cls: type[nn.Module], digest: str, changes: Changes) -> type[nn.Module]:
+    """The subclass of `cls` whose forward calls submodules, such as `self.sparta(x)`, instead of ReLUs."""
     function = forward_of(cls)
     for known in type.__subclasses__(cls):
-        if vars(known).get(MARK) == (digest, spans) and vars(known)[ORIGIN] == _state(function):
+        if vars(known).get(MARK) == (digest, changes) and vars(known)[ORIGIN] == _state(function):
             return known
     source = read(function)
     if source.digest != digest:
@@ -71,7 +77,7 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
             f"the source of {cls.__module__}.{cls.__qualname__}.forward is not the one that was changed; "
             "use that version again, or apply replace_relus to a new model and load the state_dict"
         )
-    text = _edit(source, function.__code__, spans)
+    text = _edit(source, function.__code__, changes)
     filename = f"<sparta {cls.__module__}.{cls.__qualname__} {hashlib.sha256(text).hexdigest()[:12]}>"
     linecache.cache[filename] = len(text), None, text.decode().splitlines(keepends=True), filename
     code = compiled_like(ast.parse(text.decode()), function.__code__, filename)
@@ -81,14 +87,14 @@ def rewritten(cls: type[nn.Module], digest: str, spans: tuple[Span, ...]) -> typ
         reduced: Any = super(subclass, self).__reduce_ex__(protocol)
         make, args, *rest = reduced
         make, *args = (cls if a is subclass else a for a in (make, *args))
-        return _rebuild, (cls, digest, spans, make, tuple(args)), *rest
+        return _rebuild, (cls, digest, changes, make, tuple(args)), *rest
 
     body = {
         "forward": forward,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": reduce_ex,
-        MARK: (digest, spans),
+        MARK: (digest, changes),
         ORIGIN: _state(function),
     }
     # The same name: some networks, and tools that wrap them, choose by it.
@@ -116,14 +122,27 @@ def _derived(cls: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
 def _rebuild(
     cls: type[nn.Module],
     digest: str,
-    spans: tuple[Span, ...],
+    changes: Changes,
     make: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> nn.Module:
     # What pickle and deepcopy call: first a module of the user's class, then of its subclass.
     module: nn.Module = make(*args)
-    module.__class__ = rewritten(cls, digest, spans)
+    module.__class__ = rewritten(cls, digest, changes)
     return module
+
+
+def extended(cls: type[nn.Module], changes: Changes) -> type[nn.Module]:
+    """The subclass with these changes too, which are given by places in the forward of `cls` as it is."""
+    if MARK not in vars(cls):
+        return rewritten(cls, digest_of(cls), changes)
+    original = cls.__bases__[0]
+    digest, before = vars(cls)[MARK]
+    now, then = (forward_of(c) for c in (cls, original))
+    places = [span_of(call, then.__code__) for call in read(then).in_order]  # a change keeps their order
+    moved = {span_of(call, now.__code__): at for call, at in zip(read(now).in_order, places, strict=True)}
+    more = tuple((key, tuple(sorted(moved[span] for span in spans))) for key, spans in changes)
+    return rewritten(original, digest, tuple(sorted((*before, *more))))
 
 
 def argument_of(call: ast.Call) -> ast.expr | None:
@@ -143,22 +162,30 @@ def span_of(node: ast.expr, code: types.CodeType) -> Span:
     return node.lineno - first, node.col_offset, node.end_lineno - first, node.end_col_offset
 
 
-def _edit(source: Source, code: types.CodeType, spans: tuple[Span, ...]) -> bytes:
-    """The text of the file with the calls changed, the last one first."""
+def _edit(source: Source, code: types.CodeType, changes: Changes) -> bytes:
+    """The text of the file with the calls changed: what is around their inputs, the last one first."""
     calls = {span_of(call, code): call for call in source.calls.values() if call}
     text, first = b"".join(source.lines), code.co_firstlineno
 
     def place(line: int, column: int) -> int:
         return sum(map(len, source.lines[: line + first - 1])) + column
 
-    if any(a[2:] > b[:2] for a, b in pairwise(sorted(spans))):
+    pieces = list[tuple[int, int, int, bytes]]()  # from, depth, to, new: an outer call begins first
+    for key, spans in changes:
+        for span in spans:
+            argument = argument_of(calls[span])
+            assert argument is not None
+            inner = span_of(argument, code)
+            start, left, right, end = map(
+                place, (span[0], *inner[::2], span[2]), (span[1], *inner[1::2], span[3])
+            )
+            pieces.append((start, start - end, left, f"{code.co_varnames[0]}.{key}(".encode()))
+            pieces.append((right, 0, end, b")"))
+    pieces.sort()
+    if any(a[2] > b[0] for a, b in pairwise(pieces)):
         raise SiteError(f"{code.co_name} has one ReLU call inside another; write two lines")
-    for span in sorted(spans, reverse=True):
-        argument = argument_of(calls[span])
-        assert argument is not None
-        inner = span_of(argument, code)
-        new = f"{code.co_varnames[0]}.{NAME}(".encode() + text[place(*inner[:2]) : place(*inner[2:])] + b")"
-        text = text[: place(*span[:2])] + new + text[place(*span[2:]) :]
+    for start, _, end, new in reversed(pieces):
+        text = text[:start] + new + text[end:]
     return text
 
 

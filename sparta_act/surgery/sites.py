@@ -1,13 +1,16 @@
 """What a site is, and the table of all sites of a network."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
+from sparta_act.activations import Sparta
 from sparta_act.surgery.sandbox import Like
 
 NUMBER = re.compile(r"(\d+)")
@@ -35,7 +38,7 @@ class Cut:
 class Site:
     """One call of a ReLU, or of another of the `kinds`: where it is, and how it would be edited."""
 
-    name: str  # dotted, of the module that would be changed
+    name: str  # dotted, of the module that would be changed; of the new one where it is replaced
     channels: int = 0
     calls: int = 0  # how often it runs in one forward pass
     edit: str = ""  # "swap" or "rewrite"
@@ -43,6 +46,7 @@ class Site:
     group: int = 0  # from 1; 0 outside the residual blocks
     block: int = 0
     how: Cut | None = field(default=None, repr=False, compare=False)
+    activation: nn.Module | None = field(default=None, repr=False, compare=False)  # where it is replaced
 
     @property
     def cut(self) -> Cut:
@@ -55,6 +59,13 @@ class Site:
         """The name by group and block, such as "G4.B2"; empty outside the residual blocks."""
         return f"G{self.group}.B{self.block}" if self.group else ""
 
+    @property
+    def parameters(self) -> int:
+        """How many parameters a `Sparta` would add here; where it is replaced, how many the new one has."""
+        if self.activation is not None:
+            return size_of(self.activation)
+        return _of_sparta(self.channels) if self.channels else 0
+
     def __str__(self) -> str:
         return self.label or self.name
 
@@ -62,14 +73,15 @@ class Site:
 class SiteList(list[Site]):
     """The sites of a network; prints as a table, in which many similar sites take a few rows."""
 
-    def __init__(self, sites: Iterable[Site], otherwise: str) -> None:
+    def __init__(self, sites: Iterable[Site], otherwise: str, summary: str) -> None:
         super().__init__(sites)
         self.otherwise = otherwise  # what to say when there are none
+        self.summary = summary  # what to say below them
 
     def __repr__(self) -> str:
         if not self:
             return self.otherwise
-        rows: list[tuple[str, ...]] = [("site", "name", "channels", "calls", "edit")]
+        rows: list[tuple[str, ...]] = [("site", "name", "channels", "calls", "parameters", "edit")]
         for _, alike in groupby((s for s in self if s.label), _kind):
             rows += _shortened([*alike])
         others: dict[tuple[object, ...], list[Site]] = {}
@@ -81,12 +93,23 @@ class SiteList(list[Site]):
             rows += [_summary(several)] if len(several) > FEW and fits_no_other else _shortened(several)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-        return "\n".join(lines)
+        return "\n".join([*lines, self.summary])
+
+
+def size_of(module: nn.Module) -> int:
+    """How many parameters a module has."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_sparta(channels: int) -> int:
+    with torch.device("meta"):  # draws no numbers
+        return size_of(Sparta(channels))
 
 
 def _kind(site: Site) -> tuple[object, ...]:
     """What blocks of one group must share for the table to show only the first and the last of them."""
-    return _skeleton(site), site.group, site.channels, site.calls, site.edit, site.problem
+    return _skeleton(site), site.group, site.channels, site.calls, site.edit, site.problem, site.parameters
 
 
 def _skeleton(site: Site) -> str:
@@ -100,24 +123,34 @@ def _pattern(sites: list[Site]) -> str:
 
 
 def _row(site: Site) -> tuple[str, ...]:
+    count = f"{site.parameters:,}" if site.activation is not None else f"+{site.parameters:,}"
     edit = site.edit or f"none: {site.problem}"
-    return site.label, site.name, str(site.channels or ""), str(site.calls or ""), edit
+    return (
+        site.label,
+        site.name,
+        str(site.channels or ""),
+        str(site.calls or ""),
+        count if site.channels else "",
+        edit,
+    )
 
 
 def _shortened(sites: list[Site]) -> list[tuple[str, ...]]:
     rows = [*map(_row, sites)]
     if len(rows) > FEW:
-        rows[1:-1] = [("...", f"({len(rows) - 2} more)", "", "", "")]
+        rows[1:-1] = [("...", f"({len(rows) - 2} more)", "", "", "", "")]
     return rows
 
 
 def _summary(sites: list[Site]) -> tuple[str, ...]:
     """Sites, whatever their channels, as one row with the pattern that names them."""
-    channels = sorted({s.channels for s in sites})
-    span = "-".join(map(str, sorted({channels[0], channels[-1]})))
-    return f"{len(sites)} sites", _pattern(sites), span, *_row(sites[0])[3:]
+    rows = [*map(_row, sorted(sites, key=lambda s: (s.channels, s.parameters)))]
+    first, last = rows[0], rows[-1]
+    spans = ["-".join(dict.fromkeys((a, b))).replace("-+", "-") for a, b in zip(first, last, strict=True)]
+    return f"{len(sites)} sites", _pattern(sites), spans[2], first[3], spans[4], first[5]
 
 
 def shown(sites: SiteList) -> SiteList:
     """The sites to list: every labelled block, and whatever else can be replaced."""
-    return SiteList((s for s in sites if s.label or not s.problem), sites.otherwise)
+    listed = (s for s in sites if s.label or not s.problem or s.activation is not None)
+    return SiteList(listed, sites.otherwise, sites.summary)

@@ -79,12 +79,12 @@ def test_labels_choose_what_they_say(sizes, asked):
     text = ",".join(map(str, asked))
     if None in expected:
         with pytest.raises(SiteError) as error:
-            select(sites, text, RELU)
+            select(sites, text, RELU, list)
         problems = str(error.value).split("This network has:")[0].splitlines()[1:]
         named = {str(label) for label, e in zip(asked, expected, strict=True) if e is None}
         assert {p.split(": there is no")[0] for p in problems} == named
     else:
-        assert {(s.group, s.block) for s in select(sites, text, RELU)} == set().union(*expected)
+        assert {(s.group, s.block) for s in select(sites, text, RELU, list)} == set().union(*expected)
 
 
 @given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), st.data())

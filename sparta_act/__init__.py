@@ -2,7 +2,7 @@
 
 from sparta_act.activations import Sparta, SwishReLU
 from sparta_act.errors import SpartaError
-from sparta_act.pretrained import SpartaSet
+from sparta_act.pretrained import SpartaSet, list_sets
 from sparta_act.surgery import relu_sites, replace_relus, restore_relus
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "SpartaError",
     "SpartaSet",
     "SwishReLU",
+    "list_sets",
     "relu_sites",
     "replace_relus",
     "restore_relus",

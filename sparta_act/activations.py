@@ -1,8 +1,7 @@
 """The activations as modules: `Sparta`, and the paper's second one, `SwishReLU`."""
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.fx
@@ -18,7 +17,14 @@ if TYPE_CHECKING:
 
 
 class SwishReLU(nn.Module):
-    """Swish behind a ReLU: max(x, 0) * sigmoid(x). Shapes: (*) -> (*). Source: SPARTA, section 3.1."""
+    """Swish behind a ReLU: max(x, 0) * sigmoid(x). Shapes: (*) -> (*). Source: SPARTA, section 3.1.
+
+    `inplace` changes nothing: the result is always a new tensor. torchvision's `activation_layer=` and timm's
+    `act_layer=` pass it.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (*) -> (*)."""
@@ -50,7 +56,8 @@ class Sparta(nn.Module):
     torch.Size([2, 16, 8, 8])
     """
 
-    from_pretrained: ClassVar[Callable[..., "SpartaSet"]]  # set by `pretrained`, which knows the files
+    if TYPE_CHECKING:  # `pretrained`, which knows the files, sets it
+        from_pretrained = staticmethod(SpartaSet.from_pretrained)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparta_act.activations import Sparta
+from sparta_act.pretrained.metadata import metadata
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -14,7 +15,8 @@ TEXT = """\
 # SPARTA activations: {name}
 
 Trained activations, max(X, 0) * sigmoid(s * c), doubled at sites with `identity`, which replace ReLUs in a
-convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). They load frozen.
+convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). These weights are {stored} on
+disk, and load as float32, frozen.
 
 ## How to use
 ```python
@@ -43,14 +45,15 @@ LIMITS = """\
 - The figures hold for the attacks named with them, and certify nothing."""
 
 
-def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, Any]) -> "ModelCard":
-    """README of a set, with the Hub's metadata, from what `info` holds.
+def model_card(
+    name: str, activations: Mapping[str, Sparta], info: Mapping[str, Any], stored: str = "float16"
+) -> "ModelCard":
+    """README of a set, with the Hub's metadata, from what `info` holds; the dtype on disk is `stored`.
 
     `info["measured"]` (a list of rows, or names and numbers), `info["audit"]` (a list of texts and tables)
-    and `info["limits"]` have sections of their own, `info["dataset"]` may name a data set on the Hub; the
-    rest says how the set was trained.
+    and `info["limits"]` have sections of their own; the rest says how the set was trained.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     sites = [
         {
@@ -63,16 +66,9 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
         }
         for label, activation in activations.items()
     ]
-    dataset = str(info.get("dataset", ""))
-    data = ModelCardData(
-        library_name="sparta-act",
-        license="apache-2.0",
-        pipeline_tag="image-classification",
-        tags=["activation-function", "adversarial-robustness", "adversarial-training", "pytorch", "sparta"],
-        datasets=[dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,  # a name on the Hub
-    )
     text = TEXT.format(
         name=_cell(name),
+        stored=stored,
         quoted=_quoted(name),
         sites=_quoted(",".join(activations)),
         table=_table(sites),
@@ -81,7 +77,7 @@ def model_card(name: str, activations: Mapping[str, Sparta], info: Mapping[str, 
         trained=_show({key: value for key, value in info.items() if key not in SECTIONS}),
         limits="\n\n".join([LIMITS, *([_show(info["limits"])] if "limits" in info else [])]),
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    return ModelCard(f"---\n{metadata(name, info).to_yaml()}\n---\n\n{text}")
 
 
 def _show(value: Any) -> str:

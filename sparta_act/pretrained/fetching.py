@@ -20,6 +20,7 @@ from sparta_act.pretrained import download
 from sparta_act.pretrained.folder import CONFIG, WEIGHTS
 
 WAIT = 30  # seconds for an answer; a download has one more for each
+GUESS = 5  # seconds for the first answer on a name that may be mistyped
 RATE = 100_000  # bytes
 PAUSES = (1, 2)  # seconds before the next try where the Hub is not reached
 
@@ -32,31 +33,36 @@ def fetch(
     token: str | bool | None,
     local_files_only: bool,
     force: bool = False,
+    known: bool = True,
 ) -> Path:
     """Folder in the cache with both files, of one commit; `force` fetches them though they are there.
 
+    A repository that is not `known` to exist may be a typing error: the Hub has few seconds to name it.
     Asks the Hub what the commit is, unless it is known, and takes what is cached if the Hub does not answer.
     Raises what the client raises, `TimeoutError`, or `WeightsError` for what the client says in its process.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    cached = None if force else _cached(repo_id, cache_dir, revision)
-    if cached and (local_files_only or re.fullmatch(r"[0-9a-f]{40}", revision or "")):
-        return cached  # a commit cannot change: no need to ask
+    here = None if force else cached(repo_id, cache_dir, revision)
+    if here and (local_files_only or re.fullmatch(r"[0-9a-f]{40}", revision or "")):
+        return here  # a commit cannot change: no need to ask
     if local_files_only:
         raise WeightsError("it is not in the cache, and local_files_only=True forbids to download it")
 
-    def ask(file: str) -> Any:
+    def ask(file: str, most: float = WAIT) -> Any:
         url, seconds = hf_hub_url(repo_id, file, revision=revision), constants.HF_HUB_ETAG_TIMEOUT
-        return within(WAIT, lambda: get_hf_file_metadata(url, token=token, timeout=seconds))
+        return within(most, lambda: get_hf_file_metadata(url, token=token, timeout=seconds))
 
-    if cached:
+    if here:
         try:
-            if ask(CONFIG).commit_hash == cached.name:
-                return cached
+            if ask(CONFIG).commit_hash == here.name:
+                return here
         except Exception:  # of requests, httpx or httpx2, by the version of huggingface-hub
-            return cached
-    _patiently(lambda: ask(CONFIG))
+            return here
+    if known:
+        _patiently(lambda: ask(CONFIG))
+    else:
+        ask(CONFIG, GUESS)
     size = ask(WEIGHTS).size or 0
     _download(
         WAIT + size / RATE,
@@ -66,12 +72,13 @@ def fetch(
         token=token,
         force_download=force,
     )
-    if found := _cached(repo_id, cache_dir, revision):
+    if found := cached(repo_id, cache_dir, revision):
         return found
     raise WeightsError("it was fetched, but is not in the cache")
 
 
-def _cached(repo_id: str, cache_dir: str | Path | None, revision: str | None) -> Path | None:
+def cached(repo_id: str, cache_dir: str | Path | None, revision: str | None) -> Path | None:
+    """Folder in the client's cache with both files; None if one is missing."""
     from huggingface_hub import try_to_load_from_cache
 
     paths = [try_to_load_from_cache(repo_id, file, cache_dir, revision) for file in (CONFIG, WEIGHTS)]

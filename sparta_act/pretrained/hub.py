@@ -8,16 +8,24 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sparta_act.errors import WeightsError, readable
 from sparta_act.pretrained.fetching import fetch
 from sparta_act.pretrained.folder import CONFIG, WEIGHTS, name_of
+from sparta_act.pretrained.nearest import did_you_mean
 
 ORGANIZATION = "sparta-act"
+NAMED = (
+    "Check the name, the revision, and `token` if the set is private or gated; offline, only folders, sets "
+    "in the package and sets downloaded before can be loaded"
+)
+URL = re.compile(r"( for url:?)? '?https?://\S*[^\s:.']'?")
 SETS = Path(__file__).parents[1] / "sets"
-# Our sets: name -> file -> its sha256. All of them are in a checkout, in SETS; pyproject.toml lists those in
+# Our sets: name -> what is known of it. All of them are in a checkout, in SETS; pyproject.toml lists those in
 # the wheel, the others are on the Hub. A set does not change: a better one gets another name.
-SHIPPED: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("shipped.json").read_bytes())
+PUBLISHED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("shipped.json").read_bytes())
+SHIPPED: dict[str, dict[str, str]] = {name: known["sha256"] for name, known in PUBLISHED.items()}  # by file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +79,12 @@ def locate(
             return Found(name, Path(name))
         if (SETS / name).is_dir():
             return Found(name, SETS / name, "Install sparta-act again, or restore the files", SHIPPED[name])
+    near = did_you_mean(name, SHIPPED)
     is_path = isinstance(name_or_path, os.PathLike) or os.path.lexists(name)
     if is_path or len(name) > 200 or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name):
-        raise WeightsError(f"{shown} is neither a folder nor a name on the Hub: name {known}")
+        raise WeightsError(
+            f"there is no folder {shown}{near}, and that is no name on the Hub either: name {known}"
+        )
     repo_id = name if "/" in name else f"{ORGANIZATION}/{name}"
     ours = name.removeprefix(f"{ORGANIZATION}/").lower()  # the Hub ignores case
     hashes = SHIPPED[ours] if ours in SHIPPED and revision is None else {}
@@ -87,14 +98,17 @@ def locate(
                 token=token,
                 local_files_only=local_files_only,
                 force=force,
+                known="/" in name or bool(hashes) or not near,
             )
         except Exception as error:  # of requests, httpx or httpx2, by the version of huggingface-hub
+            said, then = readable(reason(error), 300), NAMED
+            if "/" not in name:  # one of ours: in fewer words
+                said, then = readable(URL.sub("", reason(error)), 120), "list_sets() shows our sets"
             raise WeightsError(
-                f"cannot load {shown}: there is no such folder, our sets are {list(SHIPPED)}, and {repo_id} "
-                f"at revision {readable(revision or 'main', 100)} cannot be fetched: {reason(error)}. "
-                f"Check the name, the revision, and `token` if the set is private or gated; offline, only "
-                f"folders, sets in the package and sets downloaded before can be loaded"
-            ) from error
+                f"cannot load {shown}: there is no such folder, our sets are {list(SHIPPED)}{near}, and "
+                f"{repo_id} at revision {readable(revision or 'main', 100)} cannot be fetched: "
+                f"{said}. {then}"
+            ) from None  # the chain of the client is long, and says no more
         cause = "A newer sparta-act may know it" if hashes else "It may be broken on the Hub"
         cache = folder.parents[1]  # holds the files, to which the commits link
         advice = f"{cause}, or the cache is broken: delete {cache} and try again"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError, readable
@@ -17,6 +18,7 @@ from sparta_act.pretrained.card import model_card
 from sparta_act.pretrained.files import pack, unpack
 from sparta_act.pretrained.folder import CARD, name_of, write
 from sparta_act.pretrained.hub import Found, locate, reason
+from sparta_act.pretrained.labels import labelled
 from sparta_act.pretrained.parsing import too_deep
 
 if TYPE_CHECKING:
@@ -60,6 +62,26 @@ class SpartaSet(Mapping[str, Sparta]):
             ) from error
         self._activations = dict(mapping)
 
+    @classmethod
+    def of(cls, model: nn.Module, info: Mapping[str, Any] | None = None) -> "Self":
+        """Every `Sparta` of an edited network as a set: the network's own modules, not copies.
+
+        Labels are those of the sites where `replace_relus` put them, "G1.B2"; for others the dotted name in
+        the network, without `module.` or `_orig_mod.` of wrappers. Where a label would be there twice, as in
+        a network of two backbones, those go by their dotted names.
+        Raises `WeightsError` where there is no `Sparta`.
+
+        >>> SpartaSet.of(net, {"backbone": "ResNet-18"}).save_pretrained("my-set")  # doctest: +SKIP
+        """
+        if not isinstance(model, nn.Module):
+            raise WeightsError(f"SpartaSet.of takes a network, an nn.Module, not a {type(model).__name__}")
+        if not (activations := labelled(model)):
+            raise WeightsError(
+                f"there is no Sparta in this {type(model).__name__}: put some in with "
+                'replace_relus(model, "G*.B-1") and train them, then make the set'
+            )
+        return cls(activations, info)
+
     def __getitem__(self, label: str) -> Sparta:
         if label not in self._activations:
             raise KeyError(f"no site {label!r} in this set, which has {list(self)}")
@@ -95,8 +117,10 @@ class SpartaSet(Mapping[str, Sparta]):
     ) -> Path:
         """Write the set's three files into `folder`, made if needed, and return it.
 
-        Other files there stay. The model card is made from `info` unless `card` is given. Whenever it ends,
-        even killed, the set that was there loads, or the new one.
+        These weights are float16 on disk (float32 with `dtype=torch.float32`), and load as float32. Other
+        files there stay. The model card is made from `info` unless `card` is given: `info["license"]`,
+        `info["base_model"]` and `info["dataset"]` are in the Hub's terms, `info["measured"]` has the errors.
+        Whenever it ends, even killed, the set that was there loads, or the new one.
         Raises `WeightsError` for weights which `dtype` (float16 or float32) cannot hold, for a folder with
         files of those names that are no set's, and where nothing can be written.
         """
@@ -122,6 +146,8 @@ class SpartaSet(Mapping[str, Sparta]):
     ) -> str:
         """Send the set to the Hub and return the commit, which `from_pretrained(revision=...)` takes.
 
+        The files are those of `save_pretrained`: float16 on disk, and a card made from `info`. The license is
+        `info["license"]`, as the Hub names it ("apache-2.0"); without it, the card names none.
         The repository and the branch `revision` are made if needed. Files of those names are replaced, even
         those of another model, as by any push to the Hub, which keeps its history; other files stay.
         Raises `WeightsError` if the Hub refuses, or if the repository exists and `private` contradicts it.
@@ -160,7 +186,8 @@ class SpartaSet(Mapping[str, Sparta]):
     ) -> "SpartaSet":
         """Load a set, frozen, in float32 on the CPU: from a folder, from this package, or from the Hub.
 
-        `name_or_path` is a folder, else the short name of a set of ours, in the package or on the Hub as
+        The weights are float16 on disk, unless they were saved otherwise. `name_or_path` is a folder, else
+        the short name of a set of ours, which `list_sets` shows, in the package or on the Hub as
         `sparta-act/<name>`, else `organization/name` there. `revision` pins a branch, tag or commit.
         Raises `WeightsError`, and loads nothing, if anything is missing or changed.
 
@@ -188,7 +215,7 @@ class SpartaSet(Mapping[str, Sparta]):
     def _files(self, name: str, dtype: torch.dtype, card: "str | ModelCard | None") -> dict[str, bytes]:
         info = {**self.info, "version": _version()}
         files = pack(self, info, dtype)
-        card = model_card(name, self, info) if card is None else card
+        card = model_card(name, self, info, str(dtype).removeprefix("torch.")) if card is None else card
         return {CARD: str(card).encode(errors="replace"), **files}
 
 
@@ -204,7 +231,7 @@ def _load(found: Found) -> SpartaSet:
         name = readable(repr(found.name), 300)
         raise WeightsError(
             f"cannot load {name} from {found.folder}: {readable(error)}; nothing was loaded. {found.advice}"
-        ) from error
+        ) from None  # the text has all that the cause says
 
 
 def _version() -> str:

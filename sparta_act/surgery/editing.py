@@ -45,6 +45,8 @@ def one_site(seen: Seen, network: Network, keys: Iterator[str]) -> Site:
     owner = event.modules[-1]
     spans: tuple[Span, ...] = ()
     try:
+        if event.key:  # of an nn.Sequential, whose forward cannot be rewritten
+            _check_once(seen, network)
         swap = _swap(seen, network)
         if swap is None:
             _check_rewritable(seen)

@@ -9,8 +9,8 @@ from sparta_act.errors import SiteError
 from sparta_act.surgery.branches import unseen_calls
 from sparta_act.surgery.editing import Seen, one_site
 from sparta_act.surgery.kinds import in_words
+from sparta_act.surgery.lasts import is_map_in_any_form
 from sparta_act.surgery.network import Network
-from sparta_act.surgery.origins import REARRANGED
 from sparta_act.surgery.recording import Event
 from sparta_act.surgery.rewriting import NAME, Span
 from sparta_act.surgery.sites import Site
@@ -27,7 +27,7 @@ def every_site(network: Network, sites: list[Site]) -> list[Site]:
     calls, found = dict[Place, Seen](), dict[int, Site]()
     for p in network.passes:
         for event in p.events:
-            if event.kind in network.kinds and event.no_map in ("", *REARRANGED):
+            if event.kind in network.kinds and is_map_in_any_form(event):
                 owner, child, span = event.modules[-1], network.child(event), _span(event, network)
                 site = (known.get(child) if child else None) or known.get((owner, span))
                 if site:

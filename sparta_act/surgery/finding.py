@@ -9,7 +9,7 @@ from torch import nn
 from sparta_act.surgery.blocks import Slot, groups_of_blocks
 from sparta_act.surgery.editing import last_site
 from sparta_act.surgery.kinds import KINDS, hint, in_words
-from sparta_act.surgery.lasts import last_call
+from sparta_act.surgery.lasts import is_map_in_any_form, last_call
 from sparta_act.surgery.network import SWAPPED, Network, replaced
 from sparta_act.surgery.passes import record
 from sparta_act.surgery.recording import Event, Pass
@@ -120,7 +120,7 @@ def _replaced_sites(network: Network, known: set[int]) -> Iterator[Site]:
 
 def _replaced_site(event: Event, network: Network, group: int = 0, block: int = 0) -> Site:
     new = event.act
-    owner, key = next(place for place, module in network.ours.items() if module is new)
+    owner, key = network.place_of[id(new)]
     name = ".".join(filter(None, (network.name(owner), key)))
     return Site(name, event.shape[1], 1, type(new).__name__, REPLACED, group, block, activation=new)
 
@@ -129,13 +129,13 @@ def _summary(model: nn.Module, network: Network) -> str:
     """How many calls there are, and how many parameters replacements have added."""
     calls = Counter[tuple[bool, object]]()
     for p in network.passes:  # of which each may make others
-        calls |= Counter((e.on_map, e.place) for e in p.events if e.kind in network.kinds)
-    on_maps = sum(n for (on_map, _), n in calls.items() if on_map)
+        calls |= Counter((is_map_in_any_form(e), e.place) for e in p.events if e.kind in network.kinds)
+    on_maps = sum(n for (of_map, _), n in calls.items() if of_map)
     text = f'{on_maps} calls of {in_words(network.kinds)} on feature maps ("all")'
     text += f", {calls.total() - on_maps} elsewhere" if calls.total() > on_maps else ""
-    if network.ours:
+    if network.place_of:
         now, before = size_of(model), size_before(model)
-        text += f"\n{len(network.ours)} replaced: {before:,} parameters before, {now:,} now"
+        text += f"\n{len(network.place_of)} replaced: {before:,} parameters before, {now:,} now"
         text += f" ({now / before:.2f} times)" if before else ""
     return text
 

@@ -13,13 +13,18 @@ def last_call(seen: Pass, inside: list[int], kinds: Iterable[str]) -> Event | No
     operand of an addition with fewer convolutions behind it, or as many and fewer activations, and none of
     the block's behind both: it begins where the block does. None if there is no such call.
     """
-    calls = [i for i in inside if seen.events[i].kind in kinds and seen.events[i].no_map in ("", *REARRANGED)]
+    calls = [i for i in inside if seen.events[i].kind in kinds and is_map_in_any_form(seen.events[i])]
     if not calls:
         return None
     for call in reversed(calls):
         if call not in _shortcuts(seen, [i for i in inside if i > call], inside[0]):
             return seen.events[call]
     return seen.events[calls[-1]]
+
+
+def is_map_in_any_form(event: Event) -> bool:
+    """Whether the input is a feature map, also one with the channels last or without a batch."""
+    return event.no_map in ("", *REARRANGED)
 
 
 def _shortcuts(seen: Pass, numbers: list[int], first: int) -> set[int]:

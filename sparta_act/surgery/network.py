@@ -33,7 +33,8 @@ class Network:
         passes: list[Pass],
         kinds: frozenset[str],
     ) -> None:
-        self.passes, self.kinds, self.ours = passes, kinds, ours
+        self.passes, self.kinds = passes, kinds
+        self.place_of = {id(new): place for place, new in ours.items()}  # where earlier ones were put
         self.forwards = Forwards(passes, kinds, [*ours.values()])
         slots = [*_walk(model)]
         self.slots: Slots = {id(s.module): s for s in reversed(slots)}  # a module has its first name

@@ -235,7 +235,9 @@ def test_what_is_no_name_is_refused(name, tmp_path):
         "\ud800",
     ],
 )
-@pytest.mark.parametrize("where", ["measured", "limits", "dataset", "other", "table", "nested", "list"])
+@pytest.mark.parametrize(
+    "where", ["measured", "limits", "dataset", "license", "base_model", "other", "table", "nested", "list"]
+)
 def test_info_is_text_in_the_card_and_nothing_else(tmp_path, text, where):
     info = {
         "table": {"measured": [{text: text}]},

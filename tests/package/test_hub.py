@@ -22,7 +22,7 @@ from tests.helpers.hub_server import GATED, OWNER, TOKEN, Hub
 pytestmark = pytest.mark.slow
 
 CLIENT = """
-import json, os, sys, time
+import json, os, sys, time, traceback
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import SHIPPED, fetching
 if "WAIT" in os.environ:
@@ -38,9 +38,10 @@ for line in sys.stdin:
         if isinstance(answer, SpartaSet):
             assert not any(p.requires_grad for a in answer.values() for p in a.parameters())
             answer = {f"{s}.{k}": v.tolist() for s, a in answer.items() for k, v in a.state_dict().items()}
+        shown = ""
     except Exception as error:
-        answer = f"{type(error).__name__}: {error}"
-    print(json.dumps([answer, time.monotonic() - start]), flush=True)
+        answer, shown = f"{type(error).__name__}: {error}", traceback.format_exc()
+    print(json.dumps([answer, time.monotonic() - start, shown]), flush=True)
 """
 
 
@@ -63,13 +64,15 @@ class Client:
             text=True,
         )
         self.seconds = None  # the last call took so long
+        self.traceback = ""  # and showed this
 
     def __call__(self, **ask):
         limit = threading.Timer(300, self.process.kill)
         limit.start()
         self.process.stdin.write(json.dumps(ask) + "\n")
         self.process.stdin.flush()
-        answer, self.seconds = json.loads(self.process.stdout.readline())  # anything else printed fails here
+        line = self.process.stdout.readline()  # anything else printed fails here
+        answer, self.seconds, self.traceback = json.loads(line)
         limit.cancel()
         return answer
 
@@ -361,6 +364,25 @@ def test_refusals_say_what_is_wrong(hub, client, two_commits, tmp_path):
         answer = client.load(name, **arguments, **cache)
         assert answer.startswith(f"WeightsError: cannot load '{name}'"), answer
         assert all(word in answer for word in words), answer
+
+
+@pytest.mark.parametrize("trouble", [None, "down", "silent", "failing", "slow"])
+def test_a_mistyped_name_is_answered_soon_and_in_few_words(hub, client, tmp_path, trouble):
+    with troubled(hub, trouble) if trouble else contextlib.nullcontext():
+        answer = client.load("cifar10-resnet18-w15", cache_dir=str(tmp_path / "cache"))
+    assert client.seconds < 8
+    assert "(did you mean 'cifar10-resnet18-w16'?)" in answer
+    assert answer.endswith(". list_sets() shows our sets")
+    assert len(answer) < 3 * 150
+    asked = [path for _, path, _ in hub.requests if "/resolve/" in path]
+    assert len(asked) <= 1
+
+
+def test_no_chain_of_the_client_follows_an_error(hub, client, tmp_path):
+    for name in ("cifar10-resnet18-w15", "org/nothing"):
+        client.load(name, cache_dir=str(tmp_path / "cache"))
+        assert client.traceback.count("Traceback (most recent call last)") == 1
+        assert "huggingface_hub" not in client.traceback
 
 
 def test_the_cache_answers_though_the_hub_refuses(hub, client, two_commits, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import sparta_act
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__"]
+PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__", "__main__"]
 LABORATORY = ["common", "attacks", "training", "evaluation", "audit", "results", "benchmarks"]
 
 
@@ -49,6 +49,7 @@ def test_the_public_names():
         "SpartaError",
         "SpartaSet",
         "SwishReLU",
+        "list_sets",
         "relu_sites",
         "replace_relus",
         "restore_relus",
@@ -96,6 +97,36 @@ def test_importing_the_package_does_not_import_the_client_of_the_hub():
     program = "import sys, sparta_act; print([m for m in sys.modules if m.startswith('huggingface_hub')])"
     run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert run.stdout == "[]\n"
+
+
+TYPED = """
+from torch import nn
+from sparta_act import Sparta, SpartaSet, SwishReLU, list_sets
+
+activations: SpartaSet = Sparta.from_pretrained("name", revision="main", local_files_only=True)
+mine: SpartaSet = SpartaSet.of(nn.Sequential(SwishReLU(inplace=True)), {"license": "mit"})
+clean: list[float] = [known.clean for known in list_sets()]
+Sparta.from_pretrained("name", revison="main")
+mine.no_such_name
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_public_names_and_their_arguments(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(TYPED)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", tmp_path / "user.py"],
+        cwd=ROOT,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    wrong = [line.split("error: ")[1] for line in run.stdout.splitlines() if "error: " in line]
+    assert [line.split("; ")[0] for line in wrong] == [
+        'Unexpected keyword argument "revison"',
+        '"SpartaSet" has no attribute "no_such_name"  [attr-defined]',
+    ]
 
 
 @pytest.mark.slow

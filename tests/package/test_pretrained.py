@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors import torch as safetensors
 from torch import nn
 from torch.nn.utils import prune
@@ -21,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError
 from sparta_act.pretrained import SHIPPED, SpartaSet, hub
+from sparta_act.pretrained.card import model_card
 
 ARGUMENTS = [{}, {"hidden": 3, "identity": True}, {"dynamic": False, "neighborhood": 2}]
 FILES = {"config.json", "model.safetensors", "README.md"}
@@ -487,7 +490,7 @@ NO_NAMES = [
 def test_name_which_is_no_name_is_refused_without_asking_anyone(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").touch()
-    problem = r"neither a folder nor a name on the Hub: name a folder with .*, or one of \["
+    problem = r"there is no folder .*, and that is no name on the Hub either: name a folder .*, or one of \["
     with pytest.raises(WeightsError, match=rf"{problem}|our sets are \[.* HFValidationError") as error:
         Sparta.from_pretrained(name, cache_dir=tmp_path)
     assert "Connect" not in str(error.value)
@@ -499,6 +502,27 @@ def test_unknown_short_name_lists_what_is_shipped(tmp_path, monkeypatch):
         WeightsError, match=r"'nowhere': there is no such folder, .* \[.*'ours'\].*sparta-act/nowhere"
     ):
         Sparta.from_pretrained("nowhere", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_mistyped_folder_is_answered_with_the_nearest_set(tmp_path, monkeypatch):
+    two_sites().save_pretrained(tmp_path / "runs" / "my-set")
+    (tmp_path / "runs" / "my-sea").mkdir()  # no set
+    for here, name, meant in (
+        ("runs", "./my-st", "./my-set"),
+        ("runs", "MY-SET2", "my-set"),
+        (".", "runs/my-st", "runs/my-set"),
+        (".", Path("runs/my_set"), "runs/my-set"),
+        (".", tmp_path / "runs/my-se", tmp_path / "runs/my-set"),
+        ("runs", "cifar10_resnet18_w16", "cifar10-resnet18-w16"),
+    ):
+        monkeypatch.chdir(tmp_path / here)
+        with pytest.raises(WeightsError, match=r"there is no (such )?folder") as error:
+            Sparta.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+        assert f"(did you mean {str(meant)!r}?)" in str(error.value)
+        assert error.value.__cause__ is None
+    with pytest.raises(WeightsError, match=r"there is no folder './zebra', and") as error:
+        Sparta.from_pretrained("./zebra")
+    assert "did you mean" not in str(error.value)
 
 
 def test_folder_has_no_revision(folder):
@@ -554,6 +578,8 @@ def test_card_holds_what_info_holds(tmp_path):
     info = {
         "backbone": "ResNet-18 | w16",
         "dataset": "uoft-cs/cifar10",
+        "license": "Apache-2.0",
+        "pipeline_tag": "image-classification",
         "recipe": {"attack": {"steps": 10}, "epochs": 75},
         "measured": [{"net": "ReLU", "clean": 91.25}, {"net": "Sparta", "clean": 92.5, "PGD-50": 50.125}],
         "limits": "Only 32 x 32 images.",
@@ -585,7 +611,63 @@ def test_card_invents_nothing(tmp_path):
     SpartaSet({"G1.B2": Sparta(3)}).save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert "## Measured\nNothing was recorded.\n" in card.text
-    assert getattr(card.data, "datasets", None) is None
+    assert card.data.to_dict().keys() == {"library_name", "tags"}
+    assert "apache" not in (tmp_path / "README.md").read_text()
+
+
+def errors_of(measured, **more):
+    """Metadata of a card as the Hub would read it, and the errors in it by their names."""
+    info = {"dataset": "uoft-cs/cifar10", "measured": measured, **more}
+    card = ModelCard(str(model_card("org/small", {"G1.B2": Sparta(3)}, info)))
+    index = yaml.safe_load(str(card).split("---")[1]).get("model-index")
+    if index is None:
+        return card.data, {}
+    assert index == eval_results_to_model_index(*model_index_to_eval_results(index))
+    (model,) = index
+    (result,) = model["results"]
+    assert model["name"] == "org/small"
+    assert result["task"] == {"type": more.get("pipeline_tag", "image-classification")}
+    assert result["dataset"] == {"name": "uoft-cs/cifar10", "type": "uoft-cs/cifar10"}
+    assert {m["type"] for m in result["metrics"]} == {"error"}
+    return card.data, {m["name"]: m["value"] for m in result["metrics"]}
+
+
+def test_the_metadata_has_the_measured_errors():
+    rows = Sparta.from_pretrained("cifar10-resnet18-w16").info["measured"]
+    assert errors_of(rows)[1] == {
+        "clean (%)": 37.5,
+        "untargeted PGD-50, 8/255 (%)": 64.8,
+        "targeted DLR PGD-50, 8/255 (%)": 68.5,
+        "worst case, 8/255 (%)": 68.7,
+    }
+    assert errors_of({"clean": 37, "PGD-10": 64.8})[1] == {"clean": 37, "PGD-10": 64.8}
+    assert errors_of({"mean IoU": 0.5}, pipeline_tag="image-segmentation")[1] == {"mean IoU": 0.5}
+    for nothing in (
+        None,
+        "37%",
+        [],
+        [{"net": "ReLU", "clean": 91.25}],
+        [3, {"error": 3, "SPARTA": 1}],
+        {"clean": "3 of 10 wrong", "a": True, "b": float("nan"), "c\nd": 1, "\ud800": 1},
+    ):
+        assert errors_of(nothing)[1] == {}, nothing
+    assert errors_of({"clean": 37}, dataset="mine")[1] == {}  # the Hub wants its name
+
+
+def test_the_metadata_has_the_license_and_the_base_model_of_info():
+    data, _ = errors_of(None, license="MIT", base_model="timm/resnet18.a1_in1k")
+    assert (data.license, data.base_model) == ("mit", ["timm/resnet18.a1_in1k"])
+    data, _ = errors_of(None, license="all rights reserved", base_model=["a/b", "a/c", "resnet18", 5])
+    assert (data.license, data.base_model) == (None, ["a/b", "a/c"])
+    data, _ = errors_of(None, license=5, base_model=None, pipeline_tag="Image Classification")
+    assert data.to_dict().keys() == {"library_name", "tags", "datasets"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_card_says_how_the_weights_are_stored(tmp_path, dtype):
+    two_sites().save_pretrained(tmp_path, dtype=dtype)
+    text = " ".join((tmp_path / "README.md").read_text().split())
+    assert f"These weights are {str(dtype)[6:]} on disk, and load as float32, frozen." in text
 
 
 def test_card_of_the_caller_is_kept(tmp_path):

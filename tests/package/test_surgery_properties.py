@@ -55,7 +55,7 @@ def test_any_text_is_read_or_refused_by_name(text):
 
 def listed(sizes):
     sites = [Site(f"layer{g}.{b}", group=g, block=b) for g, n in enumerate(sizes, 1) for b in range(1, n + 1)]
-    return SiteList([*sites, Site("stem.relu")], "nothing")
+    return SiteList([*sites, Site("stem.relu")], "nothing", "")
 
 
 def meant(label, sizes):

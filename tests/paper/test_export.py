@@ -15,7 +15,6 @@ from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 from sparta_act import Sparta
-from sparta_act.pretrained import SHIPPED
 
 SETS = export.PACKAGE / "sets/cifar10-resnet18-w16"
 
@@ -183,4 +182,15 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
         if f.is_file()
     }
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
-    assert json.loads(shipped.read_text()) == SHIPPED | {"a-new-set": files}
+    written = json.loads(shipped.read_text())
+    entry = written.pop("a-new-set")
+    assert written == json.loads((SETS.parents[1] / "pretrained/shipped.json").read_text())
+    assert entry.pop("sha256") == files
+    config = json.loads((tmp_path / "sets/a-new-set/config.json").read_text())
+    assert entry.pop("channels") == {label: site["in_channels"] for label, site in config["sites"].items()}
+    assert entry.pop("dataset") == config["info"]["dataset"]
+    errors = {row["error"]: row["SPARTA"] for row in config["info"]["measured"]}
+    assert errors["clean"].startswith(f"{entry.pop('clean')}% (")
+    assert errors[f"worst case, {entry.pop('eps')}"].startswith(f"{entry.pop('worst_case')}% (")
+    assert entry == {"relu_clean": None, "relu_worst_case": None}
+    assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()

@@ -124,7 +124,9 @@ def _equal(one: Sparta, other: Sparta) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -> None:
+def export(
+    run: Path, twin: Path | None, out: Path, audit: Path | None = None, license: str | None = None
+) -> None:
     """Write the set and read it back. Raises `ValueError` if a run or the folder does not fit."""
     if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
         raise ValueError(f"{out} holds something other than a set; name another folder")
@@ -152,6 +154,8 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
     if settings.get("validation"):
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
     info["audit"] = audited(audit, activations) if audit else [NOT_AUDITED]
+    if license:
+        info["license"] = license
     if other:
         info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
@@ -161,10 +165,21 @@ def export(run: Path, twin: Path | None, out: Path, audit: Path | None = None) -
 
 
 def ship(name: str) -> None:
-    """Write the sha256 of a set's files into `sparta_act/pretrained/shipped.json`, next to the others."""
+    """Write what `list_sets` shows of a set into `sparta_act/pretrained/shipped.json`, next to the others."""
     folder, path = PACKAGE / "sets" / name, PACKAGE / "pretrained" / "shipped.json"
-    shipped = json.loads(path.read_text())
-    shipped[name] = {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)}
+    shipped, taken = json.loads(path.read_text()), Sparta.from_pretrained(folder)
+    table = {row["error"]: row for row in taken.info["measured"]}
+    worst = next(attack for attack in table if attack.startswith("worst case, "))  # at the smallest bound
+    shipped[name] = {
+        "sha256": {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)},
+        "channels": {label: activation.in_channels for label, activation in taken.items()},
+        "dataset": taken.info["dataset"],
+        "eps": worst.removeprefix("worst case, "),
+    }
+    for column, prefix in (("SPARTA", ""), ("ReLU twin", "relu_")):
+        for attack, key in (("clean", "clean"), (worst, "worst_case")):
+            cell = table[attack].get(column)
+            shipped[name][prefix + key] = float(cell.split("%")[0]) if cell else None
     write_text(path, json.dumps(dict(sorted(shipped.items())), indent=2) + "\n")
 
 
@@ -195,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = p.parse_args(argv)
     out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
-    export(args.run, args.twin, out, args.audit)
+    export(args.run, args.twin, out, args.audit, license="apache-2.0" if args.ship else None)
     if args.ship:
         ship(args.ship)
     print((out / CARD).read_text())

@@ -1,0 +1,139 @@
+"""`SpartaSet.of`: the activations of an edited network as a set, and under which labels."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from sparta_act import Sparta, SpartaSet, replace_relus
+from sparta_act.errors import WeightsError
+
+
+def put_by_hand():
+    """A network with a ReLU and two Spartas, the first of which a builder has put in."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Sparta(4), nn.Conv2d(4, 6, 3), nn.ReLU())
+    net.add_module("act", Sparta(6))
+    return net
+
+
+def edited(labels=("G1.B2", "act")):
+    """The same, as the surgery leaves it."""
+    net = put_by_hand()
+    for module, label in zip((net[1], net.act), labels, strict=True):
+        module.sparta_site = label
+    return net
+
+
+def two_backbones():
+    return nn.ModuleDict({"left": edited(), "right": edited(("G1.B2", "G4.B2"))})
+
+
+@pytest.mark.parametrize(
+    ("build", "labels"),
+    [
+        (put_by_hand, {"1": "1", "act": "act"}),
+        (edited, {"1": "G1.B2", "act": "act"}),
+        (
+            two_backbones,
+            {"left.1": "left.1", "left.act": "act", "right.1": "right.1", "right.act": "G4.B2"},
+        ),
+        (lambda: edited(("act", "act")), {"1": "1", "act": "act"}),
+        (lambda: edited(("act", "")), {"1": "1", "act": "act"}),
+        (lambda: Sparta(4), {"": "sparta"}),
+    ],
+)
+def test_labels_are_those_of_the_sites_or_dotted_names(build, labels):
+    net = build()
+    found = SpartaSet.of(net)
+    assert list(found) == list(labels.values())
+    for name, label in labels.items():
+        assert found[label] is net.get_submodule(name)
+
+
+def test_a_dotted_name_that_is_the_label_of_another_is_no_label():
+    """Three share what they are called, by a site or by a name, in a circle."""
+    net = nn.ModuleDict({"y": Sparta(2), "b": Sparta(2), "c": Sparta(2)})
+    for name, label in (("y", "x"), ("b", "x"), ("c", "y")):
+        net[name].sparta_site = label
+    found = SpartaSet.of(net)
+    assert list(found) == ["y", "b", "c"]
+    assert all(found[name] is net[name] for name in net)
+
+
+def compiled_inside(net):
+    net[1] = torch.compile(net[1], backend="eager")
+    return net
+
+
+def distributed(net):
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no distributed")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        return nn.parallel.DistributedDataParallel(net)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+WRAPPERS = [
+    nn.DataParallel,
+    lambda net: torch.compile(net, backend="eager"),
+    lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+    lambda net: AveragedModel(nn.DataParallel(net)),
+    compiled_inside,
+    distributed,
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("build", [put_by_hand, edited, two_backbones])
+def test_a_wrapper_changes_no_label(wrap, build):
+    net = build()
+    labels = list(SpartaSet.of(net))
+    if wrap is compiled_inside and build is two_backbones:
+        net["left"] = wrap(net["left"])
+    else:
+        net = wrap(net)
+    assert list(SpartaSet.of(net)) == labels
+
+
+def test_a_child_called_module_is_no_wrapper():
+    assert list(SpartaSet.of(nn.ModuleDict({"module": put_by_hand()}))) == ["module.1", "module.act"]
+
+
+def test_a_module_in_two_places_is_there_once():
+    act = Sparta(4)
+    assert list(SpartaSet.of(nn.Sequential(act, nn.ReLU(), act))) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (nn.Sequential(nn.ReLU()), r"no Sparta in this Sequential: put some in with replace_relus\("),
+        ({"G1.B2": Sparta(2)}, "takes a network, an nn.Module, not a dict"),
+    ],
+)
+def test_what_makes_no_set_is_refused(given, words):
+    with pytest.raises(WeightsError, match=words):
+        SpartaSet.of(given)
+
+
+def test_the_surgery_names_the_sites():
+    net = replace_relus(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU()), "*")
+    assert list(SpartaSet.of(net)) == ["1", "3"]
+
+
+def test_a_set_of_dotted_names_fits_back_in(tmp_path):
+    net = put_by_hand()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape).half())
+    SpartaSet.of(net, {"backbone": "by hand"}).save_pretrained(tmp_path)
+    other = copy.deepcopy(net)
+    other[1], other.act = nn.ReLU(), nn.ReLU()
+    replace_relus(other, "1, act", Sparta.from_pretrained(tmp_path))
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(other(x), net(x))

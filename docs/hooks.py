@@ -48,7 +48,7 @@ def cell_as_markdown(cell: dict[str, Any]) -> list[str]:
         if png := data.get("image/png"):
             parts.append(f"![Drawn by the code above](data:image/png;base64,{''.join(png.split())})")
         else:
-            parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+            parts.append(f"```{{ .text .output }}\n{''.join(data['text/plain']).rstrip()}\n```")
     return parts
 
 

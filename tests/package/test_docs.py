@@ -74,6 +74,13 @@ def test_the_sessions_of_a_page(page, examples):
     assert (failed, tried > examples) == (0, True)
 
 
+def test_the_architecture_names_every_file_of_the_package():
+    table = (DOCS / "architecture.md").read_text().split("## The package")[1].split("\n## ")[0]
+    named = " ".join(line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `"))
+    files = {p.relative_to(ROOT / "sparta_act").with_suffix("") for p in (ROOT / "sparta_act").rglob("*.py")}
+    assert {*re.findall(r"[\w/]+", named)} == {f.as_posix() for f in files if f.name != "__init__"}
+
+
 def test_the_api_page_shows_every_public_name():
     page = (DOCS / "api.md").read_text()
     errors = {error.__name__ for error in SpartaError.__subclasses__()}

@@ -88,7 +88,7 @@ def test_the_api_page_shows_every_public_name():
         *sparta_act.__all__,
         *errors,
     }
-    session = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    session = re.search(r"```pycon\n(.*?)```", page, re.DOTALL)[1]
     assert not [n for n in sparta_act.__all__ if not re.search(rf"\b{n}\b(?![^\n]*import)", session)]
 
 

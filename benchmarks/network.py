@@ -5,12 +5,14 @@ repeats, with frozen parameters) of the CIFAR ResNet-18 with an activation at th
 SPARTA written plainly, `Sparta`. Then it times the compiled training step, and counts the bytes saved for
 backward and the parameters. First it checks that plain and fast SPARTA are the same function. On a CPU it
 measures CPU time. `--arch torchvision-resnet50 --batch-size 8` is torchvision's network at 224 x 224.
+`--record docs/speed/NAME.json` files the figures, from which `python -m examples.paper pictures cost` draws.
 On a GPU: `python -m benchmarks.network --amp bf16 --batch-size 512 --compile default`.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,22 +32,23 @@ from benchmarks.measuring import (
 )
 from benchmarks.plain import PlainSparta, check_same
 from examples.paper.common.cli import at_least, plain_errors
-from examples.paper.common.console import print_table
+from examples.paper.common.console import print_table, stamp
 from examples.paper.common.models import BLOCKS, build
+from examples.paper.common.records import write_record
 from sparta_act import Sparta, replace_relus
 
 SITES = "G*.B-1"
 CONTENDERS = {"relu": None, "plain": PlainSparta, "sparta": Sparta}
-LARGE = "torchvision-resnet50"
+LARGE = ("torchvision-resnet18", "torchvision-resnet50")  # at 224 x 224
 
 
 def network(arch: str, contender: str, width: int) -> nn.Module:
     """The network with the activation at the end of each group."""
     torch.manual_seed(0)
-    if arch == LARGE:
-        from torchvision.models import resnet50
+    if arch in LARGE:
+        from torchvision.models import get_model
 
-        model: nn.Module = resnet50(num_classes=1000)
+        model: nn.Module = get_model(arch.removeprefix("torchvision-"), num_classes=1000)
     else:
         model = build(arch, "relu", "", width=width)
     activation = CONTENDERS[contender]
@@ -97,7 +100,7 @@ def compiled_steps(
     return steps
 
 
-def times(kind: str, laps: dict[str, Lap], name: str) -> dict[str, str]:
+def time_cells(kind: str, laps: dict[str, Lap], name: str) -> dict[str, str]:
     """Cells of a contender's column, empty if it did not run."""
     lap = laps.get(name)
     return {
@@ -119,7 +122,7 @@ def work(model: nn.Module, x: Tensor, y: Tensor, amp: bool) -> dict[str, float]:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--arch", choices=(*BLOCKS, LARGE), default="resnet18", help="default %(default)s")
+    p.add_argument("--arch", choices=(*BLOCKS, *LARGE), default="resnet18", help="default %(default)s")
     p.add_argument("--width", type=at_least(8), default=64, help="default %(default)s")
     p.add_argument("--batch-size", type=at_least(2), default=64, help="default %(default)s")
     p.add_argument(
@@ -129,6 +132,7 @@ def options() -> argparse.ArgumentParser:
         help="default %(default)s, which needs a C++ compiler; none: eager only",
     )
     p.add_argument("--amp", choices=("bf16",), help="mixed precision")
+    p.add_argument("--record", type=Path, help="a JSON file for the figures")
     add_options(p, rounds=3)
     return p
 
@@ -138,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options().parse_args(argv)
     begin(args)
     hold_memory()
-    amp, size = args.amp == "bf16", 224 if args.arch == LARGE else 32
+    amp, size = args.amp == "bf16", 224 if args.arch in LARGE else 32
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     models = {
         name: network(args.arch, name, args.width).to(args.device, memory_format=torch.channels_last)
@@ -151,17 +155,18 @@ def main(argv: list[str] | None = None) -> None:
     y = torch.randint(0, 10, (len(x),), device=args.device)
 
     columns: dict[str, dict[str, str]] = {name: {} for name in models}
+    found: dict[str, dict[str, Lap]] = {}
     kinds = {"training": training_step, "input grad": input_step}
     for kind, step_of in kinds.items():
         steps = {name: step_of(model, x, y, amp) for name, model in models.items()}
-        laps = race(steps, args.rounds, kind, clock=clock)
+        laps = found[kind] = race(steps, args.rounds, kind, clock=clock)
         for name, column in columns.items():
-            column |= times(kind, laps, name)
+            column |= time_cells(kind, laps, name)
     if args.compile != "none":
         steps = compiled_steps(models, x, y, amp, args.compile)
-        laps = race(steps, args.rounds, "compiled", clock=clock)
+        laps = found["compiled"] = race(steps, args.rounds, "compiled", clock=clock)
         for name, column in columns.items():
-            column |= times("compiled", laps, name)
+            column |= time_cells("compiled", laps, name)
     figures = {name: work(model, x, y, amp) for name, model in models.items()}
     units = {"multiply-adds": (1e9, "1e9", 2), "saved": (1e6, "MB", 2), "parameters": (1e6, "1e6", 3)}
     for name, column in columns.items():
@@ -169,10 +174,14 @@ def main(argv: list[str] | None = None) -> None:
             figure = figures[name][what]
             column[f"{what}, {label}"] = f"{figure / unit:.2f}"
             column[f"{what} / relu"] = f"{figure / figures['relu'][what]:.{digits}f}"
-    which = args.arch if args.arch == LARGE else f"{args.arch} width {args.width}"
+    which = args.arch if args.arch in LARGE else f"{args.arch} width {args.width}"
     print_table(f"{which}, {SITES}, {args.amp or 'float32'}, batch {len(x)}, channels_last", columns)
     print("compiled: the training step, relative to compiled relu; multiply-adds and saved: per image")
     print(format_setup(args))
+    if args.record:
+        setup = {"network": which, "size": size, "batch": len(x), "precision": args.amp or "float32"}
+        times = {kind: {n: lap._asdict() for n, lap in laps.items()} for kind, laps in found.items()}
+        write_record(args.record, {**setup, "times": times, "counts": figures, **stamp()})
 
 
 if __name__ == "__main__":

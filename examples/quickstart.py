@@ -40,34 +40,48 @@ def place_scores(model: nn.Module, x: Tensor) -> Tensor:
         return first.scores(seen[0])[0][:, 0]
 
 
-def draw(model: nn.Module, x: Tensor, x_adv: Tensor, curves: dict[str, list[float]]) -> None:
+def class_names(numbers: Tensor) -> list[str]:
+    """Names of CIFAR-10's classes. Shapes: (N,)."""
+    return [data.Cifar.classes[i] for i in numbers.tolist()]
+
+
+def draw(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, curves: dict[str, list[float]]) -> None:
     """Images, what the attack adds, the scores of their places before and after, and the losses."""
     before, after = place_scores(model, x), place_scores(model, x_adv)
     columns = {
         "image": x.permute(0, 2, 3, 1),
-        "perturbation, from\n-8/255 to 8/255": ((x_adv - x) / (16 / 255) + 0.5)
-        .clamp(0, 1)
-        .permute(0, 2, 3, 1),
+        "perturbation,\n± 8/255": ((x_adv - x) / (16 / 255) + 0.5).clamp(0, 1).permute(0, 2, 3, 1),
         "attacked image": x_adv.permute(0, 2, 3, 1),
         "scores at G1.B2,\nimage": before,
         "scores at G1.B2,\nattacked image": after,
         "change of\nthe scores": after - before,
     }
-    figure = plt.figure(figsize=(13, 1.5 * len(x) + 0.5), layout="constrained")
+    figure = plt.figure(figsize=(11, 1.5 * len(x) + 1), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(3, 1))
     axes = left.subplots(len(x), len(columns))
     for column, (title, images) in zip(axes.T, columns.items(), strict=True):
         column[0].set_title(title, fontsize=9)
         for ax, image in zip(column, images, strict=True):
             shown = ax.imshow(image.clamp(-3, 3), cmap="RdBu_r", vmin=-3, vmax=3)
-            ax.set_axis_off()
+            ax.set(xticks=(), yticks=())
+    with torch.no_grad():
+        clean, attacked = (class_names(model(images).argmax(1)) for images in (x, x_adv))
+    for row, truth, first, last in zip(axes, class_names(y), clean, attacked, strict=True):
+        row[0].set_xlabel(f"true: {truth}\nseen: {first}", fontsize=9)
+        row[2].set_xlabel(f"seen: {last}", fontsize=9)
     left.colorbar(shown, ax=axes, label="score of a place, and its change", shrink=0.7)
+    left.suptitle("The attack hardly changes the scores that SPARTA gives to places")
     plot = right.subplots()
     for name, values in curves.items():
         plot.plot(STEPS, values, marker="o", label=name)
-    plot.set(xlabel="PGD steps", title="loss of the true class\n(the attack raises it)")
+    plot.set(
+        xticks=STEPS,
+        xlabel="steps of PGD",
+        ylabel="loss of the true class",
+        title="The attack raises\nboth losses alike",
+    )
     plot.legend()
-    figure.savefig("quickstart.png", dpi=110)
+    figure.savefig("quickstart.png", dpi=200)
 
 
 def main() -> None:
@@ -92,7 +106,7 @@ def main() -> None:
         print(f"{name}: clean {wrong(model, x, y)}; PGD-10 at 8/255 {wrong(model, x_adv, y)}")
         curves[name] = [loss_after(steps, model, x[:25], y[:25]) for steps in STEPS]
     print("ReLU does as well: this shows how SPARTA works, and no gain. The picture is quickstart.png.")
-    draw(model, x[:4], x_adv[:4], curves)
+    draw(model, x[:4], y[:4], x_adv[:4], curves)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ COMMANDS = {
     "tables": ("results.command:tables", "write docs/results.md from the filed results"),
     "export": ("results.export:main", "make a set of trained activations"),
     "audit": ("audit.command:main", "look for gradient masking with every attack"),
-    "figures": ("results.figures:main", "draw the paper's Figures 1 and 3"),
+    "pictures": ("pictures.command:main", "draw the pictures of the documentation"),
+    "figures": ("pictures.figures:main", "draw the paper's Figures 1 and 3"),
     "controls": ("results.controls:main", "small experiments with their controls"),
     "network": ("evaluation.networks:main", "write a network's weights to pass on"),
 }

@@ -8,14 +8,14 @@ from benchmarks import identities, plain
 from benchmarks.measuring import multiply_adds, race, saved_bytes
 from benchmarks.plain import PlainSparta
 from examples.paper.common.activations import FeatureDenoising
+from examples.paper.pictures import cost
 from sparta_act import Sparta
 
 
 @pytest.mark.slow
-def test_the_network_benchmark_measures_every_contender(tables):
-    rows, printed = tables(
-        "benchmarks.network", "--width 8 --batch-size 4 --rounds 1 --device cpu --compile none"
-    )
+def test_the_network_benchmark_measures_every_contender(tables, tmp_path):
+    arguments = "--width 8 --batch-size 4 --rounds 1 --device cpu --compile none"
+    rows, printed = tables("benchmarks.network", f"{arguments} --record {tmp_path}/record.json")
     for row in ("training, ms", "input grad, ms", "saved / relu"):
         assert all(float(cell) > 0 for cell in rows[row]), row
     assert rows["training / relu"][0].startswith("1.00")
@@ -25,6 +25,12 @@ def test_the_network_benchmark_measures_every_contender(tables):
     relu, plainly, fast = (float(cell) for cell in rows["saved / relu"])
     assert relu == 1 < fast < plainly
     assert "the same loss and gradients" in printed
+    ((network, ratios),) = cost.read(tmp_path).items()
+    assert network == "resnet18 width 8, 32 x 32"
+    shown = {row: f"{ratio.value:.2f}" for row, ratio in ratios.items()}
+    printed_as = {"memory kept\nfor backward": "saved / relu", "training step,\ntime": "training / relu"}
+    for row, name in printed_as.items():
+        assert rows[name][2].split()[0] == shown[row]
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
-from examples.paper.results import command, figures
-from examples.paper.results.score_maps import score_maps
+from examples.paper.pictures import figures
+from examples.paper.results import command
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 from examples.paper.training.loop import Settings, epochs, read_log
@@ -324,15 +324,10 @@ def test_the_audits_command(device, tiny_data, tmp_path):
 @pytest.mark.slow
 def test_the_figures(run, device, tiny_data, tmp_path):
     options = arguments("--limit 2 --steps 3 --images 2", "--device", device, "--data-dir", tiny_data)
-    figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path / "one.png")])
-    curve = json.loads((tmp_path / "one.json").read_text())["loss per step"][run.name]
+    figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path)])
+    curve = json.loads((tmp_path / "loss.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3
-    score_maps(
-        tmp_path / "two.png",
-        networks_to_audit.Small(Sparta).to(device),
-        torch.rand(4, 3, 32, 32, device=device),
-    )
-    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "feature-maps.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

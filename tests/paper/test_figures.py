@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from examples.paper.common.models import build
-from examples.paper.results import figures
+from examples.paper.pictures import figures
 from examples.paper.training.command import main as train
 
 
@@ -51,26 +51,30 @@ def draw(*arguments):
 def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
     paths = [tiny_run(tmp_path / a, tiny_data, "--activation", a) for a in ("relu", "sparta")]
     options = ["--data-dir", tiny_data, "--limit", 8, "--steps", 3, "--out"]
-    draw(*paths, *options, tmp_path / "one.png")
-    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads((tmp_path / "one.json").read_text())
+    draw(*paths, *options, tmp_path / "one")
+    for name in ("feature-maps", "loss"):
+        assert (tmp_path / f"one/{name}.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "one/loss.json").read_text())
     assert record["images"] == 8
     assert set(record["loss per step"]) == {"relu", "sparta"}
     curve = record["loss per step"]["relu"]
     assert len(curve["mean"]) == len(curve["std"]) == 3
     assert curve["mean"][2] < curve["mean"][0]  # a targeted attack lowers it
-    draw(paths[0], *options, tmp_path / "two.png")
-    alone = json.loads((tmp_path / "two.json").read_text())["loss per step"]["relu"]
+    difference = record["loss per step"]["sparta"]["mean"][2] - curve["mean"][2]
+    assert record["minus the first"]["sparta"]["mean"][2] == pytest.approx(difference, abs=1e-5)
+    draw(f"ReLU={paths[0]}", *options, tmp_path / "two")
+    alone = json.loads((tmp_path / "two/loss.json").read_text())["loss per step"]["ReLU"]
     assert alone == curve  # the same attack, whatever else is drawn
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path, tiny_data):
-    with pytest.raises(ValueError, match=r"no such file: .*nowhere\.pt"):
+def test_what_cannot_be_compared_is_refused(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no .*nowhere\.pt; give the checkpoint"):
         draw(tmp_path / "nowhere.pt")
     first = tiny_run(tmp_path / "a", tiny_data, "--activation", "relu")
     second = tiny_run(tmp_path / "b", tiny_data, "--activation", "relu", "--dataset", "mnist-m")
     with pytest.raises(ValueError, match="of cifar10 and mnist-m; draw one data set at a time"):
         draw(first, second)
     third = tiny_run(tmp_path / "other/a", tiny_data, "--activation", "relu")
-    with pytest.raises(ValueError, match="folders of one name"):
+    with pytest.raises(ValueError, match=f"two networks have the name a: {first}, {third}; .* NAME=FILE"):
         draw(first, third)

@@ -10,7 +10,7 @@
   python -m examples.paper controls mean-gate --data-dir DATA/cifar10
       Does a network need its gates? Our trained network, and the same with each gate replaced by its mean
       over active elements of training images: one number, one of each channel, one of each place. Nothing is
-      trained. Draws scores.png, the scores of places at each site for a few images.
+      trained.
 
 Each network is one file in --out, so a killed call goes on where it was. At the end the errors are printed,
 and what the gates of the first seed do.
@@ -37,7 +37,6 @@ from examples.paper.common.records import check_errors, sha256, unpacked, write_
 from examples.paper.common.statistics import difference, entry, format_difference
 from examples.paper.evaluation import networks
 from examples.paper.results.control_networks import HALF, SHUFFLED, Make, drop_in, mean_gate, transfer
-from examples.paper.results.score_maps import score_maps
 from examples.paper.results.state import RESULTS
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
@@ -192,7 +191,6 @@ def mean_gates(args: argparse.Namespace) -> Results:
         raise ValueError(f"{args.network} has no SPARTA, so no gate to replace")
     here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": key}
     made = mean_gate(model, data.to_float(x))
-    score_maps(args.out / "scores.png", model, data.to_float(test[0][:6]))
     return {
         n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
         for n, make in made.items()

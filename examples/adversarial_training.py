@@ -27,19 +27,14 @@ from tqdm import tqdm
 import data
 from models import make_network
 from pgd import check_numbers, is_wrong, pgd
-from sparta_act import Sparta, SpartaSet, relu_sites, replace_relus
+from sparta_act import Sparta, SpartaSet, replace_relus
 
 
-def put_activation(network: nn.Module, activation: str, sites: str, identity: bool) -> dict[str, Sparta]:
-    """Replace the ReLUs at `sites`, in place; return the Spartas that train, by their labels."""
-    labels = {s.name: s.label for s in relu_sites(network)}
-    fresh = activation == "sparta"
+def put_activation(network: nn.Module, activation: str, sites: str, identity: bool) -> None:
+    """Replace the ReLUs at `sites`, in place: by fresh Spartas, by a frozen set, or not at all ("relu")."""
     if activation != "relu":
-        new = partial(Sparta, identity=identity) if fresh else Sparta.from_pretrained(activation)
+        new = partial(Sparta, identity=identity) if activation == "sparta" else activation
         replace_relus(network, sites, new)
-    found = {n: m for n, m in network.named_modules() if isinstance(m, Sparta) and fresh}
-    # a site is the ReLU itself, or the block whose forward calls it
-    return {labels.get(n) or labels.get(n.rpartition(".")[0]) or n: m for n, m in found.items()}
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -139,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ...]:
-    """State to go on from, data sets, network, Spartas that train. Raises for options that cannot work."""
+    """State to go on from, data sets, network. Raises for options that cannot work."""
     args.eps, args.step_size = float(Fraction(args.eps)), float(Fraction(args.step_size))
     check_numbers(eps=args.eps, step_size=args.step_size)
     if min(args.steps, args.epochs, args.batch_size, args.size) < 1 or not 0 <= args.lr < float("inf"):
@@ -148,7 +143,7 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
     set_seed(args.seed)
     train_set, test_set = data.load(args.data, args.size)
     network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
-    spartas = put_activation(network, args.activation, args.sites, identity=args.init is not None)
+    put_activation(network, args.activation, args.sites, identity=args.init is not None)
     images = data.digest(train_set)
     args.out.mkdir(parents=True, exist_ok=True)  # nothing is left where the options were refused
     lock = FileLock(args.out / "lock", timeout=0)
@@ -158,7 +153,7 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
     except Timeout:
         raise ValueError(f"another training writes into {args.out}: give another --out") from None
     state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings, images)
-    return state | {"images": images, "lock": lock}, train_set, test_set, network, spartas
+    return state | {"images": images, "lock": lock}, train_set, test_set, network
 
 
 def main() -> None:
@@ -166,7 +161,7 @@ def main() -> None:
     args = (p := parser()).parse_args()
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "resume")}
     try:
-        state, train_set, test_set, network, spartas = prepare(args, settings)
+        state, train_set, test_set, network = prepare(args, settings)
     except (ValueError, ArithmeticError, RuntimeError, OSError, ImportError) as error:
         p.error(str(error))
 
@@ -199,9 +194,9 @@ def main() -> None:
     n, clean, attacked = evaluate(accelerator, network, bar(test_batches), pgd10)
     measured = {"clean": f"{clean} of {n} wrong", "PGD-10": f"{attacked} of {n} wrong"}
     accelerator.print("test images:", "; ".join(f"{k} {v}" for k, v in measured.items()))
-    if spartas and accelerator.is_main_process:
+    if args.activation == "sparta" and accelerator.is_main_process:
         info = {"backbone": args.network, "measured": measured, "recipe": settings}
-        print("saved:", SpartaSet(spartas, info).save_pretrained(args.out / "set"))
+        print("saved:", SpartaSet.of(network, info).save_pretrained(args.out / "set"))
 
 
 if __name__ == "__main__":

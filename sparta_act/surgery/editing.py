@@ -52,6 +52,7 @@ def one_site(seen: Seen, network: Network, keys: Iterator[str]) -> Site:
             _check_rewritable(seen)
             spans = network.spans(type(owner), {e.offset for _, e in seen})
         _check_once(seen, network)
+        _check_modes(seen, network)
         target, key = swap or (owner, next(keys))
     except SiteError as error:
         return Site(network.name(owner), event.shape[1], _calls(seen, network), problem=str(error))
@@ -78,6 +79,15 @@ def _calls(seen: Seen, network: Network) -> int:
 def _check_once(seen: Seen, network: Network) -> None:
     if (calls := _calls(seen, network)) > 1:
         raise SiteError(f"it runs {calls} times in one pass; operate on a module that runs it once")
+
+
+def _check_modes(seen: Seen, network: Network) -> None:
+    """Refuse a call that is not made in both modes, though its module runs: what it trains is not used."""
+    owner = seen[0][1].modules[-1]
+    modes = {p.training for p, _ in seen}
+    if modes != {p.training for p in network.passes if id(owner) in p.inside}:
+        mode = "training" if True in modes else "evaluation"
+        raise SiteError(f"it is called in {mode} mode only, where the module runs in both; call it in both")
 
 
 def _swap(seen: Seen, network: Network) -> tuple[nn.Module, str] | None:

@@ -65,7 +65,7 @@ def _new_sites(calls: dict[Place, Seen], network: Network) -> Iterator[Site]:
             yield one_site(seen, network, keys.setdefault(id(owner), _free_keys(owner)))
         else:
             problem = f"it runs {event.no_map}; call it on (N, C, ...)"
-            yield Site(network.name(owner), event.shape[1], 1, problem=problem)
+            yield Site(network.name(owner), problem=problem)
 
 
 def _free_keys(owner: nn.Module) -> Iterator[str]:

@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import nn
 
-from sparta_act import Sparta, replace_relus
+from sparta_act import Sparta, SpartaSet, replace_relus
 from tests.examples.conftest import EXAMPLES
 from tests.examples.test_files import ROOT, copied
 
@@ -92,13 +92,14 @@ def test_no_gain_decays(example):
 def test_which_activation_is_put_where(example):
     training, models = example("adversarial_training"), example("models")
     put = training.put_activation
-    assert put(models.ResNet18(4), "relu", "G*.B-1", identity=False) == {}
-    frozen = models.ResNet18(16)
-    assert put(frozen, "cifar10-resnet18-w16", "G*.B-1", identity=False) == {}
+    plain, frozen, model = models.ResNet18(4), models.ResNet18(16), models.ResNet18(4)
+    put(plain, "relu", "G*.B-1", identity=False)
+    assert not [m for m in plain.modules() if isinstance(m, Sparta)]
+    put(frozen, "cifar10-resnet18-w16", "G*.B-1", identity=False)
     assert frozen.layer1[1].act2.frozen
-    model = models.ResNet18(4)
-    spartas = put(model, "sparta", "G{1,4}.B1", identity=True)
-    assert spartas == {"G1.B1": model.layer1[0].act2, "G4.B1": model.layer4[0].act2}
+    put(model, "sparta", "G{1,4}.B1", identity=True)
+    spartas = SpartaSet.of(model)
+    assert dict(spartas) == {"G1.B1": model.layer1[0].act2, "G4.B1": model.layer4[0].act2}
     assert spartas["G1.B1"].identity
 
 
@@ -158,7 +159,7 @@ def pictures(folder, *classes):
         ("--step-size 2", "step_size is a fraction of the pixel range"),
         ("--out one/test/cat/0.png", "0.png"),
         ("--sites G9.B1", "G9.B1"),
-        ("--activation no/such/set", "'no/such/set' is neither a folder nor a name on the Hub"),
+        ("--activation no/such/set", "there is no folder 'no/such/set'"),
     ],
 )
 def test_bad_input_ends_in_one_clear_error(options, message, example, tmp_path, monkeypatch, capsys):

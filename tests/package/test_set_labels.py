@@ -12,9 +12,9 @@ from sparta_act.errors import WeightsError
 
 
 def put_by_hand():
-    """A network with a ReLU and two Spartas, the first of which a builder has put in."""
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Sparta(4), nn.Conv2d(4, 6, 3), nn.ReLU())
-    net.add_module("act", Sparta(6))
+    """A network with a ReLU and two Spartas."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Sparta(4, hidden=1), nn.Conv2d(4, 6, 9), nn.ReLU())
+    net.add_module("act", Sparta(6, hidden=1))
     return net
 
 
@@ -121,12 +121,34 @@ def test_what_makes_no_set_is_refused(given, words):
         SpartaSet.of(given)
 
 
-def test_the_surgery_names_the_sites():
-    net = replace_relus(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU()), "*")
-    assert list(SpartaSet.of(net)) == ["1", "3"]
+def narrow(channels):
+    return Sparta(channels, hidden=1)
 
 
-def test_a_set_of_dotted_names_fits_back_in(tmp_path):
+@pytest.mark.parametrize(
+    "wrap", [lambda net: net, nn.DataParallel, lambda net: torch.compile(net, backend="eager")]
+)
+def test_a_set_goes_back_to_the_sites_that_it_came_from(tmp_path, wrap):
+    """Labels of blocks and dotted names break ties: both sites of a pair have the same channels."""
+    resnet18 = pytest.importorskip("torchvision").models.resnet18
+    net, sites = wrap(resnet18(num_classes=5)), "relu, G1.B1, G2.B1, G2.B2"
+    replace_relus(net, sites, narrow)
+    with torch.no_grad():
+        for m in net.modules():
+            for p in m.parameters() if isinstance(m, Sparta) else ():
+                p.copy_(torch.randn(p.shape).half())
+    trained = SpartaSet.of(net, {"backbone": "ResNet-18"})
+    assert list(trained) == ["relu", "G1.B1", "G2.B1", "G2.B2"]
+    trained.save_pretrained(tmp_path)
+    other = resnet18(num_classes=5)
+    replace_relus(other, sites, str(tmp_path))
+    for label, activation in SpartaSet.of(other).items():
+        assert activation.frozen
+        for one, two in zip(activation.parameters(), trained[label].parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_a_set_of_names_given_by_hand_fits_back_in(tmp_path):
     net = put_by_hand()
     with torch.no_grad():
         for p in net.parameters():
@@ -135,5 +157,5 @@ def test_a_set_of_dotted_names_fits_back_in(tmp_path):
     other = copy.deepcopy(net)
     other[1], other.act = nn.ReLU(), nn.ReLU()
     replace_relus(other, "1, act", Sparta.from_pretrained(tmp_path))
-    x = torch.randn(2, 3, 8, 8)
+    x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(other(x), net(x))

@@ -231,6 +231,28 @@ def test_branches_that_no_pass_runs_are_named(waiting):
     assert_untouched(net, before)
 
 
+class ByMode(nn.Module):
+    """Another call in training than in evaluation, which no rewriting of one call covers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+
+    def forward(self, x):
+        x = self.act(x) if self.training else F.relu(x)
+        return self.conv(F.relu(self.conv(x)))
+
+
+def test_one_activation_is_not_trained_and_another_used():
+    net = nn.Sequential(ByMode(), nn.Flatten())
+    before = state(net)
+    with pytest.raises(
+        SiteError, match="it is called in evaluation mode only, where the module runs in both"
+    ):
+        replace_relus(net, "all", Probe)
+    assert_untouched(net, before)
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

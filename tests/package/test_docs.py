@@ -251,3 +251,19 @@ def test_every_card_of_the_package_says_what_an_audit_found_or_that_there_was_no
         for label, activation in found.items():
             for key, value in activation.state_dict().items():
                 assert value.equal(taken[label].state_dict()[key]), (label, key)
+
+
+def test_the_messages_that_a_page_explains_are_those_of_the_errors():
+    quoted = re.findall(r"^\| `([^`]*)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    net = ResNet("resnet18", width=8)
+    edited = replace_relus(ResNet("resnet18", width=8), "G*.B-1").state_dict()
+    x, y = torch.full((2, 3, 8, 8), 2.0), torch.tensor([0, 1])
+    causes = {
+        "cannot replace ReLU at": lambda: replace_relus(net, "G9.B1"),
+        "Unexpected key(s) in state_dict": lambda: net.load_state_dict(edited),
+        "images must lie in [0, 1]": lambda: pgd(net, x, y, eps=8 / 255, step_size=2 / 255, steps=1),
+    }
+    assert [q.removesuffix(" ...") for q in quoted] == [*causes, "operator torchvision::nms does not exist"]
+    for message, cause in causes.items():
+        with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
+            cause()

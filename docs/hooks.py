@@ -63,12 +63,12 @@ class Docstrings(griffe.Extension):
 
 def as_markdown(docstring: str) -> str:
     """A paragraph for each argument, for the shapes, errors and source, and a fence around examples."""
-    text = re.sub(rf"\n(?={LABEL})", "\n\n", docstring)
+    text = re.sub(rf"(?<=[.:])\n(?={LABEL})", "\n\n", docstring)
     text = re.sub(r"(?m)^(Shapes|Raises|Source)\b", r"__\1__", text)
     return re.sub(r"(?ms)^(?P<example>>>> .*?)(?=\n\n|\Z)|`[^`]+`|[*<]", _marked, text)
 
 
 def _marked(found: re.Match[str]) -> str:
     if found["example"]:
-        return f"```pycon\n{found[0]}\n```"
+        return "```pycon\n" + re.sub(r" *# doctest: .*", "", found[0]) + "\n```"
     return f"\\{found[0]}" if len(found[0]) == 1 else found[0]

@@ -37,6 +37,10 @@ def audited(record):
     return path if path.exists() else None
 
 
+ON_GITHUB = r"https://github\.com/sparta-act/sparta-act/(?:blob|tree)"
+RAW = r"https://raw\.githubusercontent\.com/sparta-act/sparta-act"
+
+
 def slug(heading):
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -46,9 +50,7 @@ def slug(heading):
 def test_links_lead_to_files_and_headings_that_exist(page):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if absolute := re.fullmatch(
-            r"https://github\.com/sparta-act/sparta-act/(?:blob|tree)/main/(.*)", link
-        ):
+        if absolute := re.fullmatch(f"(?:{ON_GITHUB}|{RAW})/main/(.*)", link):
             base, link = ROOT, absolute[1]
         elif link.startswith("http"):
             continue

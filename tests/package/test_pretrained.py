@@ -663,7 +663,7 @@ def test_the_metadata_has_the_license_and_the_base_model_of_info():
     assert (data.license, data.base_model) == (None, ["a/b", "a/c"])
     with pytest.warns(UserWarning, match=r'info\["base_model"\] is \'resnet26d\', .* "organization/name"'):
         errors_of(None, base_model="resnet26d")
-    with pytest.warns(UserWarning, match=r'info\["license"\] is 5'):
+    with pytest.warns(UserWarning, match=r'info\["license"\] is 5, which'):
         data, _ = errors_of(None, license=5, base_model=None, pipeline_tag="Image Classification")
     assert data.to_dict().keys() == {"library_name", "tags", "datasets"}
 

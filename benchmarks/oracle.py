@@ -143,7 +143,7 @@ class _Judgment:
         return []
 
     def every(self) -> str:
-        """Replace "all", restore, compare: how many calls, or "refused". Raises `Wrong` where one on a map stays."""
+        """Replace "all", restore, compare: how many calls, or "refused". Raises `Wrong` where one stays."""
         model = self.bench.model
         try:
             self.replace(model, "all", Probe, kinds=self.bench.kind, example=self.given)

@@ -34,18 +34,20 @@ OPENING = """# The surgery on third-party networks
 Written by `python -m benchmarks.zoo`; {stamp}. Random weights, seed 0.
 
 In each network `replace_relus` puts a probe, an activation that no network has, at the end of every block,
-then at one more site by its name, then at "all". A recording of all activation calls, which shares no code with the
-surgery, finds these calls, and the untouched network runs again with exactly these calls computed by the
-probe. **Right**: the changed network gives the same output in all bits, in evaluation and in training mode,
-and the restored network gives the first output. **Refused**: nothing was changed, and the error says why. In
-a network without ReLU on feature maps, its most frequent activation was replaced (`kinds=`).
+then at one more site by its name, then at "all". A recording of all activation calls, which shares no code
+with the surgery, finds these calls, and the untouched network runs again with exactly these calls computed by
+the probe. **Right**: the changed network gives the same output in all bits, in evaluation and in training
+mode, the restored network gives the first output, and "all" leaves no call on a map. **Refused**: nothing was
+changed, and the error says why. In a network without ReLU on feature maps, its most frequent activation was
+replaced (`kinds=`).
 
 {summary}
 
-`blocks`: the number of blocks in each group; `other`: the sites without a label; `all`: how many calls on feature maps
-`"all"` replaces (in evaluation and in training mode, where they differ); it was refused in {refused} of {total} networks.
-Of a detector only the `backbone` is judged, as the rest needs boxes. In {partly} of the right networks some blocks end
-in another activation than the requested one: these were refused, and the others replaced.
+`blocks`: the number of blocks in each group; `other`: the sites without a label; `all`: how many calls on
+feature maps `"all"` replaces (in evaluation and in training mode, where they differ); it was refused in
+{refused} of {total} networks. Of a detector only the `backbone` is judged, as the rest needs boxes. In {partly}
+of the right networks some blocks end in another activation than the requested one: these were refused, and
+the others replaced.
 """
 
 A, T = TypeVar("A"), TypeVar("T")

@@ -13,19 +13,28 @@ WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  #
 
 
 def labelled(model: nn.Module) -> dict[str, Sparta]:
-    """Every `Sparta` of a network, once, by the site that it was put at, else by its dotted name.
+    """Every `Sparta` of a network, once, by the site that it, or a module around it, was put at.
 
+    Without a site it goes by its dotted name.
     Where several have one label, as in two backbones, they go by their dotted names, without wrappers.
     """
-    found = {
-        plain_name(model, name) or "sparta": m for name, m in model.named_modules() if isinstance(m, Sparta)
-    }
-    labels = {name: str(vars(m).get("sparta_site") or name) for name, m in found.items()}
+    names = [name for name, m in model.named_modules() if isinstance(m, Sparta)]
+    ways = {plain_name(model, name) or "sparta": _way(model, name) for name in names}
+    sites = {name: [s for m in way if (s := vars(m).get("sparta_site"))] for name, way in ways.items()}
+    labels = {name: str(of_one[-1] if of_one else name) for name, of_one in sites.items()}
     count = Counter(labels.values())
     labels = {name: label if count[label] == 1 else name for name, label in labels.items()}
     if len({*labels.values()}) < len(labels):  # a dotted name is the label of another
         labels = {name: name for name in labels}
-    return {labels[name]: m for name, m in found.items()}
+    return {labels[name]: way[-1] for name, way in ways.items()}  # type: ignore[misc]
+
+
+def _way(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that lead to one, itself the last."""
+    way = [model]
+    for part in filter(None, name.split(".")):
+        way.append(way[-1]._modules[part])  # type: ignore[arg-type]
+    return way
 
 
 def plain_name(model: nn.Module, name: str) -> str:

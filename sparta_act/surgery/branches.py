@@ -37,6 +37,7 @@ class Forward:
         events = [e for e in inside if e.modules[-1] is owner]
         self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
         alike = [e for e in inside if e.kind in (*kinds, "replaced")]
+        self._around = {id(m) for e in alike for m in e.modules}
         self._ran = {call for e in alike if e.modules[-1] is owner for call in self.at({e.offset})}
         offsets = {at for e in alike for m, at in zip(e.modules, e.at, strict=True) if m is owner}
         self.led = {*self.at(offsets)}  # the calls that led to an activation
@@ -83,11 +84,10 @@ class Forward:
     def _activates(self, call: ast.Call) -> bool:
         values = self.names.of(call.func)
         found = values + self.names.results(call.func)
-        if any(is_activation(v, self._kinds) for v in found):
+        led = call in self.led
+        if any(is_activation(v, self._kinds) and not (led and self._has_run(v)) for v in found):
             return True
-        if call not in self.led and any(
-            self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found
-        ):
+        if not led and any(self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found):
             return True
         if self.calls[call] in self._seen:
             return True
@@ -114,8 +114,12 @@ class Forward:
         """Whether it is such an activation, or a function of somebody's with one in it that did not run."""
         if isinstance(value, nn.Module):
             return is_activation(value, self._kinds)
-        waits = not self.ran_in(_theirs(value))
+        waits = not self._has_run(value)
         return is_activation(value, self._kinds) or (waits and self._may_lead(value, self._ran_modules))
+
+    def _has_run(self, value: Any) -> bool:
+        """Whether an activation was called inside it: a function, or a module with a forward of its own."""
+        return self.ran_in(_theirs(value)) or id(value) in self._around
 
     def ran_in(self, function: Any) -> bool:
         """Whether a pass called an activation in this function."""

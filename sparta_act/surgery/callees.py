@@ -194,12 +194,24 @@ class Names:
         elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value:
             self._assign(node.target, node.value)
         elif isinstance(node, ast.For | ast.comprehension):
-            for name in _names(node.target):
-                self._items.setdefault(name, []).append(node.iter)
+            self._turn(node.target, node.iter)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 name = alias.asname or alias.name.split(".")[0]
                 self._found.setdefault(name, []).extend(self._imported(node, alias))
+
+    def _turn(self, target: ast.expr, over: ast.expr) -> None:
+        """Note what a loop gives its names: with `zip` and `enumerate`, each its own."""
+        names = target.elts if isinstance(target, ast.Tuple) else []
+        called = over.func.id if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) else ""
+        sources = over.args if isinstance(over, ast.Call) else []
+        sources = [ast.Tuple([]), *sources] if called == "enumerate" else sources
+        if called in ("zip", "enumerate") and len(names) == len(sources):
+            for its_name, source in zip(names, sources, strict=True):
+                self._turn(its_name, source)
+        else:
+            for name in _names(target):
+                self._items.setdefault(name, []).append(over)
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):

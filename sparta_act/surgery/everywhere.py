@@ -78,7 +78,8 @@ def _never_run(network: Network, chosen: list[Site]) -> Iterator[Site]:
     for target, key in (s.cut.place for s in chosen if s.how and not s.cut.spans):
         swapped.setdefault(target, set()).add(key)
     for slot in reversed(network.slots.values()):
-        for line, where in unseen_calls(network.forwards, slot.module, swapped.get(slot.module, set())):
+        unseen = unseen_calls(network.forwards, slot.module, swapped.get(slot.module, set()))
+        for line, where in dict.fromkeys(unseen):
             kinds = in_words(network.kinds)
             problem = f"line {line} ({where}) calls {kinds} in a branch that no pass on the example runs"
             yield Site(

@@ -10,14 +10,15 @@ from sparta_act.surgery.blocks import Slot, groups_of_blocks
 from sparta_act.surgery.editing import last_site
 from sparta_act.surgery.kinds import KINDS, hint, in_words
 from sparta_act.surgery.lasts import is_map_in_any_form, last_call
-from sparta_act.surgery.network import SWAPPED, Network, replaced
+from sparta_act.surgery.network import SWAPPED, Network, put_by_hand, replaced
 from sparta_act.surgery.passes import record
 from sparta_act.surgery.recording import Event, Pass
-from sparta_act.surgery.rewriting import NAME
+from sparta_act.surgery.rewriting import NAME, keys_of
 from sparta_act.surgery.sandbox import Example, Steps
 from sparta_act.surgery.sites import Site, SiteList, size_of
 
 REPLACED = "it is replaced already; to replace it again, call restore_relus first"
+BY_HAND = "it is one of our activations already, which no replacement has put there; set a module there"
 
 
 class Found(NamedTuple):
@@ -32,7 +33,7 @@ def find_sites(
     model: nn.Module, example: Example | None, kinds: frozenset[str], undo: Steps | None = None
 ) -> Found:
     """The blocks, then all other calls of these kinds on feature maps."""
-    ours = replaced(model)
+    ours = replaced(model) | put_by_hand(model)
     passes, example = record(model, [*ours.values()], example, undo)
     network = Network(model, ours, passes, kinds)
     sites = [
@@ -49,7 +50,7 @@ def find_sites(
 
 def _why_none(others: list[Site], passes: list[Pass], kinds: frozenset[str]) -> str:
     """Why the network has no site, as text."""
-    if problems := sorted({f"{s.name}: {s.problem}" for s in others if s.problem}):
+    if problems := sorted({f"{s.name or 'the network'}: {s.problem}" for s in others if s.problem}):
         return "\n".join([f"nothing: no call of {in_words(kinds)} can be replaced.", *problems])
     if any(e.kind in kinds and e.on_map for e in passes[0].events):
         return (
@@ -122,7 +123,9 @@ def _replaced_site(event: Event, network: Network, group: int = 0, block: int = 
     new = event.act
     owner, key = network.place_of[id(new)]
     name = ".".join(filter(None, (network.name(owner), key)))
-    return Site(name, event.shape[1], 1, type(new).__name__, REPLACED, group, block, activation=new)
+    put_in = key in (*vars(owner).get(SWAPPED, ()), *keys_of(owner))
+    problem = REPLACED if put_in else BY_HAND
+    return Site(name, event.shape[1], 1, type(new).__name__, problem, group, block, activation=new)
 
 
 def _summary(model: nn.Module, network: Network) -> str:
@@ -133,16 +136,17 @@ def _summary(model: nn.Module, network: Network) -> str:
     on_maps = sum(n for (of_map, _), n in calls.items() if of_map)
     text = f'{on_maps} calls of {in_words(network.kinds)} on feature maps ("all")'
     text += f", {calls.total() - on_maps} elsewhere" if calls.total() > on_maps else ""
-    if network.place_of:
+    if ours := replaced(model):
         now, before = size_of(model), size_before(model)
-        text += f"\n{len(network.place_of)} replaced: {before:,} parameters before, {now:,} now"
+        text += f"\n{len(ours)} replaced: {before:,} parameters before, {now:,} now"
         text += f" ({now / before:.2f} times)" if before else ""
     return text
 
 
 def size_before(model: nn.Module) -> int:
     """How many parameters a network had before its ReLUs were replaced."""
-    new = {id(p) for m in replaced(model).values() for p in m.parameters()}
-    old = [relu for m in model.modules() for relu, _ in vars(m).get(SWAPPED, {}).values()]
-    kept = {id(p): p for m in (model, *old) for p in m.parameters() if id(p) not in new}
+    new = {id(m) for put_in in replaced(model).values() for m in put_in.modules()}
+    old = [m for m in model.modules() if id(m) not in new]
+    old += [m for o in old for relu, _ in vars(o).get(SWAPPED, {}).values() for m in relu.modules()]
+    kept = {id(p): p for m in old for p in m._parameters.values() if p is not None}
     return sum(p.numel() for p in kept.values())

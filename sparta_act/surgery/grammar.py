@@ -77,7 +77,7 @@ def select(sites: SiteList, asked: str, kinds: frozenset[str], every: Callable[[
     `every`: lists what "all" means.
     """
     chosen, problems = dict[int, Site](), list[str]()
-    for term in parse(asked):
+    for term in dict.fromkeys(parse(asked)):
         alike = Counter[str]()
         for found in _meant(sites, term, kinds, every):
             if isinstance(found, str):
@@ -85,7 +85,7 @@ def select(sites: SiteList, asked: str, kinds: frozenset[str], every: Callable[[
             elif found.problem:
                 alike[found.problem] += 1
                 if alike[found.problem] <= FEW:
-                    name = f"{found} ({found.name})" if found.label else found.name
+                    name = f"{found} ({found.name})" if found.label else found.name or "the network"
                     problems.append(f"{term}: {name} cannot be replaced: {found.problem}")
             else:
                 chosen[id(found)] = found

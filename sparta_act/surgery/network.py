@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from sparta_act.activations import Sparta, SwishReLU
 from sparta_act.surgery.blocks import Slot, Slots
 from sparta_act.surgery.branches import Forwards
 from sparta_act.surgery.locating import locate_all
@@ -21,6 +22,17 @@ def replaced(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
             if (new := module._modules.get(key)) is not None:
                 found[module, key] = new
     return found
+
+
+def put_by_hand(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
+    """The activations of ours that no replacement put where they are now, by where they are."""
+    known = {id(m) for new in replaced(model).values() for m in new.modules()}
+    return {
+        (parent, key): child
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if isinstance(child, Sparta | SwishReLU) and id(child) not in known
+    }
 
 
 class Network:

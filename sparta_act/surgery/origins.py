@@ -73,7 +73,7 @@ class Origins:
         """Why a tensor is no feature map (N, C, ...); empty if it is one."""
         if not origin.of_input:
             return WEIGHTS
-        if not origin.places:
+        if not origin.places and not (len(shape) in self._dimensions and pixels(shape) > 1):
             return PIXELS if len(shape) in self._dimensions else VECTORS
         if origin.channels == 0:
             return ALONE

@@ -97,7 +97,7 @@ def _matched(sites: list[Site], activations: Mapping[str, nn.Module]) -> list[nn
                 f"{site} has {site.channels} channels: {' and '.join(fits) + ' fit' if fits else 'none fits'}"
             )
     if problems:
-        has = ", ".join(f"{label} with {count}" for label, count in channels.items())
+        has = ", ".join(f"{label} with {n or 'no in_channels'}" for label, n in channels.items())
         raise SiteError(
             "\n".join(["the activations do not fit the sites:", *problems, f"The set has {has}."])
         )

@@ -159,3 +159,10 @@ def test_a_set_of_names_given_by_hand_fits_back_in(tmp_path):
     replace_relus(other, "1, act", Sparta.from_pretrained(tmp_path))
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(other(x), net(x))
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, lambda m: torch.compile(m, backend="eager")])
+def test_the_site_of_a_module_around_it_is_its_label(around):
+    net = nn.Sequential(nn.Conv2d(3, 4, 9), nn.ReLU())
+    replace_relus(net, "1", lambda channels: around(Sparta(channels, hidden=1)))
+    assert list(SpartaSet.of(nn.ModuleDict({"net": net}))) == ["1"]

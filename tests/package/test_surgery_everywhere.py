@@ -361,3 +361,133 @@ def test_the_label_of_a_new_module_says_where_it_is():
     net = replace_relus(nets.Net(nets.OneModule), "G1.B*, stem.2", Sparta)
     assert [net.layer1[0].sparta.sparta_site, net.layer1[1].sparta.sparta_site] == ["G1.B1", "G1.B2"]
     assert net.stem[2].sparta_site == "stem.2"
+
+
+class MapAndKernel(nn.Module):
+    """A map that is a kernel too, another in which the places of unfolded windows are left, and a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        seen = F.conv2d(x, x[:1, :, :3, :3], padding=1)
+        windows = F.unfold(self.b(x), 3, padding=1).view(*x.shape[:2], 9, *x.shape[2:])
+        only = F.conv2d(x, F.relu(self.b(x)[:1, :, :3, :3]))
+        return F.relu(windows.mean(2)) + seen.mean() + only.mean()
+
+
+def test_a_map_that_is_a_kernel_too_is_replaced():
+    net = nn.Sequential(MapAndKernel()).eval()
+    expected = outputs(net, False, {0, 2})[1]
+    replace_relus(net, "all", Probe)
+    assert_same(outputs(net, False)[1], expected)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.dense, self.b = nn.Conv2d(3, 4, 3), nn.Linear(4, 64), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.b(F.relu(self.dense(self.a(x).mean((2, 3))).view(-1, 4, 4, 4)))
+
+
+def test_a_map_that_a_dense_layer_makes_is_named():
+    with pytest.raises(SiteError, match=r"it runs on maps in another form than \(N, C, \.\.\.\)"):
+        replace_relus(Decoder(), "all", Probe)
+
+
+class OwnClass(nn.Module):
+    """As timm's GELU: a name that is known, and a forward of its own."""
+
+    class ReLU(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(3, 4, 3), self.ReLU(), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x)))
+
+
+def test_an_activation_of_somebodys_that_has_run_is_no_branch():
+    net = OwnClass().eval()
+    expected = outputs(net, False, {0})[1]
+    replace_relus(net, "all", Probe)
+    assert net.act.sparta.sparta_site == "act"
+    assert_same(outputs(net, False)[1], expected)
+
+
+class InTurns(nn.Module):
+    """Each of three lists has its own part in a turn, and two lists have no activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.acts = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+
+    def forward(self, x):
+        for i, (conv, norm, act) in enumerate(zip(self.convs, self.norms, self.acts, strict=True)):
+            x = norm(conv(x))
+            x = act(x - i)
+        return x
+
+
+def test_each_name_of_a_loop_has_its_own_list():
+    net = nn.Sequential(InTurns())
+    expected = outputs(net, True, {0, 1})[1]
+    replace_relus(net, "all", Probe)
+    assert_same(outputs(net, True)[1], expected)
+
+
+def test_all_twice_is_all():
+    net = replace_relus(nets.Net(nets.Functional), ["all", "all"], nn.SiLU)
+    assert calls_of(net) == [(0, 1)] * 2
+
+
+class Choosing(Decoder):
+    def forward(self, x):
+        if x.ndim == 77:
+            x = F.relu(F.relu(x))
+        return F.relu(self.a(x))
+
+
+def test_the_network_itself_is_named_and_each_line_once():
+    with pytest.raises(SiteError) as error:
+        replace_relus(Choosing(), "all", nn.SiLU)
+    assert str(error.value).count("all: the network cannot be replaced: line ") == 1
+
+
+def test_parameters_that_an_activation_shares_with_the_network_were_there_before():
+    net = nets.Net(nets.TwoModules)
+    size = sum(p.numel() for p in net.parameters())
+
+    class Borrowing(nn.SiLU):
+        def __init__(self):
+            super().__init__()
+            self.bias = net.layer1[0].conv1.weight
+
+    replace_relus(net, "all", Borrowing)
+    assert f"9 replaced: {size:,} parameters before, {size:,} now" in str(relu_sites(net))
+
+
+def test_an_activation_of_ours_put_by_hand_is_left_alone():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Sparta(4, hidden=8), nn.Conv2d(4, 4, 3), nn.ReLU())
+    before = state(net)
+    with pytest.raises(SiteError, match="1: 1 cannot be replaced: it is one of our activations"):
+        replace_relus(net, "1", nn.SiLU)
+    assert_untouched(net, before)
+    assert str(relu_sites(net)) == (
+        "site  name  channels  calls  parameters  edit\n"
+        "      3     4         1      +973        swap\n"
+        f"      1     4         1      {sum(p.numel() for p in net[1].parameters())}         Sparta\n"
+        '1 calls of ReLU on feature maps ("all")'
+    )
+    replace_relus(net, "all", nn.SiLU)
+    assert [type(m).__name__ for m in net] == ["Conv2d", "Sparta", "Conv2d", "SiLU"]
+    assert_untouched(restore_relus(net), before)

@@ -45,9 +45,9 @@ replaced (`kinds=`).
 
 `blocks`: the number of blocks in each group; `other`: the sites without a label; `all`: how many calls on
 feature maps `"all"` replaces (in evaluation and in training mode, where they differ); it was refused in
-{refused} of {total} networks. Of a detector only the `backbone` is judged, as the rest needs boxes. In {partly}
-of the right networks some blocks end in another activation than the requested one: these were refused, and
-the others replaced.
+{refused} of {total} networks. Of a detector only the `backbone` is judged, as the rest needs boxes. In
+{partly} of the right networks some blocks end in another activation than the requested one: these were
+refused, and the others replaced.
 """
 
 A, T = TypeVar("A"), TypeVar("T")

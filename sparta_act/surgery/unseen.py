@@ -1,5 +1,6 @@
 """Finds what a network may call in passes unlike those on the example, which `"all"` would not reach."""
 
+import ast
 import inspect
 import types
 from collections.abc import Collection, Iterator
@@ -23,7 +24,7 @@ def unseen_calls(
     if not forwards.has_run(owner) or not (forward := forwards.of(owner)):
         return
     for call, place in not_replaced(forward, replaced):
-        if not raises(forward.source, place) and not _calls_what_ran(forward, call):
+        if not raises(forward.source, place) and not _calls_what_ran(forward, call, forwards.kinds):
             yield call.lineno, forward.where
     for call in forward.calls:
         if call not in forward.led and (call in forward.source.inner or call in forward.source.reached):
@@ -39,10 +40,10 @@ def unseen_calls(
             yield helper.__code__.co_firstlineno, helper.__qualname__
 
 
-def _calls_what_ran(forward: Forward, call: object) -> bool:
+def _calls_what_ran(forward: Forward, call: ast.expr, kinds: frozenset[str]) -> bool:
     """Whether it is a call of functions that ran from elsewhere: what they call is found where it ran."""
-    values = forward.names.of(call.func) if hasattr(call, "func") else []
-    return bool(values) and all(id(v) in forward.led_to for v in values)
+    values = forward.names.of(call.func) if isinstance(call, ast.Call) else []
+    return bool(values) and all(id(v) in forward.led_to and not is_activation(v, kinds) for v in values)
 
 
 def _waits(module: nn.Module, forwards: Forwards) -> bool:

@@ -11,6 +11,13 @@ PIP := .venv/bin/python -m pip install --quiet --no-compile
 OLDEST_PIP := .venv-oldest/bin/python -m pip install --quiet --no-compile
 # third-party networks and attacks of the tests, without their dependencies, which could pull another torch
 NETWORKS := timm==1.0.31 torchattacks==3.5.1
+# libraries of docs/recipes.md, likewise
+RECIPES := foolbox==3.3.4 eagerpy==0.30.0 GitPython==3.2.1 gitdb==4.0.12 smmap==5.0.3 \
+	lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+# the newest for Python 3.10 that fit each other; Ruff formats the signatures
+SITE := mkdocs-material==9.7.7 mkdocstrings==1.0.6 mkdocstrings-python==2.0.9 pymdown-extensions==12.1 ruff
+# or mkdocs-material advertises its successor
+export NO_MKDOCS_2_WARNING := 1
 # quick: under a minute of CPU time
 FAST := tests/package/test_package.py tests/package/test_surgery.py tests/package/test_surgery_refusals.py
 
@@ -29,6 +36,7 @@ test: .venv/test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/mkdocs build --strict --quiet
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 3 --dist worksteal  # of which some wait
 
 # the package's tests on the oldest versions
@@ -69,8 +77,8 @@ docs: .venv/docs
 	@touch $@
 
 .venv/test: .venv/torch pyproject.toml
-	$(PIP) --editable ".[test]"
-	$(PIP) --no-deps torchvision==0.28.0 $(NETWORKS)
+	$(PIP) --editable ".[test]" $(SITE)
+	$(PIP) --no-deps torchvision==0.28.0 $(NETWORKS) $(RECIPES)
 	@touch $@
 
 .venv-oldest/test: pyproject.toml
@@ -81,7 +89,7 @@ docs: .venv/docs
 
 .venv/benchmarks: .venv/test
 	$(PIP) scikit-learn six
-	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1 foolbox==3.3.4 eagerpy==0.30.0
+	$(PIP) --no-deps adversarial-robustness-toolbox==1.20.1
 	@touch $@
 
 .venv/zoo: .venv/test
@@ -90,7 +98,7 @@ docs: .venv/docs
 	@touch $@
 
 .venv/docs: .venv/bin/python
-	$(PIP) mkdocs-material==9.8.2
+	$(PIP) $(SITE)
 	@touch $@
 
 clean:

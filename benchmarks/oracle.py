@@ -28,6 +28,7 @@ class Verdict(NamedTuple):
     replaced: int = 0  # blocks
     others: int = 0  # sites without a label
     edits: str = ""
+    every: str = ""  # how many calls "all" replaced, or "refused"
 
 
 class Wrong(Exception):  # noqa: N818  (a finding, not a fault)
@@ -76,7 +77,7 @@ def judge(
     given: Example | None = None,
     replace: Callable[..., nn.Module] = replace_relus,
 ) -> Verdict:
-    """Replace the last activation of every block, then one site by its name; compare, restore, compare.
+    """Replace the last activation of every block, one site by its name, and "all"; compare, restore, compare.
 
     `given`: the example passed to the surgery. `replace`: the surgery.
     """
@@ -106,6 +107,7 @@ def judge(
         if others:
             site = others[len(others) // 2]
             reasons += judgment.reasons_against(site.name, [site])
+        verdict = verdict._replace(every=judgment.every())
     except Wrong as error:
         return verdict._replace(result="wrong", why=str(error))
     refused = not judgment.done or (blocks and not fine)
@@ -140,6 +142,30 @@ class _Judgment:
         self.done += 1
         return []
 
+    def every(self) -> str:
+        """Replace "all", restore, compare: how many calls, or "refused". Raises `Wrong` where one stays."""
+        model = self.bench.model
+        try:
+            self.replace(model, "all", Probe, kinds=self.bench.kind, example=self.given)
+        except SpartaError:
+            self._compare_with_before("after the refusal of all")
+            return "refused"
+        after = [self.bench.run(training) for training in (False, True)]
+        restore_relus(model)
+        self._compare_with_before("after restoring all")
+        numbers = set[int]()
+        for training, (outputs, remaining) in enumerate(after):
+            calls = self.before[training][1]
+            chosen = _missing(calls, remaining)
+            if stay := [
+                calls[i].names[-1] for i in range(len(calls)) if calls[i].on_map() and i not in chosen
+            ]:
+                raise Wrong(f"all: {len(stay)} calls stay, such as that in {stay[0]}")
+            if not _same(outputs, self.bench.run(bool(training), chosen)[0]):
+                raise Wrong(f"all: another output than with calls {sorted(chosen)} replaced")
+            numbers.add(len(chosen))
+        return "-".join(map(str, sorted(numbers)))
+
     def _expected(self, site: Site, training: bool) -> int:
         """Index of the call of a site; -1 if it is not called in this mode."""
         calls, model = self.before[training][1], self.bench.model
@@ -163,6 +189,17 @@ class _Judgment:
             raise Wrong(f"{when}: other classes or keys than before")
         if not all(_same(self.bench.outputs(t), self.before[t][0]) for t in (False, True)):
             raise Wrong(f"{when}: another output than before")
+
+
+def _missing(calls: list[Call], remaining: list[Call]) -> frozenset[int]:
+    """Which of the calls are not among the remaining ones, which come in the same order."""
+    left, gone = [*remaining], set[int]()
+    for i, call in enumerate(calls):
+        if left and left[0] == call:
+            left.pop(0)
+        else:
+            gone.add(i)
+    return frozenset(gone)
 
 
 _ACTIVATIONS = {n for n in nn.modules.activation.__all__ if n not in ("MultiheadAttention", "Softmax")}

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.zoo` builds, with random weights, the networks of torchvision and transformers, the
 smallest of each timm family with ReLU, and U-Nets and 3-D networks of segmentation_models_pytorch and monai.
-In each it replaces the last activation of every block by a probe, and then one more site by its name.
+In each it replaces the last activation of every block by a probe, then one more site by its name, then "all".
 `oracle.py` has the expected output from a recording. All bits must agree, in evaluation and in training mode,
 and restoring must bring back the first output.
 """
@@ -34,17 +34,20 @@ OPENING = """# The surgery on third-party networks
 Written by `python -m benchmarks.zoo`; {stamp}. Random weights, seed 0.
 
 In each network `replace_relus` puts a probe, an activation that no network has, at the end of every block,
-and then at one more site by its name. A recording of all activation calls, which shares no code with the
-surgery, finds these calls, and the untouched network runs again with exactly these calls computed by the
-probe. **Right**: the changed network gives the same output in all bits, in evaluation and in training mode,
-and the restored network gives the first output. **Refused**: nothing was changed, and the error says why. In
-a network without ReLU on feature maps, its most frequent activation was replaced (`kinds=`).
+then at one more site by its name, then at "all". A recording of all activation calls, which shares no code
+with the surgery, finds these calls, and the untouched network runs again with exactly these calls computed by
+the probe. **Right**: the changed network gives the same output in all bits, in evaluation and in training
+mode, the restored network gives the first output, and "all" leaves no call on a map. **Refused**: nothing was
+changed, and the error says why. In a network without ReLU on feature maps, its most frequent activation was
+replaced (`kinds=`).
 
 {summary}
 
-`blocks`: the number of blocks in each group; `other`: the sites without a label. Of a detector only the
-`backbone` is judged, as the rest needs boxes. In {partly} of the right networks some blocks end in another
-activation than the requested one: these were refused, and the others replaced.
+`blocks`: the number of blocks in each group; `other`: the sites without a label; `all`: how many calls on
+feature maps `"all"` replaces (in evaluation and in training mode, where they differ); it was refused in
+{refused} of {total} networks. Of a detector only the `backbone` is judged, as the rest needs boxes. In
+{partly} of the right networks some blocks end in another activation than the requested one: these were
+refused, and the others replaced.
 """
 
 A, T = TypeVar("A"), TypeVar("T")
@@ -114,13 +117,15 @@ def page(verdicts: dict[Network, Verdict]) -> str:
     )
     conditions = ", ".join(f"{k} {v}" for k, v in stamp().items())
     partly = sum(v.result == "right" and v.replaced < _blocks(v) for v in verdicts.values())
-    text = [OPENING.format(stamp=conditions, summary="\n".join(rows), partly=partly).rstrip()]
+    judged = [v.every for v in verdicts.values() if v.every]
+    words = {"refused": judged.count("refused"), "total": len(judged), "partly": partly}
+    text = [OPENING.format(stamp=conditions, summary="\n".join(rows), **words).rstrip()]
     for library in libraries:
-        text += [f"\n## {library}\n", "| network | activation | blocks | other | edit | result |"]
-        text.append("| --- | --- | --- | --- | --- | --- |")
+        text += [f"\n## {library}\n", "| network | activation | blocks | other | all | edit | result |"]
+        text.append("| --- | --- | --- | --- | --- | --- | --- |")
         for network, v in verdicts.items():
             if network.package == library:
-                cells = [network.name, v.kind, v.groups, str(v.others), v.edits, _format_result(v)]
+                cells = [network.name, v.kind, v.groups, str(v.others), v.every, v.edits, _format_result(v)]
                 text.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(text) + "\n"
 
@@ -138,7 +143,7 @@ def _format_result(verdict: Verdict) -> str:
 
 
 def _line(network: Network, verdict: Verdict) -> str:
-    found = f"{verdict.groups or 'no'} blocks, {verdict.others} other sites"
+    found = f"{verdict.groups or 'no'} blocks, {verdict.others} other sites, all: {verdict.every or 'none'}"
     return f"{network.package} {network.name}: {verdict.kind}, {found}: {_format_result(verdict)}"
 
 

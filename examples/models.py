@@ -70,7 +70,8 @@ class ResNet18(nn.Module):
 def make_network(name: str, num_classes: int, *, width: int = 16, init: str | None = None) -> nn.Module:
     """Network with ReLU, "resnet18" (the one above), "torchvision/NAME" or "timm/NAME", for images in [0, 1].
 
-    `init`: a .safetensors file of that network's weights. Raises `ValueError` for what does not fit.
+    `init`: a .safetensors file of that network's weights; a classifier for other classes stays new. Raises
+    `ValueError` for what does not fit.
     """
     library, _, name_there = name.partition("/")
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -87,7 +88,8 @@ def make_network(name: str, num_classes: int, *, width: int = 16, init: str | No
         mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
     else:
         raise ValueError(f"no network {name!r}: known are resnet18, torchvision/NAME and timm/NAME")
-    network = network if init is None else load_weights(network, init)
+    if init is not None:
+        load_weights(network, init, but_classifier=True)
     return network if name == "resnet18" else nn.Sequential(Normalize(mean, std), network)
 
 
@@ -102,11 +104,21 @@ def load_network(path: str | Path) -> nn.Module:
     return load_weights(network, path).eval()
 
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load a file into `network`, which changes and is returned. Raises `ValueError` unless all keys fit."""
-    state = read(path)[0]
-    own, given = ({k: v.shape for k, v in tensors.items()} for tensors in (network.state_dict(), state))
-    if wrong := {k for k, _ in own.items() ^ given.items()}:
+def load_weights(network: nn.Module, path: str | Path, but_classifier: bool = False) -> nn.Module:
+    """Load a file into `network`, which changes and is returned. Raises `ValueError` unless all keys fit.
+
+    `but_classifier`: its last linear layer keeps its own weights if the file has another number of classes.
+    """
+    state, own = read(path)[0], network.state_dict()
+    shapes = {(k, v.shape) for k, v in own.items()} ^ {(k, v.shape) for k, v in state.items()}
+    wrong, linear = (
+        {k for k, _ in shapes},
+        [n for n, m in network.named_modules() if isinstance(m, nn.Linear)],
+    )
+    classifier = {k for n in linear[-1:] for k in (f"{n}.weight", f"{n}.bias") if k in own}
+    if but_classifier and wrong == classifier <= state.keys():
+        state |= {k: own[k] for k in classifier}
+    elif wrong:
         raise ValueError(
             f"{path} is of another network: {len(wrong)} tensors do not fit, such as {min(wrong)}"
         )

@@ -2,8 +2,11 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from sparta_act.errors import readable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -24,6 +27,11 @@ def metadata(name: str, info: Mapping[str, Any]) -> "ModelCardData":
 
     license, task = (_words(info.get(key), WORD) for key in ("license", "pipeline_tag"))
     datasets, bases = (_words(info.get(key), REPO) for key in ("dataset", "base_model"))
+    for key, found, form in (("license", license, "apache-2.0"), ("base_model", bases, "organization/name")):
+        if info.get(key) is not None and not found:
+            given = readable(repr(info[key]), 100)
+            text = f'info["{key}"] is {given}, which the Hub would refuse: it takes the form "{form}"'
+            warnings.warn(f"{text}. Now only the text of the card names it", stacklevel=5)
     task_type = task[0] if task else "image-classification"
     results = _results(info.get("measured"), task_type, datasets[0]) if datasets else None
     return ModelCardData(

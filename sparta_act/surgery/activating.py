@@ -60,7 +60,7 @@ def leads_to(
         if is_activation(Made(value) if isinstance(value, type) else value, kinds):
             return True
         if isinstance(value, types.FunctionType) and any(
-            spelled(n) in kinds for n in _names_in(value.__code__)
+            spelled(n) in kinds for n in names_in(value.__code__)
         ):
             return True
         if id(value) not in ran and value is not first:
@@ -71,7 +71,7 @@ def leads_to(
 def _named_by(value: Any, owner: Any, but: Collection[str]) -> Iterator[tuple[Any, Any]]:
     """What a call of the value may call, and whose attributes the names in that may be."""
     if isinstance(value, nn.Module):
-        if not _is_of_torch(type(value)):  # whose own forwards call what is a child
+        if not is_of_torch(type(value)):  # whose own forwards call what is a child
             yield type(value).forward, value
         yield from ((child, value) for child in value.children())
     elif isinstance(value, CONTAINERS):
@@ -82,7 +82,7 @@ def _named_by(value: Any, owner: Any, but: Collection[str]) -> Iterator[tuple[An
         yield value.__func__, value.__self__
     elif isinstance(value, types.FunctionType):
         yield inspect.unwrap(value), owner
-        if not _is_of_torch(value):
+        if not is_of_torch(value):
             yield from ((v, owner) for v in _values_in(value, owner, but) if v is not None)
     elif isinstance(value, property | functools.cached_property):
         yield (value.fget if isinstance(value, property) else value.func), owner
@@ -92,7 +92,8 @@ def _named_by(value: Any, owner: Any, but: Collection[str]) -> Iterator[tuple[An
         yield call, value
 
 
-def _is_of_torch(value: Any) -> bool:
+def is_of_torch(value: Any) -> bool:
+    """Whether a class or function is of torch."""
     return str(value.__module__).split(".")[0] == "torch"
 
 
@@ -101,7 +102,7 @@ def _values_in(function: types.FunctionType, owner: Any, but: Collection[str]) -
     own = getattr(owner, "__dict__", None)  # an object may make up any other attribute when it is asked
     own = own if isinstance(own, dict) else {}
     children = owner._modules if isinstance(owner, nn.Module) else {}
-    for name in _names_in(function.__code__):
+    for name in names_in(function.__code__):
         if name not in but:
             yield children.get(name)
         yield own.get(name)
@@ -112,7 +113,7 @@ def _values_in(function: types.FunctionType, owner: Any, but: Collection[str]) -
     yield from (c.cell_contents for c in function.__closure__ or () if c != types.CellType())
 
 
-def _names_in(code: types.CodeType) -> set[str]:
+def names_in(code: types.CodeType) -> set[str]:
     """The names of attributes and globals in a function, and in those inside it."""
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return {*code.co_names}.union(*map(_names_in, inner))
+    return {*code.co_names}.union(*map(names_in, inner))

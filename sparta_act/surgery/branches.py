@@ -95,7 +95,15 @@ class Forward:
         if isinstance(function, ast.Attribute) and function.attr == "default":  # torch.ops.aten.relu.default
             function = function.value
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        return not values and name.islower() and spelled(name) in self._kinds
+        unknown = not values and not self._is_none(call.func)
+        return unknown and name.islower() and spelled(name) in self._kinds
+
+    def _is_none(self, node: ast.expr) -> bool:
+        """Whether it is an attribute of the module that is None, as of a block without a ReLU."""
+        if not isinstance(node, ast.Attribute) or self.names.of(node.value) != [self._owner]:
+            return False
+        held = {**vars(self._owner), **self._owner._modules}
+        return held.get(node.attr, self) is None
 
     @cached_property
     def led_to(self) -> set[int]:
@@ -106,15 +114,17 @@ class Forward:
         """Whether it is such an activation, or a function of somebody's with one in it that did not run."""
         if isinstance(value, nn.Module):
             return is_activation(value, self._kinds)
-        return is_activation(value, self._kinds) or (
-            not self._has_run(value) and self._may_lead(value, self._ran_modules)
-        )
+        waits = not self._has_run(value)
+        return is_activation(value, self._kinds) or (waits and self._may_lead(value, self._ran_modules))
 
     def _has_run(self, value: Any) -> bool:
         """Whether an activation was called inside it: a function, or a module with a forward of its own."""
-        code = getattr(_theirs(value), "__code__", None)
-        ran = any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via if code)
-        return ran or id(value) in self._around
+        return self.ran_in(_theirs(value)) or id(value) in self._around
+
+    def ran_in(self, function: Any) -> bool:
+        """Whether a pass called an activation in this function."""
+        code = getattr(function, "__code__", None)
+        return any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via if code)
 
     def _may_lead(self, value: Any, ran: Collection[int] = (), but: Collection[str] = ()) -> bool:
         """Whether it is a function of somebody's, or made by one, with an activation in it."""
@@ -189,7 +199,7 @@ def check_all_seen(forwards: Forwards, owner: nn.Module, last: set[int], replace
 
 
 def _check(forward: Forward, final: list[ast.Call], kinds: frozenset[str], replaced: str = "") -> None:
-    for call, place in _not_replaced(forward, [replaced] if replaced else []):
+    for call, place in not_replaced(forward, [replaced] if replaced else []):
         if forward.may_be_last(place, final):
             raise SiteError(
                 f"line {call.lineno} ({forward.where}) calls {in_words(kinds)} too, which may be the last "
@@ -198,35 +208,11 @@ def _check(forward: Forward, final: list[ast.Call], kinds: frozenset[str], repla
             )
 
 
-def _not_replaced(forward: Forward, replaced: Collection[str]) -> Iterator[tuple[ast.expr, ast.AST]]:
+def not_replaced(forward: Forward, replaced: Collection[str]) -> Iterator[tuple[ast.expr, ast.AST]]:
     """The calls that no pass ran, and where each may run, but for those of children of these keys."""
     for call, place in forward.unseen():
         if not (replaced and forward.is_only(call.func if isinstance(call, ast.Call) else call, replaced)):
             yield call, place
-
-
-def unseen_calls(
-    forwards: Forwards, owner: nn.Module, replaced: Collection[str]
-) -> Iterator[tuple[int, str]]:
-    """Line and function of each call of these kinds that no pass ran, and of modules with one in them.
-
-    `replaced`: the keys of the children that will be other modules. Without source, there is none.
-    """
-    if not forwards.has_run(owner) or not (forward := forwards.of(owner)):
-        return
-    for call, place in _not_replaced(forward, replaced):
-        if not raises(forward.source, place):
-            yield call.lineno, forward.where
-    for call in forward.calls:
-        if call in forward.led or (call not in forward.source.inner and call not in forward.source.reached):
-            continue
-        modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module) and v is not owner]
-        waiting = [v for v in modules if not any(id(m) in forwards.ran for m in v.modules())]
-        holding = any(
-            not is_activation(v, forwards.kinds) and leads_to(v, None, forwards.kinds) for v in waiting
-        )
-        if holding and not all(raises(forward.source, place) for place in uses(forward.source, call)):
-            yield call.lineno, forward.where
 
 
 def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) -> bool:

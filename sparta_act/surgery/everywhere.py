@@ -7,7 +7,6 @@ from itertools import count
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.branches import unseen_calls
 from sparta_act.surgery.editing import Seen, check_modes, one_site
 from sparta_act.surgery.kinds import in_words
 from sparta_act.surgery.lasts import is_map_in_any_form
@@ -15,6 +14,7 @@ from sparta_act.surgery.network import Network
 from sparta_act.surgery.recording import Event
 from sparta_act.surgery.rewriting import NAME, Span
 from sparta_act.surgery.sites import Site
+from sparta_act.surgery.unseen import unseen_calls
 
 Place = tuple[nn.Module, object]  # a module, and the key of its child or where its forward calls
 

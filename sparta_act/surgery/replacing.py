@@ -65,10 +65,10 @@ def relu_sites(model: nn.Module, *, kinds: str = "relu", example: Example | None
     default small noise is tried. Raises `SiteError` for what cannot be run or operated on.
 
     >>> relu_sites(torchvision.models.resnet18())  # doctest: +ELLIPSIS
-    site   name             channels  calls  parameters  edit
-    G1.B1  layer1.0         64        1      +14,473     rewrite
+    site   name      channels  calls  parameters  edit
+    G1.B1  layer1.0  64        1      +14,473     rewrite
     ...
-           relu             64        1      +14,473     swap
+           relu      64        1      +14,473     swap
     17 calls of ReLU on feature maps ("all")
     """
     _check(model, example)

@@ -56,3 +56,11 @@ def test_a_network_of_a_library_normalizes_inside_and_starts_from_weights(name, 
     x = torch.rand(1, 3, 32, 32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert torch.equal(second(x), first[1]((x - mean) / std))
+    third = models.make_network(name, 5, init=str(tmp_path / "w.safetensors")).eval()  # of other classes
+    assert third(x).shape == (1, 5)
+    new = {k for k, v in third.state_dict().items() if not torch.equal(v, first.state_dict()[k])}
+    assert new == {"1.fc.weight", "1.fc.bias"}
+    broken = {k: v.contiguous() for k, v in first[1].state_dict().items()} | {"fc.bias": torch.zeros(5)}
+    save_file(broken, tmp_path / "broken.safetensors")
+    with pytest.raises(ValueError, match=r"1 tensors do not fit, such as fc\.bias"):
+        models.make_network(name, 3, init=str(tmp_path / "broken.safetensors"))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sparta_act
 from examples.paper.attacks.pgd import pgd
 from examples.paper.audit.page import filled, markdown
 from examples.paper.common import records
@@ -20,7 +21,7 @@ from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read
 from examples.paper.results.export import NOT_AUDITED
 from examples.paper.results.state import read_result
-from sparta_act import Sparta, replace_relus
+from sparta_act import Sparta, SpartaError, replace_relus
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -36,6 +37,10 @@ def audited(record):
     return path if path.exists() else None
 
 
+ON_GITHUB = r"https://github\.com/sparta-act/sparta-act/(?:blob|tree)"
+RAW = r"https://raw\.githubusercontent\.com/sparta-act/sparta-act"
+
+
 def slug(heading):
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -45,9 +50,7 @@ def slug(heading):
 def test_links_lead_to_files_and_headings_that_exist(page):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if absolute := re.fullmatch(
-            r"https://github\.com/sparta-act/sparta-act/(?:blob|tree)/main/(.*)", link
-        ):
+        if absolute := re.fullmatch(f"(?:{ON_GITHUB}|{RAW})/main/(.*)", link):
             base, link = ROOT, absolute[1]
         elif link.startswith("http"):
             continue
@@ -66,10 +69,41 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 
 @pytest.mark.slow
-def test_the_surgery_page():
+@pytest.mark.parametrize(("page", "examples"), [("surgery.md", 15), ("api.md", 10)])
+def test_the_sessions_of_a_page(page, examples):
     pytest.importorskip("torchvision")
-    failed, tried = doctest.testfile(str(DOCS / "surgery.md"), module_relative=False)
-    assert (failed, tried > 15) == (0, True)
+    failed, tried = doctest.testfile(str(DOCS / page), module_relative=False)
+    assert (failed, tried > examples) == (0, True)
+
+
+def test_the_architecture_names_every_file_of_the_package():
+    table = (DOCS / "architecture.md").read_text().split("## The package")[1].split("\n## ")[0]
+    named = " ".join(line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `"))
+    files = {p.relative_to(ROOT / "sparta_act").with_suffix("") for p in (ROOT / "sparta_act").rglob("*.py")}
+    assert {*re.findall(r"[\w/]+", named)} == {f.as_posix() for f in files if f.name != "__init__"}
+
+
+def test_the_api_page_shows_every_public_name():
+    page = (DOCS / "api.md").read_text()
+    errors = {error.__name__ for error in SpartaError.__subclasses__()}
+    assert {*re.findall(r"^::: sparta_act\.(?:errors\.)?(\w+)$", page, re.MULTILINE)} == {
+        *sparta_act.__all__,
+        *errors,
+    }
+    session = re.search(r"```pycon\n(.*?)```", page, re.DOTALL)[1]
+    used = re.sub(r"(?m)^.* import .*$", "", session)
+    assert [name for name in sparta_act.__all__ if not re.search(rf"\b{name}\b", used)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sparta_act.__all__)
+def test_the_examples_of_a_docstring(name):
+    scope = {n: getattr(sparta_act, n) for n in sparta_act.__all__} | {"nn": nn, "torch": torch}
+    scope["torchvision"] = pytest.importorskip("torchvision")
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for example in doctest.DocTestFinder().find(scope[name], name, module=False, globs=scope):
+        runner.run(example)
+    assert runner.failures == 0
 
 
 def snippets(page):
@@ -220,3 +254,19 @@ def test_every_card_of_the_package_says_what_an_audit_found_or_that_there_was_no
         for label, activation in found.items():
             for key, value in activation.state_dict().items():
                 assert value.equal(taken[label].state_dict()[key]), (label, key)
+
+
+def test_the_messages_that_a_page_explains_are_those_of_the_errors():
+    quoted = re.findall(r"^\| `([^`]*)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    net = ResNet("resnet18", width=8)
+    edited = replace_relus(ResNet("resnet18", width=8), "G*.B-1").state_dict()
+    x, y = torch.full((2, 3, 8, 8), 2.0), torch.tensor([0, 1])
+    causes = {
+        "cannot replace ReLU at": lambda: replace_relus(net, "G9.B1"),
+        "Unexpected key(s) in state_dict": lambda: net.load_state_dict(edited),
+        "images must lie in [0, 1]": lambda: pgd(net, x, y, eps=8 / 255, step_size=2 / 255, steps=1),
+    }
+    assert [q.removesuffix(" ...") for q in quoted] == [*causes, "operator torchvision::nms does not exist"]
+    for message, cause in causes.items():
+        with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
+            cause()

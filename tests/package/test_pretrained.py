@@ -657,9 +657,14 @@ def test_the_metadata_has_the_measured_errors():
 def test_the_metadata_has_the_license_and_the_base_model_of_info():
     data, _ = errors_of(None, license="MIT", base_model="timm/resnet18.a1_in1k")
     assert (data.license, data.base_model) == ("mit", ["timm/resnet18.a1_in1k"])
-    data, _ = errors_of(None, license="all rights reserved", base_model=["a/b", "a/c", "resnet18", 5])
+    refused = r'is \'all rights reserved\', which the Hub would refuse: it takes the form "apache-2\.0"'
+    with pytest.warns(UserWarning, match=refused):
+        data, _ = errors_of(None, license="all rights reserved", base_model=["a/b", "a/c", "resnet18", 5])
     assert (data.license, data.base_model) == (None, ["a/b", "a/c"])
-    data, _ = errors_of(None, license=5, base_model=None, pipeline_tag="Image Classification")
+    with pytest.warns(UserWarning, match=r'info\["base_model"\] is \'resnet26d\', .* "organization/name"'):
+        errors_of(None, base_model="resnet26d")
+    with pytest.warns(UserWarning, match=r'info\["license"\] is 5, which'):
+        data, _ = errors_of(None, license=5, base_model=None, pipeline_tag="Image Classification")
     assert data.to_dict().keys() == {"library_name", "tags", "datasets"}
 
 

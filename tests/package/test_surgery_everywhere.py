@@ -231,6 +231,68 @@ def test_branches_that_no_pass_runs_are_named(waiting):
     assert_untouched(net, before)
 
 
+class Helped(nn.Module):
+    """What a helper method does, by a flag: nothing, or one of these."""
+
+    flag = ""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), None
+        self.waiting = nn.Sequential(nn.ReLU())
+
+    def plain(self, x):
+        return self.act(x) if self.flag else self.act(self.conv(x))
+
+    def chosen(self, x):
+        if self.flag == "waiting":
+            return self.waiting(x)
+        return self.further(x)
+
+    def further(self, x):
+        return F.relu(x) if self.flag == "further" else x
+
+
+class Plainly(Helped):
+    """Its helper calls what is replaced, from two places, and its ReLU is None."""
+
+    def forward(self, x):
+        if self.relu is not None:
+            x = self.relu(x)
+        if self.flag:
+            return self.plain(x - 1)
+        return self.plain(x)
+
+
+class Further(Helped):
+    def forward(self, x):
+        return self.act(self.further(x))
+
+
+class Waiting(Helped):
+    def forward(self, x):
+        return self.act(self.chosen(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "named"), [(Plainly, []), (Further, ["further"]), (Waiting, ["chosen", "further"])]
+)
+def test_helpers_are_read_for_what_no_pass_runs(module, named):
+    net = nn.Sequential(module(), nn.Flatten())
+    before = state(net)
+    if not named:
+        replace_relus(net, "all", Probe)
+        assert isinstance(net[0].act, Probe)
+        return
+    with pytest.raises(SiteError) as error:
+        replace_relus(net, "all", Probe)
+    found = [
+        name for name in ("plain", "chosen", "further") if f"(Helped.{name}) calls ReLU" in str(error.value)
+    ]
+    assert sorted(found) == sorted(named)
+    assert_untouched(net, before)
+
+
 class ByMode(nn.Module):
     """Another call in training than in evaluation, which no rewriting of one call covers."""
 

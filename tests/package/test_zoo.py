@@ -7,6 +7,7 @@ from torch import nn
 from benchmarks import zoo
 from benchmarks.catalogue import Network, build, size_of, smallest
 from benchmarks.oracle import judge
+from sparta_act import replace_relus
 from sparta_act.errors import SiteError
 from tests.helpers import nets
 
@@ -27,6 +28,15 @@ def test_the_judge_sees_what_is_wrong():
     verdict = judge(nets.Net(nets.OneModule), EXAMPLE, replace=naive)
     assert verdict.result == "wrong"
     assert "G*.B*: another output than with calls [2, 4, 6, 8] replaced" in verdict.why
+
+
+def test_the_judge_sees_what_all_leaves():
+    def without_stem(model, sites, activation, **more):
+        return replace_relus(model, "G*.B*" if sites == "all" else sites, activation, **more)
+
+    assert judge(nets.Net(nets.OneModule), EXAMPLE).every == "9"
+    verdict = judge(nets.Net(nets.OneModule), EXAMPLE, replace=without_stem)
+    assert (verdict.result, verdict.why) == ("wrong", "all: 5 calls stay, such as that in stem.2")
 
 
 def test_the_judge_sees_what_is_not_restored():
@@ -73,9 +83,12 @@ def test_of_each_family_the_smallest():
 def test_the_table(tmp_path, capsys):
     zoo.main(f"--library torchvision --only [qr]*net18 --jobs 1 --out {tmp_path}/zoo.md".split())
     text = (tmp_path / "zoo.md").read_text()
-    assert "| resnet18 | relu | 2+2+2+2 | 1 | rewrite | right |" in text
+    assert "| resnet18 | relu | 2+2+2+2 | 1 | 17 | rewrite | right |" in text
     refused = next(line for line in text.splitlines() if line.startswith("| quantized_resnet18 |"))
-    assert "| 2+2+2+2 | 9 | swap | refused: its ReLU is called in add_relu (torch/ao/nn/quantized/" in refused
+    assert (
+        "| 2+2+2+2 | 9 | refused | swap | refused: its ReLU is called in add_relu (torch/ao/nn/quantized/"
+        in refused
+    )
     assert "**wrong**" not in text
     assert "0 wrong" not in capsys.readouterr().out
 

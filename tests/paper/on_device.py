@@ -199,7 +199,7 @@ def arguments(text, *more):
 
 def tiny_run(out, device, tiny_data, text):
     settings = "--limit 8 --width 8 --batch-size 4 " + text
-    return arguments(settings, "--out", out, "--device", device, "--data-dir", tiny_data)
+    return arguments(settings, "--out", out, "--device", device, "--data", tiny_data)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_every_recipe_trains(text, device, tiny_data, tmp_path):
 def test_evaluation(run, device, tiny_data, tmp_path):
     shutil.copy(run / "checkpoint.pt", tmp_path)
     options = "--limit 2 --steps 1 2 --untargeted-steps 2 --restarts 2"
-    options = arguments(options, "--device", device, "--data-dir", tiny_data, "--amp", "bf16")
+    options = arguments(options, "--device", device, "--data", tiny_data, "--amp", "bf16")
     evaluate([str(tmp_path / "checkpoint.pt"), *options])
     errors = json.loads((tmp_path / "evaluation.json").read_text())["errors"]
     assert len(errors) == 1 + 2 + 2 + 2  # clean, targeted, untargeted, worst cases
@@ -315,7 +315,7 @@ def test_an_audit_makes_all_attempts_and_goes_on(device, tmp_path):
 @pytest.mark.slow
 def test_the_audits_command(device, tiny_data, tmp_path):
     pytest.importorskip("pyautoattack")
-    options = arguments("--limit 4", "--device", device, "--data-dir", tiny_data, "--out", tmp_path)
+    options = arguments("--limit 4", "--device", device, "--data", tiny_data, "--out", tmp_path)
     record = audit_command.run(audit_command.parser().parse_args([f"{__file__}:AllWrong", *options]))
     assert record["worst case"]["error"] == 1.0
     assert record["device"] == device
@@ -323,7 +323,7 @@ def test_the_audits_command(device, tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_the_figures(run, device, tiny_data, tmp_path):
-    options = arguments("--limit 2 --steps 3 --images 2", "--device", device, "--data-dir", tiny_data)
+    options = arguments("--limit 2 --steps 3 --images 2", "--device", device, "--data", tiny_data)
     figures.main([str(run / "checkpoint.pt"), *options, "--out", str(tmp_path)])
     curve = json.loads((tmp_path / "loss.json").read_text())["loss per step"][run.name]
     assert len(curve["mean"]) == 3

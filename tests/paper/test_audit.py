@@ -247,7 +247,7 @@ def exit_status(*arguments):
 
 def test_the_command_line_audits_any_network_and_writes_all_of_it(made, tmp_path, tiny_data, capsys):
     out = tmp_path / "out"
-    arguments = ["--data-dir", tiny_data, "--limit", "12", "--eps", "16/255", "--device", "cpu"]
+    arguments = ["--data", tiny_data, "--limit", "12", "--eps", "16/255", "--device", "cpu"]
     command.main([made, *arguments, "--out", str(out)])
     printed = capsys.readouterr().out
     assert "not enough data" in printed
@@ -274,13 +274,13 @@ def test_the_command_line_audits_any_network_and_writes_all_of_it(made, tmp_path
 
 def test_a_fail_is_an_exit_with_1(made, tmp_path, tiny_data):
     masked = made.replace(":network", ":rounded")
-    assert exit_status(masked, "--data-dir", tiny_data, "--out", tmp_path / "out") == 1
+    assert exit_status(masked, "--data", tiny_data, "--out", tmp_path / "out") == 1
     rows = json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]
     assert 9 in {row["number"] for row in rows if row["verdict"] == FAIL}
 
 
 def test_a_killed_audit_goes_on_to_the_same_result(made, tmp_path, tiny_data, monkeypatch):
-    arguments = [made, "--surrogate", made.replace(":network", ":rounded"), "--data-dir", tiny_data]
+    arguments = [made, "--surrogate", made.replace(":network", ":rounded"), "--data", tiny_data]
     arguments += ["--limit", "10", "--device", "cpu"]
     command.main([*arguments, "--out", str(tmp_path / "whole")])
     done = []
@@ -304,7 +304,7 @@ def test_a_killed_audit_goes_on_to_the_same_result(made, tmp_path, tiny_data, mo
 
 
 def test_another_network_or_eps_is_audited_anew(made, tmp_path, tiny_data):
-    arguments = ["--data-dir", tiny_data, "--limit", "10", "--device", "cpu", "--out", str(tmp_path / "out")]
+    arguments = ["--data", tiny_data, "--limit", "10", "--device", "cpu", "--out", str(tmp_path / "out")]
     records = []
     for more in ([made], [made, "--eps", "16/255"], [made, "--seed", "1"]):
         command.main([*more, *arguments])
@@ -352,7 +352,7 @@ def test_what_cannot_work_is_one_line_and_exits_with_2(made, tmp_path, tiny_data
         (f"{tmp_path / 'ends.py'}:f",): "raised SystemExit",
         (f"{tmp_path / 'cut.py'}:f",): "do not depend on the images by autograd",
         (made, "--device", "nowhere"): "--device nowhere",
-        (made, "--data-dir", str(tmp_path / "empty")): "must hold one folder",
+        (made, "--data", str(tmp_path / "empty")): "must hold one folder",
         (made, "--dataset", "svhn"): "our sample is of cifar10",
         (made, "--surrogate", made, made): "two surrogates have one name",
         (made, "--out", file): "",
@@ -367,7 +367,7 @@ def test_what_cannot_work_is_one_line_and_exits_with_2(made, tmp_path, tiny_data
         assert message in printed, arguments
         assert len(printed.strip().splitlines()) == 1, printed
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    assert exit_status(made, "--data-dir", tiny_data) == 2
+    assert exit_status(made, "--data", tiny_data) == 2
     assert "pip install -e '.[paper]'" in capsys.readouterr().err
 
 

@@ -27,7 +27,7 @@ def test_the_attack_benchmark_compares_with_what_is_installed(tables):
 @pytest.mark.slow
 def test_the_error_benchmark_judges_all_images_the_same(tables, tiny_data):
     rows, _ = tables(
-        "examples.paper.benchmarks.errors", f"--steps 2 --epochs 1 --data-dir {tiny_data} --device cpu"
+        "examples.paper.benchmarks.errors", f"--steps 2 --epochs 1 --data {tiny_data} --device cpu"
     )
     assert rows["images judged differently"] == ["0", "0"]
     assert all(float(cell) > 0 for cell in rows["factor, all images"])

@@ -78,7 +78,7 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
     monkeypatch.setattr(controls, "PGD", controls.PGD | {"steps": 1})
     call = [
         "transfer",
-        "--data-dir",
+        "--data",
         tiny_data,
         "--set",
         str(tmp_path / "set"),
@@ -94,7 +94,7 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 5
     images = len(data.load("test", tiny_data)[0])
-    assert "seeds" not in controls.parser().parse_args(["mean-gate", "--data-dir", "x"])
+    assert "seeds" not in controls.parser().parse_args(["mean-gate", "--data", "x"])
     record = json.loads(files[0].read_text())
     assert record["errors"]["clean"]["images"] == images - 8  # none that it was trained on
     assert record["options"]["epochs"] == 1
@@ -127,33 +127,33 @@ def call(tmp_path, experiment, *more):
 def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
     (tmp_path / "nets.py").write_text(NETWORKS)
     one = "--network", f"{tmp_path}/nets.py:other"
-    call(tmp_path, "mean-gate", *one, "--data-dir", tiny_data)
-    call(tmp_path, "mean-gate", *one, "--data-dir", tiny_data)
+    call(tmp_path, "mean-gate", *one, "--data", tiny_data)
+    call(tmp_path, "mean-gate", *one, "--data", tiny_data)
     assert len(stub) == 4
-    call(tmp_path, "mean-gate", *one, "--data-dir", "sample")
+    call(tmp_path, "mean-gate", *one, "--data", "sample")
     assert len(stub) == 8
 
 
 @pytest.mark.parametrize("limit", [500, 2000])
 def test_images_to_test_on_are_never_those_to_train_on(tmp_path, stub, limit):
     with pytest.raises(ValueError, match=f"--limit {limit}: no test image of 500 would be left to test"):
-        call(tmp_path, "transfer", "--data-dir", "sample", "--limit", limit)
-    call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 499, "--seeds", 0)
+        call(tmp_path, "transfer", "--data", "sample", "--limit", limit)
+    call(tmp_path, "transfer", "--data", "sample", "--limit", 499, "--seeds", 0)
     assert stub == [(499, 1)] * 5
 
 
 def test_results_of_other_options_are_not_this_calls(tmp_path, tiny_data, stub):
     for n, epochs in enumerate((1, 1, 2), 1):
-        call(tmp_path, "transfer", "--data-dir", tiny_data, "--limit", 8, "--seeds", 0, "--epochs", epochs)
+        call(tmp_path, "transfer", "--data", tiny_data, "--limit", 8, "--seeds", 0, "--epochs", epochs)
         assert len(stub) == 5 * (n - n // 2)
 
 
 def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
     SpartaSet({"G1.B2": Sparta(8)}).save_pretrained(tmp_path / "narrow")
     with pytest.raises(SpartaError, match="8 channels"):
-        call(tmp_path, "transfer", "--data-dir", "sample", "--limit", 8, "--set", tmp_path / "narrow")
+        call(tmp_path, "transfer", "--data", "sample", "--limit", 8, "--set", tmp_path / "narrow")
     with pytest.raises(ValueError, match="has no SPARTA, so no gate to replace"):
-        call(tmp_path, "mean-gate", "--data-dir", "sample", "--network", f"{controls.OURS}-relu.safetensors")
+        call(tmp_path, "mean-gate", "--data", "sample", "--network", f"{controls.OURS}-relu.safetensors")
     assert stub == []
 
 
@@ -189,7 +189,7 @@ def half():
 def test_networks_of_one_file_are_not_taken_for_each_other(tmp_path, tiny_data, stub):
     (tmp_path / "nets.py").write_text(NETWORKS)
     for n, name in enumerate(("one", "other", "other"), 1):
-        call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
+        call(tmp_path, "mean-gate", "--data", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
         assert len(stub) == 4 * min(n, 2)
 
 
@@ -199,7 +199,7 @@ def test_networks_of_one_file_are_not_taken_for_each_other(tmp_path, tiny_data, 
 def test_a_gate_that_its_mean_cannot_replace_is_named(name, expected, tmp_path, tiny_data, stub):
     (tmp_path / "nets.py").write_text(NETWORKS)
     with pytest.raises(ValueError, match=expected):
-        call(tmp_path, "mean-gate", "--data-dir", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
+        call(tmp_path, "mean-gate", "--data", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
     assert stub == []
     assert [*(tmp_path / "out").iterdir()] == []
 
@@ -219,5 +219,5 @@ def test_a_file_that_is_not_a_result_is_named(tmp_path, stub, text, tiny_data):
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ValueError, match=r"one-number-seed0\.json is not a result of `controls`"):
-        call(tmp_path, "mean-gate", "--data-dir", tiny_data)
+        call(tmp_path, "mean-gate", "--data", tiny_data)
     assert path.read_text() == text

@@ -29,7 +29,7 @@ def environment():
 
 def command(out, tiny_data, *more, processes=2):
     arguments = [sys.executable, *launcher(processes), *TRAIN, "--out", out]
-    arguments += ["--data-dir", tiny_data, "--width", "8", "--recipe", "fast", "--device", "cpu", *more]
+    arguments += ["--data", tiny_data, "--width", "8", "--recipe", "fast", "--device", "cpu", *more]
     return [str(a) for a in arguments]
 
 

@@ -258,7 +258,7 @@ def test_exact_float32_restores_the_settings():
 def checkpoint(tmp_path_factory, tiny_data):
     """A network that knows a little: brightness is the class, and easy."""
     out = tmp_path_factory.mktemp("run")
-    run = ["--out", out, "--activation", "relu", "--recipe", "fast", "--epochs", 1, "--data-dir", tiny_data]
+    run = ["--out", out, "--activation", "relu", "--recipe", "fast", "--epochs", 1, "--data", tiny_data]
     train([str(a) for a in (*run, "--width", 8, "--device", "cpu")])
     return out / "checkpoint.pt"
 
@@ -266,7 +266,7 @@ def checkpoint(tmp_path_factory, tiny_data):
 def words(path, tiny_data, *more):
     arguments = [
         path,
-        "--data-dir",
+        "--data",
         tiny_data,
         "--steps",
         2,
@@ -380,7 +380,7 @@ def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkey
     from examples.paper.evaluation import evaluate
 
     run = ["--out", tmp_path, "--activation", "sparta", "--recipe", "fast", "--epochs", 1, "--limit", 20]
-    train([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+    train([str(a) for a in (*run, "--data", tiny_data, "--width", 8, "--device", "cpu")])
     attacked = []
 
     def watched(attacks, model, *arguments, **more):
@@ -576,9 +576,9 @@ def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
             "--epochs",
             "1",
         ]
-        train([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+        train([str(a) for a in (*run, "--data", tiny_data, "--width", 8, "--device", "cpu")])
     paths = [str(tmp_path / a / "checkpoint.pt") for a in ("relu", "swish-relu")]
-    main([*paths, "--data-dir", tiny_data, "--steps", "2", "--untargeted-steps", "2", "--device", "cpu"])
+    main([*paths, "--data", tiny_data, "--steps", "2", "--untargeted-steps", "2", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "targeted PGD-2, 16/255" in printed
     assert "±" in printed

@@ -25,13 +25,13 @@ def runs(tmp_path_factory, tiny_data):
     folder = tmp_path_factory.mktemp("runs")
     for activation in ("relu", "sparta"):
         run = ["--out", folder / activation, "--activation", activation, "--recipe", "fast", "--epochs", 1]
-        train([str(a) for a in (*run, "--data-dir", tiny_data, "--width", 8, "--device", "cpu")])
+        train([str(a) for a in (*run, "--data", tiny_data, "--width", 8, "--device", "cpu")])
         _evaluate(folder / activation, tiny_data)
     return folder
 
 
 def _evaluate(run, tiny_data, *more):
-    words = [run / "checkpoint.pt", "--data-dir", tiny_data, "--steps", 2, "--untargeted-steps", 2, *more]
+    words = [run / "checkpoint.pt", "--data", tiny_data, "--steps", 2, "--untargeted-steps", 2, *more]
     evaluate([str(a) for a in (*words, "--restarts", 1, "--device", "cpu")])
 
 
@@ -63,7 +63,7 @@ def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
 def test_the_card_of_a_best_epoch_says_which_and_by_what(tmp_path, tiny_data, monkeypatch):
     errors = iter([0.5, 0.6, 0.5, 0.4])
     monkeypatch.setattr(loop, "validation_error", lambda *_: next(errors))
-    words = ["--recipe", "fast", "--epochs", 2, "--limit", 40, "--data-dir", tiny_data, "--width", 8]
+    words = ["--recipe", "fast", "--epochs", 2, "--limit", 40, "--data", tiny_data, "--width", 8]
     for activation in ("sparta", "relu"):
         run = tmp_path / activation
         more = ["--out", run, "--activation", activation, "--validation", 9, "--device", "cpu"]

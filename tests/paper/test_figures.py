@@ -29,7 +29,7 @@ def tiny_run(out, tiny_data, *more):
     arguments = [
         "--out",
         out,
-        "--data-dir",
+        "--data",
         tiny_data,
         "--limit",
         40,
@@ -50,7 +50,7 @@ def draw(*arguments):
 @pytest.mark.slow
 def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
     paths = [tiny_run(tmp_path / a, tiny_data, "--activation", a) for a in ("relu", "sparta")]
-    options = ["--data-dir", tiny_data, "--limit", 8, "--steps", 3, "--out"]
+    options = ["--data", tiny_data, "--limit", 8, "--steps", 3, "--out"]
     draw(*paths, *options, tmp_path / "one")
     for name in ("feature-maps", "loss"):
         assert (tmp_path / f"one/{name}.png").read_bytes().startswith(b"\x89PNG")

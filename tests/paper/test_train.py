@@ -45,14 +45,14 @@ def tiny_trainer(model=None, recipe=TINY, images=200, **more):
 
 
 def command(out, tiny_data, *more):
-    arguments = [sys.executable, *TRAIN, "--out", out, "--data-dir", tiny_data, "--width", "8"]
+    arguments = [sys.executable, *TRAIN, "--out", out, "--data", tiny_data, "--width", "8"]
     arguments += ["--recipe", "fast", "--epochs", "3", "--batch-size", "10", "--device", "cpu"]
     arguments += ["--limit", "100", *more]
     return [str(a) for a in arguments]
 
 
 def tiny_run(out, tiny_data, *more):
-    arguments = ["--out", out, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 1]
+    arguments = ["--out", out, "--data", tiny_data, "--limit", 40, "--width", 8, "--epochs", 1]
     train([str(a) for a in (*arguments, "--device", "cpu", *more)])
 
 
@@ -195,9 +195,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
     with pytest.raises(ValueError, match=r"of another run: lr was 0\.1, now 0\.2"):
         trainer.load(tmp_path / "checkpoint.pt", {"seed": 0, "lr": 0.2})
     with pytest.raises(ValueError, match="go on with --resume, or choose another --out"):
-        train(["--out", str(tmp_path), "--data-dir", tiny_data])
+        train(["--out", str(tmp_path), "--data", tiny_data])
     with pytest.raises(ValueError, match="start without --resume"):
-        train(["--out", str(tmp_path / "new"), "--data-dir", tiny_data, "--resume"])
+        train(["--out", str(tmp_path / "new"), "--data", tiny_data, "--resume"])
 
 
 def test_a_training_does_not_go_on_with_other_images(tmp_path, tiny_data):
@@ -221,7 +221,7 @@ def test_a_training_does_not_go_on_with_other_images(tmp_path, tiny_data):
         with pytest.raises(
             ValueError, match="on other images or labels than these, or in another order; give"
         ):
-            train([*arguments, "--data-dir", str(tmp_path / name)])
+            train([*arguments, "--data", str(tmp_path / name)])
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_before_the_digest_goes_on_alike(tmp_path, tiny_data):
     del state["images"]
     torch.save(state, path)
     arguments = [
-        "--data-dir",
+        "--data",
         tiny_data,
         "--width",
         "8",
@@ -263,10 +263,10 @@ def test_a_second_training_in_one_folder_is_refused_at_its_start(tmp_path, tiny_
     ("option", "message"),
     [
         (["--sites", "G9.B1"], "G9.B1"),
-        (["--data-dir", "nowhere"], "nowhere"),
+        (["--data", "nowhere"], "nowhere"),
         (["--device", "cuda:99"], "cannot use --device"),
         (["--validation", 40], "40"),
-        (["--pretrained", "no/such:set"], "neither a folder nor a name"),
+        (["--pretrained", "no/such:set"], "there is no folder"),
         (["--resume"], "start without --resume"),
     ],
 )
@@ -687,7 +687,7 @@ def test_validation_changes_no_training_and_keeps_the_best_epoch(tmp_path, tiny_
 
 
 def test_a_best_epoch_that_is_lost_or_of_another_run_is_told_before_training(tmp_path, tiny_data):
-    arguments = ["--out", tmp_path, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 2]
+    arguments = ["--out", tmp_path, "--data", tiny_data, "--limit", 40, "--width", 8, "--epochs", 2]
     arguments = [str(a) for a in (*arguments, "--validation", 8, "--recipe", "standard", "--device", "cpu")]
     begin(tmp_path, tiny_data, "standard", epochs=2)
     best, before = tmp_path / "best/checkpoint.pt", (tmp_path / "log.csv").read_bytes()
@@ -712,7 +712,7 @@ def copied(trainer):
 
 
 def test_a_resumed_run_remembers_the_best_epoch(tmp_path, tiny_data, monkeypatch):
-    arguments = ["--out", tmp_path, "--data-dir", tiny_data, "--limit", 40, "--width", 8, "--epochs", 3]
+    arguments = ["--out", tmp_path, "--data", tiny_data, "--limit", 40, "--width", 8, "--epochs", 3]
     arguments = [str(a) for a in (*arguments, "--validation", 8, "--recipe", "modern", "--device", "cpu")]
     errors = iter([0.4, 0.6, 0.5])
     monkeypatch.setattr(loop, "validation_error", lambda *_: next(errors))

@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
         help="networks to transfer attacked images from: its ReLU twin, another seed (check 6)",
     )
     p.add_argument(
-        "--data-dir",
+        "--data",
+        dest="data_dir",
         default="sample",
         help="test images: 'sample' (500 of CIFAR-10, in the repository; default), 'hub', or a folder of "
         "parquet files",

@@ -5,6 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -46,10 +47,10 @@ def _attacks(ax: Axes, record: Mapping[str, Any]) -> None:
     others = (*a.SMALLER_EPS, *a.LARGER_EPS, a.AT_LARGEST, a.SQUARE)  # at another eps, or on some images only
     within = {n: e for n, e in record["attacks"].items() if n not in others}
     names = sorted(within, key=lambda n: within[n]["error"])
-    errors = torch.tensor([[100 * within[n][k] for k in ("error", "low", "high")] for n in names])
-    bars = (errors[:, 0] - errors[:, 1]).clamp(min=0), (errors[:, 2] - errors[:, 0]).clamp(min=0)
+    errors, low, high = (np.array([100 * within[n][k] for n in names]) for k in ("error", "low", "high"))
+    bars = np.stack((errors - low, high - errors)).clip(min=0)
     colors = [ORANGE if n == a.PLAIN else BLUE for n in names]
-    ax.barh(names, errors[:, 0], xerr=torch.stack(bars), color=colors, error_kw={"elinewidth": 0.8})
+    ax.barh(names, errors, xerr=bars, color=colors, error_kw={"elinewidth": 0.8})
     ax.axvline(100 * record["worst case"]["error"], color=VERMILION, label="worst case over all")
     ax.set_xlim(0, 100)
     ax.set_ylim(-2.6, len(names) - 0.4)  # room for the legend
@@ -106,8 +107,8 @@ def _eps(ax: Axes, record: Mapping[str, Any]) -> None:
 def _gate(ax: Axes, store: Store) -> None:
     """Values of each site's gate."""
     for (site, g), color in zip(store.numbers["gate"].items(), cycle(SERIES), strict=False):
-        counts = torch.tensor(g["histogram"])
-        ax.stairs(100 * counts / counts.sum(), torch.linspace(0, 1, len(counts) + 1), color=color, label=site)
+        counts = np.array(g["histogram"])
+        ax.stairs(100 * counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=color, label=site)
     ax.set(xlabel="gate", ylabel="% of values")
     ax.set_title("values of each site's gate (check 11)", fontsize=9)
     if store.numbers["gate"]:

@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
-        "--data-dir",
+        "--data",
+        dest="data_dir",
         default="sample",
         help="sample (ours), hub, or a folder of parquet files (default %(default)s)",
     )

@@ -112,7 +112,7 @@ def _from_folder(split: str, folder: Path, dataset: str) -> list[Path]:
         found = sorted({str(f.parent) for f in files}) or "none"
         raise FileNotFoundError(
             f"{folder} must hold one folder with {split}-*.parquet; found: {found}; "
-            "name the folder of one data set, or omit --data-dir to use the sample"
+            "name the folder of one data set, or omit --data to use the sample"
         )
     return files
 

@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
         help="checkpoint.pt of `train`; several, of one data set, are compared",
     )
     p.add_argument(
-        "--data-dir",
+        "--data",
+        dest="data_dir",
         default="sample",
         help="'sample' (ours, of CIFAR-10; default), 'hub', or a folder of parquet files",
     )

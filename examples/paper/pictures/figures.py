@@ -1,7 +1,7 @@
 """Draw the paper's Figures 1 and 3 for networks of one data set.
 
-  python -m examples.paper figures runs/w16-*/checkpoint.pt --data-dir CIFAR10_FOLDER
-  python -m examples.paper figures ReLU=FILE SPARTA=FILE --data-dir CIFAR10_FOLDER
+  python -m examples.paper figures runs/w16-*/checkpoint.pt --data CIFAR10_FOLDER
+  python -m examples.paper figures ReLU=FILE SPARTA=FILE --data CIFAR10_FOLDER
 
 Figure 1, feature-maps.png: feature maps before and after the last activation of a group, for clean and
 attacked images. Figure 3, loss.png: the loss of the attack's target class at each step of PGD, a curve for
@@ -133,7 +133,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("network", nargs="+", help=f"NAME=FILE or FILE; {networks.NAMES}")
     p.add_argument(
-        "--data-dir", default="sample", help="a folder of parquet files, hub, or sample (default %(default)s)"
+        "--data",
+        dest="data_dir",
+        default="sample",
+        help="a folder of parquet files, hub, or sample (default %(default)s)",
     )
     p.add_argument(
         "--limit", type=at_least(1), help="test images for Figure 3 (default: a fifth, as in the paper)"

@@ -57,9 +57,10 @@ def draw(path: Path, model: nn.Module, x: Tensor, shown: int, other: Mapping[str
         " / ".join(f"{v:.2f}" for v in deviations)
         for deviations in ([statistics[n]["std"] for n in inputs], [other[f"{n} std"] for n in inputs])
     )
+    least = min(statistics[n]["spatial"] for n in inputs)
     figure.suptitle(
-        f"The gate differs from place to place, by a standard deviation of {here}\n"
-        f"from the first site to the last (with another seed {there})",
+        f"At least {least:.0%} of the gate's variance is over places; its standard deviation is\n"
+        f"{here} from the first site to the last ({there} with another seed)",
         fontsize=10,
     )
     save(figure, path)

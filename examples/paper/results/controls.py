@@ -1,13 +1,13 @@
 """Small experiments with their controls.
 
-  python -m examples.paper controls transfer --data-dir DATA/cifar10
+  python -m examples.paper controls transfer --data DATA/cifar10
       Does a frozen set help another network? ResNet-18s of width 16, 15 epochs on the last 2,000 test
       images, which the set has not seen: ReLU, ReLU times one half, the set frozen, the set with its numbers
       shuffled, SPARTA trained there; three seeds.
-  python -m examples.paper controls drop-in --data-dir DATA/cifar10
+  python -m examples.paper controls drop-in --data DATA/cifar10
       What does SPARTA do to a trained ReLU network? Two epochs of fine-tuning with ReLU, SPARTA, SPARTA with
       identity=True, SiLU.
-  python -m examples.paper controls mean-gate --data-dir DATA/cifar10
+  python -m examples.paper controls mean-gate --data DATA/cifar10
       Does a network need its gates? Our trained network, and the same with each gate replaced by its mean
       over active elements of training images: one number, one of each channel, one of each place. Nothing is
       trained.
@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument("--network", default=f"{OURS}.safetensors", help=networks.NAMES)
     for one, do in ((t, transfers), (d, drop_ins), (m, mean_gates)):
         one.add_argument(
-            "--data-dir", required=True, help="folder of CIFAR-10's parquet files, hub or sample"
+            "--data", dest="data_dir", required=True, help="folder of CIFAR-10's parquet files, hub or sample"
         )
         one.add_argument("--out", type=Path, default=RESULTS / "controls", help="folder of the results")
         one.set_defaults(do=do)

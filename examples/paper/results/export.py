@@ -145,6 +145,7 @@ def export(
     info = {
         "backbone": f"{settings['arch']} of width {settings['width']}",
         "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
+        "pipeline_tag": "image-classification",
         "recipe": in_pixels(settings),
         "measured": table,
         "measured on": "the first test images; 95% intervals over images, of one training each; attacks of "

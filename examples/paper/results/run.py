@@ -174,7 +174,7 @@ def commands(run: Run, args: argparse.Namespace, given: str | None, best: bool) 
     runs, images = Path("runs"), "sample" if run.sample else f"DATA/{FOLDERS[run.dataset]}"
     if run.set and given == str(args.runs / run.set / "set"):
         given = str(runs / run.set / "set")
-    folder, rest = runs / run.name, {"data-dir": images, "seed": run.seed, "device": args.device}
+    folder, rest = runs / run.name, {"data": images, "seed": run.seed, "device": args.device}
     settings = dataclasses.asdict(settings_of(run, args, given))
     training = {"out": folder, **settings, "epochs": run.epochs, "compile": args.compile, **rest}
     evaluation = {"protocol": run.evaluation, **rest}

@@ -18,7 +18,8 @@ different budgets, counted in epochs, are not compared.
 Differences are of the same images. Their ± is over images, not over trainings: seeds of one row differ
 too, and the last table of a section says by how much.
 
-`python -m examples.paper tables` writes this page from the files in [results](results). Each of them has its
+`python -m examples.paper tables` writes this page from the files in
+[docs/results](https://github.com/sparta-act/sparta-act/tree/main/docs/results). Each of them has its
 commands, seed, machine, versions and commit. What we conclude is in [robustness](robustness.md) and
 [rivals](rivals.md).
 """

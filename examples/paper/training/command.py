@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="finish a killed run of --out, with its settings")
     p.add_argument("--dataset", choices=data.DATASETS, default="cifar10", help="default %(default)s")
     p.add_argument(
-        "--data-dir",
+        "--data",
+        dest="data_dir",
         default="sample",
         help="'sample' (ours, of cifar10; default), 'hub', or a folder of parquet files",
     )

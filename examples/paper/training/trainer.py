@@ -184,7 +184,7 @@ class Trainer:
         if self.digest and state.get("images") not in (None, self.digest):
             raise ValueError(
                 f"{path} was trained on other images or labels than these, or in another order; "
-                "give the old --data-dir, or another --out"
+                "give the old --data, or another --out"
             )
         with fitting(path):
             self.epoch = state["epoch"]

@@ -1,0 +1,71 @@
+"""Finds what a network may call in passes unlike those on the example, which `"all"` would not reach."""
+
+import ast
+import inspect
+import types
+from collections.abc import Collection, Iterator
+
+from torch import nn
+
+from sparta_act.surgery.activating import is_activation, is_of_torch, leads_to, names_in
+from sparta_act.surgery.branches import Forward, Forwards, not_replaced
+from sparta_act.surgery.flow import raises, uses
+from sparta_act.surgery.kinds import spelled
+from sparta_act.surgery.rewriting import forward_of
+
+
+def unseen_calls(
+    forwards: Forwards, owner: nn.Module, replaced: Collection[str]
+) -> Iterator[tuple[int, str]]:
+    """Line and function of each call of an activation that no pass ran, and of modules with one in them.
+
+    `replaced`: the keys of the children that will be other modules. Without source, there is none.
+    """
+    if not forwards.has_run(owner) or not (forward := forwards.of(owner)):
+        return
+    for call, place in not_replaced(forward, replaced):
+        if not raises(forward.source, place) and not _calls_what_ran(forward, call, forwards.kinds):
+            yield call.lineno, forward.where
+    for call in forward.calls:
+        if call not in forward.led and (call in forward.source.inner or call in forward.source.reached):
+            modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module) and v is not owner]
+            waits = any(_waits(v, forwards) for v in modules)
+            if waits and not all(raises(forward.source, place) for place in uses(forward.source, call)):
+                yield call.lineno, forward.where
+    for helper in _helpers(owner):
+        names = names_in(helper.__code__)
+        named = {name for name in names if spelled(name) in forwards.kinds} - {*replaced}
+        children = (child for name in names if (child := owner._modules.get(name)) is not None)
+        if (named and not forward.ran_in(helper)) or any(_waits(child, forwards) for child in children):
+            yield helper.__code__.co_firstlineno, helper.__qualname__
+
+
+def _calls_what_ran(forward: Forward, call: ast.expr, kinds: frozenset[str]) -> bool:
+    """Whether it is a call of functions that ran from elsewhere: what they call is found where it ran."""
+    values = forward.names.of(call.func) if isinstance(call, ast.Call) else []
+    return bool(values) and all(id(v) in forward.led_to and not is_activation(v, kinds) for v in values)
+
+
+def _waits(module: nn.Module, forwards: Forwards) -> bool:
+    """Whether it is a module with an activation in it that did not run."""
+    if is_activation(module, forwards.kinds) or any(id(m) in forwards.ran for m in module.modules()):
+        return False
+    return leads_to(module, None, forwards.kinds)
+
+
+def _helpers(owner: nn.Module) -> list[types.FunctionType]:
+    """The methods of a module and functions of their files that its forward names, and that those name."""
+    todo, found = [forward_of(type(owner))], list[types.FunctionType]()
+    while todo:
+        function = todo.pop()
+        if not isinstance(function, types.FunctionType) or function in found or is_of_torch(function):
+            continue
+        found.append(function)
+        for name in names_in(function.__code__):
+            method = inspect.getattr_static(type(owner), name, None)
+            method = method.__func__ if isinstance(method, staticmethod | classmethod) else method
+            beside = function.__globals__.get(name)
+            functions = [inspect.unwrap(f) for f in (method, beside) if isinstance(f, types.FunctionType)]
+            file = function.__code__.co_filename
+            todo += [f for f in functions if f.__code__.co_filename == file or f is inspect.unwrap(method)]
+    return found[1:]

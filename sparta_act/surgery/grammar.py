@@ -64,7 +64,7 @@ def in_one_text(asked: Sites) -> str:
     """The sites of a list, of texts or of what `relu_sites` returns, as one text. Raises `SiteError`."""
     several = [asked] if isinstance(asked, str) else [*asked] if isinstance(asked, Iterable) else []
     if several and all(isinstance(s, Site) or (isinstance(s, str) and s.strip()) for s in several):
-        return ", ".join(map(str, several))
+        return ", ".join("al[l]" if isinstance(s, Site) and str(s) == ALL else str(s) for s in several)
     raise SiteError(
         'sites must be a text such as "G4.B2", "G*.B-1, relu", "features.*" or "all", or a list of such '
         f"texts or of sites from relu_sites, not {asked!r}"

@@ -88,8 +88,8 @@ def _matched(sites: list[Site], activations: Mapping[str, nn.Module]) -> list[nn
     channels = {label: getattr(module, "in_channels", None) for label, module in activations.items()}
     new, problems = [], []
     for site in sites:
-        fits = [label for label, count in channels.items() if count == site.channels]
-        fits = [label for label in fits if label in (site.label, site.name)] or fits
+        own = [label for label in (site.label, site.name) if channels.get(label, 0) in (None, site.channels)]
+        fits = own[:1] or [label for label, count in channels.items() if count == site.channels]
         if len(fits) == 1:
             new.append(copy.deepcopy(activations[fits[0]]))
         else:

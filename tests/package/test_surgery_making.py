@@ -1,6 +1,7 @@
 """What users give as the new activation, and as the sites."""
 
 import functools
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -100,6 +101,23 @@ def test_a_set_fits_by_the_name_of_the_site_where_channels_are_equal():
     net = replace_relus(nets.Net(nets.TwoModules), "G1.B1, stem.2, layer1.0.act1", halves)
     block = net.layer1[0]
     assert [m.gain.item() for m in (block.act1, block.act2, net.stem[2])] == [0, 1, 2]
+
+
+def test_a_module_that_does_not_say_its_channels_fits_where_its_label_is():
+    net = replace_relus(nets.Net(nets.TwoModules), "G1.B*", {"G1.B2": nn.SiLU(), "G1.B1": Sparta(4)})
+    assert [type(b.act2).__name__ for b in net.layer1] == ["Sparta", "SiLU"]
+    with pytest.raises(
+        SiteError, match=r"G2\.B1 has 8 channels: none fits\nThe set has G1\.B2 with no in_channels"
+    ):
+        replace_relus(net, "G2.B1", {"G1.B2": nn.SiLU()})
+    with pytest.raises(SiteError, match=r"G2\.B1 has 8 channels: none fits"):
+        replace_relus(net, "G2.B1", {"G2.B1": Sparta(4)})
+
+
+def test_a_module_called_all_is_a_site_of_its_own():
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), all=nn.ReLU(), more=nn.ReLU()))
+    replace_relus(net, [s for s in relu_sites(net) if s.name == "all"], nn.SiLU)
+    assert [type(m) for m in net] == [nn.Conv2d, nn.SiLU, nn.ReLU]
 
 
 def test_sites_in_a_list():

@@ -9,7 +9,7 @@ from torch import nn
 from sparta_act.errors import SiteError
 from sparta_act.surgery.editing import Seen, check_modes, one_site
 from sparta_act.surgery.kinds import in_words
-from sparta_act.surgery.lasts import is_map_in_any_form
+from sparta_act.surgery.lasts import looks_like_a_map
 from sparta_act.surgery.network import Network
 from sparta_act.surgery.recording import Event
 from sparta_act.surgery.rewriting import NAME, Span
@@ -28,7 +28,7 @@ def every_site(network: Network, sites: list[Site]) -> list[Site]:
     calls, found = dict[Place, Seen](), dict[int, tuple[Site, Seen]]()
     for p in network.passes:
         for event in p.events:
-            if event.kind in network.kinds and is_map_in_any_form(event):
+            if event.kind in network.kinds and looks_like_a_map(event):
                 owner, child, span = event.modules[-1], network.child(event), _span(event, network)
                 site = (known.get(child) if child else None) or known.get((owner, span))
                 if site:

@@ -9,7 +9,7 @@ from torch import nn
 from sparta_act.surgery.blocks import Slot, groups_of_blocks
 from sparta_act.surgery.editing import last_site
 from sparta_act.surgery.kinds import KINDS, hint, in_words
-from sparta_act.surgery.lasts import is_map_in_any_form, last_call
+from sparta_act.surgery.lasts import last_call, looks_like_a_map
 from sparta_act.surgery.network import SWAPPED, Network, put_by_hand, replaced
 from sparta_act.surgery.passes import record
 from sparta_act.surgery.recording import Event, Pass
@@ -132,7 +132,7 @@ def _summary(model: nn.Module, network: Network) -> str:
     """How many calls there are, and how many parameters replacements have added."""
     calls = Counter[tuple[bool, object]]()
     for p in network.passes:  # of which each may make others
-        calls |= Counter((is_map_in_any_form(e), e.place) for e in p.events if e.kind in network.kinds)
+        calls |= Counter((looks_like_a_map(e), e.place) for e in p.events if e.kind in network.kinds)
     on_maps = sum(n for (of_map, _), n in calls.items() if of_map)
     text = f'{on_maps} calls of {in_words(network.kinds)} on feature maps ("all")'
     text += f", {calls.total() - on_maps} elsewhere" if calls.total() > on_maps else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sparta_act.surgery.origins import REARRANGED
+from sparta_act.surgery.origins import REARRANGED, SHAPED
 from sparta_act.surgery.recording import Event, Pass
 
 
@@ -25,6 +25,11 @@ def last_call(seen: Pass, inside: list[int], kinds: Iterable[str]) -> Event | No
 def is_map_in_any_form(event: Event) -> bool:
     """Whether the input is a feature map, also one with the channels last or without a batch."""
     return event.no_map in ("", *REARRANGED)
+
+
+def looks_like_a_map(event: Event) -> bool:
+    """The same, or whether it has the shape of one, as what a dense layer makes."""
+    return event.no_map == SHAPED or is_map_in_any_form(event)
 
 
 def _shortcuts(seen: Pass, numbers: list[int], first: int) -> set[int]:

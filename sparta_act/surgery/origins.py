@@ -33,6 +33,7 @@ PIXELS, VECTORS = "on single pixels of this example", "outside maps"
 ALONE = "on a map without a batch dimension (give example=... of shape (N, C, ...))"
 LAST = "on maps with channels last"
 FORM = "on maps in another form than (N, C, ...)"
+SHAPED = "on what has the shape of a map, but no places of the input"
 REARRANGED = {ALONE, LAST, FORM}
 MANY = 4  # kernels that one tensor is made of, to remember
 
@@ -73,8 +74,12 @@ class Origins:
         """Why a tensor is no feature map (N, C, ...); empty if it is one."""
         if not origin.of_input:
             return WEIGHTS
-        if not origin.places and not (len(shape) in self._dimensions and pixels(shape) > 1):
-            return PIXELS if len(shape) in self._dimensions else VECTORS
+        if not origin.places:
+            alike = len(shape) in self._dimensions
+            if not alike or pixels(shape) == 1:
+                return PIXELS if alike else VECTORS
+            if shape not in self._shapes or origin.channels not in (None, 1):
+                return SHAPED
         if origin.channels == 0:
             return ALONE
         if len(shape) not in self._dimensions or (origin.channels is None and shape not in self._shapes):

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from sparta_act.surgery.kinds import kind_of, spelled
-from sparta_act.surgery.origins import FORM, KERNEL, Call, Origins, constants_of, family, made_by, pixels
+from sparta_act.surgery.origins import KERNEL, SHAPED, Call, Origins, constants_of, family, made_by, pixels
 from sparta_act.surgery.rewriting import forward_of
 from sparta_act.surgery.sandbox import Like, call, like_of, tensors_in
 
@@ -170,7 +170,7 @@ class Recorder(TorchFunctionMode):
         read = {n for e in self.seen.events if e.kind != "add" for sources in e.operands for n in sources}
         for number in self._origins.kernels - read:
             event = self.seen.events[number]
-            if event.no_map in ("", FORM):
+            if event.no_map in ("", SHAPED):
                 self.seen.events[number] = event._replace(no_map=KERNEL)
         return self.seen
 

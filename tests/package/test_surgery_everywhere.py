@@ -408,7 +408,7 @@ class Decoder(nn.Module):
 
 
 def test_a_map_that_a_dense_layer_makes_is_named():
-    with pytest.raises(SiteError, match=r"it runs on maps in another form than \(N, C, \.\.\.\)"):
+    with pytest.raises(SiteError, match="it runs on what has the shape of a map, but no places of the input"):
         replace_relus(Decoder(), "all", Probe)
 
 

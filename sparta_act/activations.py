@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from sparta_act.pretrained import SpartaSet
 
+# attribute of a module that replaced a ReLU: its label, or the dotted name of its site
+PLACE = "sparta_site"
+
 
 class SwishReLU(nn.Module):
     """Swish behind a ReLU: max(x, 0) * sigmoid(x). Shapes: (*) -> (*). Source: SPARTA, section 3.1.

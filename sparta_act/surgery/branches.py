@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.activating import Made, is_activation, leads_to
+from sparta_act.surgery.activating import Made, is_activation, is_of_torch, leads_to
 from sparta_act.surgery.callees import Names
 from sparta_act.surgery.flow import above, always_before, excludes, raises, uses
 from sparta_act.surgery.kinds import in_words, spelled
@@ -78,7 +78,7 @@ class Forward:
         for node in self.source.given_away:
             argument = isinstance(self.source.parents[node], ast.Call | ast.keyword | ast.Starred)
             values = [v for v in self.names.of(node) if not isinstance(v, Made) or isinstance(v.by, type)]
-            if any(self._is_one(v) or (argument and self._waits(v)) for v in values):
+            if any(self._is_one(v) or (argument and self.waits(v)) for v in values):
                 yield node
 
     def _activates(self, call: ast.Call) -> bool:
@@ -131,9 +131,9 @@ class Forward:
         value = value.by if isinstance(value, Made) else value
         return _theirs(value) is not None and leads_to(value, self._owner, self._kinds, but, ran)
 
-    def _waits(self, value: Any) -> bool:
-        """Whether it is a module with an activation in it that did not run."""
-        if not isinstance(value, nn.Module) or value is self._owner:
+    def waits(self, value: Any) -> bool:
+        """Whether it is a module with an activation in it that did not run, and no activation itself."""
+        if not isinstance(value, nn.Module) or value is self._owner or is_activation(value, self._kinds):
             return False
         ran = any(id(m) in self._ran_modules for m in value.modules())
         return not ran and leads_to(value, self._owner, self._kinds)
@@ -178,8 +178,7 @@ class Forwards:
 
     def has_run(self, module: nn.Module) -> bool:
         """Whether some pass ran a forward of somebody's, as far as it made a call that is recorded."""
-        of_torch = str(forward_of(type(module)).__module__).startswith("torch.nn.")
-        return not of_torch and any(id(module) in p.inside for p in self._passes)
+        return not is_of_torch(forward_of(type(module))) and any(id(module) in p.inside for p in self._passes)
 
     @cached_property
     def ran(self) -> set[int]:
@@ -267,5 +266,5 @@ def _theirs(value: Any) -> Any:
     if not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
         value = inspect.getattr_static(type(value), "__call__", None)
     function = inspect.unwrap(value) if inspect.isroutine(value) else None
-    own = hasattr(function, "__code__") and str(value.__module__).split(".")[0] != "torch"
+    own = hasattr(function, "__code__") and not is_of_torch(value)
     return function if own else None

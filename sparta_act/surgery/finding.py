@@ -10,10 +10,10 @@ from sparta_act.surgery.blocks import Slot, groups_of_blocks
 from sparta_act.surgery.editing import last_site
 from sparta_act.surgery.kinds import KINDS, hint, in_words
 from sparta_act.surgery.lasts import last_call, looks_like_a_map
-from sparta_act.surgery.network import SWAPPED, Network, put_by_hand, replaced
+from sparta_act.surgery.network import SWAPPED, Network, Places, put_by_hand, replaced
 from sparta_act.surgery.passes import record
 from sparta_act.surgery.recording import Event, Pass
-from sparta_act.surgery.rewriting import NAME, keys_of
+from sparta_act.surgery.rewriting import NAME
 from sparta_act.surgery.sandbox import Example, Steps
 from sparta_act.surgery.sites import Site, SiteList, size_of
 
@@ -33,9 +33,10 @@ def find_sites(
     model: nn.Module, example: Example | None, kinds: frozenset[str], undo: Steps | None = None
 ) -> Found:
     """The blocks, then all other calls of these kinds on feature maps."""
-    ours = replaced(model) | put_by_hand(model)
+    put_in = replaced(model)
+    ours = put_in | put_by_hand(model, put_in)
     passes, example = record(model, [*ours.values()], example, undo)
-    network = Network(model, ours, passes, kinds)
+    network = Network(model, put_in, ours, passes, kinds)
     sites = [
         _block_site(slot, network, g, b)
         for g, group in enumerate(groups_of_blocks(network.slots, passes[0]), 1)
@@ -123,8 +124,7 @@ def _replaced_site(event: Event, network: Network, group: int = 0, block: int = 
     new = event.act
     owner, key = network.place_of[id(new)]
     name = ".".join(filter(None, (network.name(owner), key)))
-    put_in = key in (*vars(owner).get(SWAPPED, ()), *keys_of(owner))
-    problem = REPLACED if put_in else BY_HAND
+    problem = REPLACED if (owner, key) in network.put_in else BY_HAND
     return Site(name, event.shape[1], 1, type(new).__name__, problem, group, block, activation=new)
 
 
@@ -136,16 +136,16 @@ def _summary(model: nn.Module, network: Network) -> str:
     on_maps = sum(n for (of_map, _), n in calls.items() if of_map)
     text = f'{on_maps} calls of {in_words(network.kinds)} on feature maps ("all")'
     text += f", {calls.total() - on_maps} elsewhere" if calls.total() > on_maps else ""
-    if ours := replaced(model):
-        now, before = size_of(model), size_before(model)
-        text += f"\n{len(ours)} replaced: {before:,} parameters before, {now:,} now"
+    if network.put_in:
+        now, before = size_of(model), size_before(model, network.put_in)
+        text += f"\n{len(network.put_in)} replaced: {before:,} parameters before, {now:,} now"
         text += f" ({now / before:.2f} times)" if before else ""
     return text
 
 
-def size_before(model: nn.Module) -> int:
-    """How many parameters a network had before its ReLUs were replaced."""
-    new = {id(m) for put_in in replaced(model).values() for m in put_in.modules()}
+def size_before(model: nn.Module, put_in: Places) -> int:
+    """How many parameters a network had before its ReLUs were replaced by these modules."""
+    new = {id(m) for one in put_in.values() for m in one.modules()}
     old = [m for m in model.modules() if id(m) not in new]
     old += [m for o in old for relu, _ in vars(o).get(SWAPPED, {}).values() for m in relu.modules()]
     kept = {id(p): p for m in old for p in m._parameters.values() if p is not None}

@@ -14,7 +14,10 @@ from sparta_act.surgery.rewriting import Span, keys_of
 SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
 
 
-def replaced(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
+Places = dict[tuple[nn.Module, str], nn.Module]  # by parent and key
+
+
+def replaced(model: nn.Module) -> Places:
     """The modules that earlier replacements put in, by where they are."""
     found = {}
     for module in model.modules():
@@ -24,9 +27,12 @@ def replaced(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
     return found
 
 
-def put_by_hand(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
-    """The activations of ours that no replacement put where they are now, by where they are."""
-    known = {id(m) for new in replaced(model).values() for m in new.modules()}
+def put_by_hand(model: nn.Module, put_in: Places) -> Places:
+    """The activations of ours that no replacement put where they are now, by where they are.
+
+    `put_in`: what `replaced` has returned.
+    """
+    known = {id(m) for new in put_in.values() for m in new.modules()}
     return {
         (parent, key): child
         for parent in model.modules()
@@ -41,12 +47,14 @@ class Network:
     def __init__(
         self,
         model: nn.Module,
-        ours: dict[tuple[nn.Module, str], nn.Module],
+        put_in: Places,
+        ours: Places,
         passes: list[Pass],
         kinds: frozenset[str],
     ) -> None:
         self.passes, self.kinds = passes, kinds
-        self.place_of = {id(new): place for place, new in ours.items()}  # where earlier ones were put
+        self.put_in = put_in  # by earlier replacements; `ours` also has what was put by hand
+        self.place_of = {id(new): place for place, new in ours.items()}
         self.forwards = Forwards(passes, kinds, [*ours.values()])
         slots = [*_walk(model)]
         self.slots: Slots = {id(s.module): s for s in reversed(slots)}  # a module has its first name

@@ -8,13 +8,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from sparta_act.activations import PLACE
 from sparta_act.errors import SiteError
 from sparta_act.surgery.making import Make
 from sparta_act.surgery.network import SWAPPED
 from sparta_act.surgery.rewriting import Span, extended
 from sparta_act.surgery.sites import Cut, Site
-
-PLACE = "sparta_site"  # attribute of a new module: its label, or the dotted name of its site
 
 
 def check_values(model: nn.Module) -> None:

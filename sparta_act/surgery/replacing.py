@@ -16,7 +16,7 @@ from sparta_act.surgery.finding import find_sites, size_before
 from sparta_act.surgery.grammar import Sites, in_one_text, select
 from sparta_act.surgery.kinds import parse_kinds
 from sparta_act.surgery.making import Activation, maker_of
-from sparta_act.surgery.network import SWAPPED
+from sparta_act.surgery.network import SWAPPED, replaced
 from sparta_act.surgery.placing import build, check_values, classes_for, put
 from sparta_act.surgery.recording import inner
 from sparta_act.surgery.rewriting import MARK, keys_of, original_class
@@ -156,7 +156,7 @@ def _put_back(module: nn.Module) -> None:
 
 def _warn_of_size(network: nn.Module, new: list[nn.Module]) -> None:
     """Warn where the new activations make most of a network."""
-    before, now = size_before(network), size_of(network)
+    before, now = size_before(network, replaced(network)), size_of(network)
     if 0 < 2 * before < now:
         way_out = "lambda channels: Sparta(channels, hidden=8), or fewer sites, cost less"
         added = {type(m).__name__ for m in new}

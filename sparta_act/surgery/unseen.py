@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from sparta_act.surgery.activating import is_activation, is_of_torch, leads_to, names_in
+from sparta_act.surgery.activating import is_activation, is_of_torch, names_in
 from sparta_act.surgery.branches import Forward, Forwards, not_replaced
 from sparta_act.surgery.flow import raises, uses
 from sparta_act.surgery.kinds import spelled
@@ -28,15 +28,13 @@ def unseen_calls(
             yield call.lineno, forward.where
     for call in forward.calls:
         if call not in forward.led and (call in forward.source.inner or call in forward.source.reached):
-            modules = [v for v in forward.names.of(call.func) if isinstance(v, nn.Module) and v is not owner]
-            waits = any(_waits(v, forwards) for v in modules)
+            waits = any(map(forward.waits, forward.names.of(call.func)))
             if waits and not all(raises(forward.source, place) for place in uses(forward.source, call)):
                 yield call.lineno, forward.where
     for helper in _helpers(owner):
         names = names_in(helper.__code__)
         named = {name for name in names if spelled(name) in forwards.kinds} - {*replaced}
-        children = (child for name in names if (child := owner._modules.get(name)) is not None)
-        if (named and not forward.ran_in(helper)) or any(_waits(child, forwards) for child in children):
+        if (named and not forward.ran_in(helper)) or any(forward.waits(owner._modules.get(n)) for n in names):
             yield helper.__code__.co_firstlineno, helper.__qualname__
 
 
@@ -44,13 +42,6 @@ def _calls_what_ran(forward: Forward, call: ast.expr, kinds: frozenset[str]) -> 
     """Whether it is a call of functions that ran from elsewhere: what they call is found where it ran."""
     values = forward.names.of(call.func) if isinstance(call, ast.Call) else []
     return bool(values) and all(id(v) in forward.led_to and not is_activation(v, kinds) for v in values)
-
-
-def _waits(module: nn.Module, forwards: Forwards) -> bool:
-    """Whether it is a module with an activation in it that did not run."""
-    if is_activation(module, forwards.kinds) or any(id(m) in forwards.ran for m in module.modules()):
-        return False
-    return leads_to(module, None, forwards.kinds)
 
 
 def _helpers(owner: nn.Module) -> list[types.FunctionType]:

@@ -293,12 +293,14 @@ def test_helpers_are_read_for_what_no_pass_runs(module, named):
     assert_untouched(net, before)
 
 
-class ByMode(nn.Module):
-    """Another call in training than in evaluation, which no rewriting of one call covers."""
-
+class ConvAndAct(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+
+
+class ByMode(ConvAndAct):
+    """Another call in training than in evaluation, which no rewriting of one call covers."""
 
     def forward(self, x):
         x = self.act(x) if self.training else F.relu(x)
@@ -328,11 +330,7 @@ def test_one_activation_is_not_trained_and_another_used(block):
     assert_untouched(net, before)
 
 
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
-
+class Twice(ConvAndAct):
     def forward(self, x):
         for _ in range(2):
             x = self.act(self.conv(x))

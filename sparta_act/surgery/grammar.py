@@ -15,8 +15,6 @@ NUMBERS = rf"(\*|{NUMBER}|\{{\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*\}})"
 LABEL = re.compile(rf"G{NUMBERS}\.B{NUMBERS}", re.ASCII)
 COMMA = re.compile(r",(?![^{}]*\})")  # not those in braces
 
-ALL = "all"
-
 Sites = str | Iterable[str | Site]
 Numbers = tuple[int, ...] | None  # None for `*`
 
@@ -42,36 +40,56 @@ class Name:
         return self.pattern
 
 
-def parse(asked: str) -> list[Label | Name]:
+@dataclass(frozen=True)
+class All:
+    """Every call on a feature map."""
+
+    def __str__(self) -> str:
+        return "all"
+
+
+def parse(asked: Sites) -> list[Label | Name | All]:
     """The terms of `asked`. Raises `SiteError`, which lists every term that cannot be read."""
-    terms, problems = list[Label | Name](), list[str]()
-    for text in map(str.strip, COMMA.split(asked)):
-        match = LABEL.fullmatch(text)
-        if match:
-            terms.append(Label(_numbers(match[1]), _numbers(match[2])))
-        elif not text:
-            problems.append("empty name: extra comma")
-        elif "{" in text or "}" in text:
-            problems.append(f"{text}: braces are for numbers, as in G{{1,2}}.B*")
-        else:
-            terms.append(Name(text))
+    terms, problems = list[Label | Name | All](), list[str]()
+    for item in [asked] if isinstance(asked, str) else asked:
+        if isinstance(item, Site):
+            terms.append(Label((item.group,), (item.block,)) if item.label else Name(item.name))
+            continue
+        for text in map(str.strip, COMMA.split(item)):
+            match = LABEL.fullmatch(text)
+            if match:
+                terms.append(Label(_numbers(match[1]), _numbers(match[2])))
+            elif not text:
+                problems.append("empty name: extra comma")
+            elif "{" in text or "}" in text:
+                problems.append(f"{text}: braces are for numbers, as in G{{1,2}}.B*")
+            else:
+                terms.append(All() if text == str(All()) else Name(text))
     if problems:
-        raise SiteError("\n".join([f"cannot read the sites {asked!r}:", *problems]))
+        raise SiteError("\n".join([f"cannot read the sites {_quoted(asked)}:", *problems]))
     return terms
 
 
-def in_one_text(asked: Sites) -> str:
-    """The sites of a list, of texts or of what `relu_sites` returns, as one text. Raises `SiteError`."""
-    several = [asked] if isinstance(asked, str) else [*asked] if isinstance(asked, Iterable) else []
+def listed(asked: Sites) -> list[str | Site]:
+    """The texts, or sites of `relu_sites`, that were asked for. Raises `SiteError` for anything else."""
+    several: list[str | Site] = (
+        [asked] if isinstance(asked, str) else [*asked] if isinstance(asked, Iterable) else []
+    )
     if several and all(isinstance(s, Site) or (isinstance(s, str) and s.strip()) for s in several):
-        return ", ".join("al[l]" if isinstance(s, Site) and str(s) == ALL else str(s) for s in several)
+        return several
     raise SiteError(
         'sites must be a text such as "G4.B2", "G*.B-1, relu", "features.*" or "all", or a list of such '
         f"texts or of sites from relu_sites, not {asked!r}"
     )
 
 
-def select(sites: SiteList, asked: str, kinds: frozenset[str], every: Callable[[], list[Site]]) -> list[Site]:
+def _quoted(asked: Sites) -> str:
+    return repr(asked if isinstance(asked, str) else ", ".join(map(str, asked)))
+
+
+def select(
+    sites: SiteList, asked: Sites, kinds: frozenset[str], every: Callable[[], list[Site]]
+) -> list[Site]:
     """The sites that `asked` names, in the order of `sites`; every name must fit. Raises `SiteError`.
 
     `every`: lists what "all" means.
@@ -91,17 +109,17 @@ def select(sites: SiteList, asked: str, kinds: frozenset[str], every: Callable[[
                 chosen[id(found)] = found
         problems += [f"{term}: {n - FEW} more, too: {problem}" for problem, n in alike.items() if n > FEW]
     if problems:
-        heading = f"cannot replace {in_words(kinds)} at {asked!r}:"
+        heading = f"cannot replace {in_words(kinds)} at {_quoted(asked)}:"
         raise SiteError("\n".join([heading, *problems, f"This network has:\n{shown(sites)}"]))
     return [s for s in sites if chosen.pop(id(s), None)] + [*chosen.values()]
 
 
 def _meant(
-    sites: SiteList, term: Label | Name, kinds: frozenset[str], every: Callable[[], list[Site]]
+    sites: SiteList, term: Label | Name | All, kinds: frozenset[str], every: Callable[[], list[Site]]
 ) -> Iterable[Site | str]:
     if isinstance(term, Label):
         return _labelled(sites, term)
-    if term.pattern != ALL:
+    if isinstance(term, Name):
         return _named(sites, term, kinds)
     return every() or ["there is nothing to replace"]
 

@@ -13,7 +13,7 @@ from sparta_act.activations import Sparta
 from sparta_act.errors import SiteError
 from sparta_act.surgery.everywhere import every_site
 from sparta_act.surgery.finding import find_sites, size_before
-from sparta_act.surgery.grammar import Sites, in_one_text, select
+from sparta_act.surgery.grammar import Sites, listed, select
 from sparta_act.surgery.kinds import parse_kinds
 from sparta_act.surgery.making import Activation, maker_of
 from sparta_act.surgery.network import SWAPPED, replaced
@@ -104,7 +104,7 @@ def replace_relus(
     >>> net = replace_relus(torchvision.models.resnet18(), "all", nn.SiLU)
     """
     _check(model, example)
-    asked, make = in_one_text(sites), maker_of(activation)
+    asked, make = listed(sites), maker_of(activation)
     network, wanted = inner(model), parse_kinds(kinds)
     with uncollected(), all_or_nothing(lambda: as_before(network)) as undo:
         found = find_sites(network, example, wanted, undo)

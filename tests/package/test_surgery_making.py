@@ -114,9 +114,10 @@ def test_a_module_that_does_not_say_its_channels_fits_where_its_label_is():
         replace_relus(net, "G2.B1", {"G2.B1": Sparta(4)})
 
 
-def test_a_module_called_all_is_a_site_of_its_own():
-    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), all=nn.ReLU(), more=nn.ReLU()))
-    replace_relus(net, [s for s in relu_sites(net) if s.name == "all"], nn.SiLU)
+@pytest.mark.parametrize("name", ["all", "a, b", "{c}", " d ", "G1_B1"])
+def test_a_site_of_the_list_is_meant_whatever_it_is_called(name):
+    net = nn.Sequential(OrderedDict({"conv": nn.Conv2d(3, 4, 3), name: nn.ReLU(), "more": nn.ReLU()}))
+    replace_relus(net, [s for s in relu_sites(net) if s.name == name], nn.SiLU)
     assert [type(m) for m in net] == [nn.Conv2d, nn.SiLU, nn.ReLU]
 
 

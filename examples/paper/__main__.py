@@ -13,6 +13,7 @@ COMMANDS = {
     "tables": ("results.command:tables", "write docs/results.md from the filed results"),
     "export": ("results.export:main", "make a set of trained activations"),
     "audit": ("audit.command:main", "look for gradient masking with every attack"),
+    "maskers": ("maskers.command:main", "audit networks that mask, and honest ones"),
     "pictures": ("pictures.command:main", "draw the pictures of the documentation"),
     "figures": ("pictures.figures:main", "draw the paper's Figures 1 and 3"),
     "controls": ("results.controls:main", "small experiments with their controls"),

@@ -16,7 +16,17 @@ import sparta_act
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__", "__main__"]
-LABORATORY = ["common", "attacks", "training", "evaluation", "audit", "results", "pictures", "benchmarks"]
+LABORATORY = [
+    "common",
+    "attacks",
+    "training",
+    "evaluation",
+    "audit",
+    "maskers",
+    "results",
+    "pictures",
+    "benchmarks",
+]
 
 
 def imported(path):

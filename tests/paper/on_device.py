@@ -27,6 +27,7 @@ from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
+from examples.paper.maskers.small import Small
 from examples.paper.pictures import figures
 from examples.paper.results import command
 from examples.paper.training.checkpoint import load_trained
@@ -35,7 +36,7 @@ from examples.paper.training.loop import Settings, epochs, read_log
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, replace_relus
-from tests.helpers import networks_to_audit, stand_in
+from tests.helpers import stand_in
 from tests.helpers.queues import QUICK, SMALL
 from tests.paper.test_autoattack import TenLevels
 
@@ -297,7 +298,7 @@ class AllWrong(nn.Module):
 def test_an_audit_makes_all_attempts_and_goes_on(device, tmp_path):
     pytest.importorskip("pyautoattack")
     torch.manual_seed(0)
-    model, surrogate = (networks_to_audit.Small(adaptive).to(device).eval() for adaptive in (Sparta, None))
+    model, surrogate = (Small(adaptive).to(device).eval() for adaptive in (Sparta, None))
     x = data.to_float(data.load("test")[0][:3], device)
     with torch.no_grad():
         y = model(x).argmax(1)  # all right, and hard to move by so little

@@ -8,9 +8,10 @@ from torch import nn
 from examples.paper.audit import adaptive
 from examples.paper.audit.gate_statistics import statistics
 from examples.paper.common.gates import gates
+from examples.paper.maskers.networks import hardened
 from sparta_act import Sparta, SwishReLU
 from sparta_act import functional as SF
-from tests.helpers import networks_to_audit, reference
+from tests.helpers import reference
 
 KINDS = [{}, {"identity": True}, {"neighborhood": 2}]  # arguments
 each_kind = pytest.mark.parametrize("arguments", KINDS, ids=str)
@@ -163,13 +164,42 @@ def test_without_a_dpnet_freezing_it_changes_nothing():
 
 
 def test_freezing_the_dpnet_leaves_the_module_and_its_class_alone():
-    sparta, x = networks_to_audit.hardened(drawn()), torch.randn(2, C, 6, 5).requires_grad_()
+    sparta, x = hardened(drawn()), torch.randn(2, C, 6, 5).requires_grad_()
     before, attributes, names = sparta(x), set(vars(sparta)), list(sparta.state_dict())
     torch.testing.assert_close(adaptive.dpnet_frozen(sparta, x), before)  # as hard
     assert set(vars(sparta)) == attributes
     assert list(sparta.state_dict()) == names
     assert torch.equal(sparta(x), before)
     torch.autograd.grad(sparta(x).sum(), sparta.conv6)  # it is in the graph again
+
+
+# ---- networks without it
+
+
+def test_without_its_gates_a_network_has_relus_and_with_their_means_one_number_a_channel():
+    model, x = Net().eval(), images()
+    found = adaptive.surrogates(model, x)
+    removed, mean = found["its gates removed"], found["its gates at their mean"]
+    assert not gates(removed)
+    assert not gates(mean)
+    assert type(removed.act) is type(removed.blocks[0][0][1]) is nn.ReLU
+    before = model.norm(model.conv(x)).detach()
+    on, gate = (before > 0).float(), model.act.attention(before).detach()
+    expected = (gate * on).sum((0, 2, 3)) / on.sum((0, 2, 3))
+    torch.testing.assert_close(mean.act.gate.flatten(), expected)
+    torch.testing.assert_close(mean.act(before), F.relu(before) * expected.view(1, -1, 1, 1))
+    assert len(gates(model)) == 2  # the network stays
+
+
+def test_a_gate_in_two_places_has_one_mean_in_both_and_one_that_is_never_called_is_1():
+    shared, idle = drawn(), drawn()
+    model = nn.Sequential(shared, nn.Conv2d(C, C, 1), shared)
+    model.idle = nn.Identity()
+    model.idle.gate = idle
+    mean = adaptive.surrogates(model, images(channels=C))["its gates at their mean"]
+    assert torch.equal(mean[0].gate, mean[2].gate)
+    assert mean[0].gate.std() > 0
+    assert mean.idle.gate.gate.item() == 1
 
 
 # ---- what a gate does

@@ -1,1 +1,1 @@
-"""Is a robustness figure real, or gradient masking? About thirty attacks, and eleven checks of them."""
+"""Is a robustness figure real, or gradient masking? About thirty attacks, and twelve checks of them."""

@@ -1,4 +1,4 @@
-"""Adaptive attacks: copies of a network whose gradients go around SPARTA's gate."""
+"""Adaptive attacks: copies of a network whose gradients go around SPARTA's gate, or that have none."""
 
 import copy
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.paper.common.gates import gate_inputs
 from sparta_act import Sparta
 from sparta_act import functional as SF
 
@@ -71,13 +72,49 @@ class BPDA(nn.Module):
         return self.sparta(x).detach() + (y - y.detach())
 
 
+class FixedGate(nn.Module):
+    """max(x, 0) times numbers that do not depend on x, such as the mean of a gate."""
+
+    def __init__(self, gate: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gate", gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W), kept."""
+        return F.relu(x) * self.gate
+
+
 def bpda(model: nn.Module, substitute: Substitute) -> nn.Module:
     """A copy of the network in which each SPARTA has the gradients of the substitute."""
+    return replaced(model, lambda _, sparta: BPDA(sparta, substitute))
+
+
+def surrogates(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
+    """Copies of the network to attack instead: without its gates, and with each at its mean of a channel.
+
+    The means are over active elements of images x (N, C, H, W); a gate that is not called keeps its 1.
+    """
+    means: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, calls in gate_inputs(model, x).items():
+            sparta = model.get_submodule(name)
+            parts = [(sparta.attention(z).float(), (z > 0).float()) for z in calls]
+            total = sum((g * on).sum((0, 2, 3), keepdim=True) for g, on in parts)
+            means[name] = total / sum(on.sum((0, 2, 3), keepdim=True) for _, on in parts).clamp(min=1)
+    return {
+        "its gates removed": replaced(model, lambda name, _: nn.ReLU()),
+        "its gates at their mean": replaced(model, lambda name, _: FixedGate(means.get(name, torch.ones(1)))),
+    }
+
+
+def replaced(model: nn.Module, make: Callable[[str, Sparta], nn.Module]) -> nn.Module:
+    """A copy of the network in which `make` has replaced each SPARTA, of a name, in all its places."""
     twin = copy.deepcopy(model)
     if isinstance(twin, Sparta):
-        return BPDA(twin, substitute)
+        return make("", twin)
     sites = [(n, m) for n, m in twin.named_modules(remove_duplicate=False) if isinstance(m, Sparta)]
+    first = {id(m): name for name, m in reversed(sites)}  # the name under which `gates` knows it
     for name, sparta in sites:
         parent, _, child = name.rpartition(".")
-        twin.get_submodule(parent).add_module(child, BPDA(sparta, substitute))
-    return twin
+        twin.get_submodule(parent).add_module(child, make(first[id(sparta)], sparta))
+    return twin.eval()

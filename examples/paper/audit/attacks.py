@@ -14,8 +14,9 @@ from examples.paper.attacks import losses
 from examples.paper.attacks.autoattack import autoattack
 from examples.paper.attacks.pgd import attacking
 from examples.paper.attacks.robust_error import Loss, clean_errors, likeliest_wrong
-from examples.paper.audit import adaptive, diagnostics, gradient_free
+from examples.paper.audit import adaptive, diagnostics, gradient_free, sigmoids
 from examples.paper.audit.budget import Budget
+from examples.paper.audit.derivatives import NO_FLOAT64, not_possible
 from examples.paper.audit.store import Store
 from examples.paper.audit.victim import BATCH, Victim
 from examples.paper.common.gates import gates
@@ -23,7 +24,7 @@ from examples.paper.common.gates import gates
 CLEAN, FGSM, PLAIN, LONG, RESTARTS = "clean", "FGSM", "PGD", "PGD, twice the steps", "PGD, restarts"
 NOISE, AUTOATTACK, SQUARE = "random noise", "AutoAttack without Square", "Square"
 FLOAT64 = "PGD, float64"
-TRANSFER = "transfer from "
+TRANSFER, THROUGH = "transfer from ", "PGD through "  # the name of a surrogate follows
 STEP_SIZES = {  # as shares of eps
     "PGD, steps of eps/16": 1 / 16,
     "PGD, steps of eps/8": 1 / 8,
@@ -42,8 +43,9 @@ TARGETED: dict[str, Loss] = {
 }
 TARGETS = 3  # the likeliest wrong classes
 ADAPTIVE = {f"PGD, {name}": substitute for name, substitute in adaptive.SUBSTITUTES.items()}
+AROUND = {f"PGD, {name}": substitute for name, substitute in sigmoids.SUBSTITUTES.items()}
 WHITE_BOX = [CLEAN, FGSM, PLAIN, LONG, RESTARTS, FLOAT64, AUTOATTACK]
-WHITE_BOX += [*STEP_SIZES, *SMALLER_EPS, *LOSSES, *TARGETED, *ADAPTIVE]
+WHITE_BOX += [*STEP_SIZES, *SMALLER_EPS, *LOSSES, *TARGETED, *ADAPTIVE, *AROUND]
 
 Attack = Callable[[Victim, Store, Budget, str], None]  # the last is its name
 
@@ -61,7 +63,7 @@ def attack_all(victim: Victim, store: Store, budget: Budget, surrogates: Mapping
 
 def white_box(store: Store) -> Tensor:
     """Images that are wrong when clean, or that a white-box attack within eps broke, (N,) of bool."""
-    return torch.stack([store.wrong[name] for name in WHITE_BOX if name in store.wrong]).any(0)
+    return torch.stack([w for n, w in store.wrong.items() if n in WHITE_BOX or n.startswith(THROUGH)]).any(0)
 
 
 def _plan(victim: Victim, surrogates: Mapping[str, nn.Module]) -> dict[str, Attack]:
@@ -78,8 +80,14 @@ def _plan(victim: Victim, surrogates: Mapping[str, nn.Module]) -> dict[str, Atta
     plan |= {name: partial(_pgd, eps=bound) for name, bound in (sweep | {AT_LARGEST: LARGEST}).items()}
     if gates(victim.model):
         plan |= {name: partial(_adaptive, substitute) for name, substitute in ADAPTIVE.items()}
+        surrogates = {**adaptive.surrogates(victim.model, victim.x), **surrogates}
+    if sigmoids.saturation(victim.model, victim.x[:2]):
+        plan |= {name: partial(_around, substitute) for name, substitute in AROUND.items()}
     plan |= {FLOAT64: _float64}
-    plan |= {TRANSFER + name: partial(_transfer, surrogate) for name, surrogate in surrogates.items()}
+    for name, surrogate in surrogates.items():
+        plan |= {TRANSFER + name: partial(_transfer, surrogate)}
+        plan |= {THROUGH + name: partial(_through, surrogate, losses.cross_entropy)}
+        plan |= {f"{THROUGH}{name}, CW": partial(_through, surrogate, losses.cw)}
     return plan | {NOISE: _noise, AUTOATTACK: _autoattack, SQUARE: _square}
 
 
@@ -140,13 +148,26 @@ def _adaptive(
     _pgd(victim, store, budget, name, fast=adaptive.bpda(victim.model, substitute))
 
 
+def _around(
+    substitute: Callable[..., Tensor], victim: Victim, store: Store, budget: Budget, name: str
+) -> None:
+    _pgd(victim, store, budget, name, fast=sigmoids.Around(victim.model, substitute))
+
+
+def _through(
+    surrogate: nn.Module, loss: Loss, victim: Victim, store: Store, budget: Budget, name: str
+) -> None:
+    """The surrogate shows the way, and the network itself is judged at every step."""
+    _pgd(victim, store, budget, name, fast=surrogate, loss=loss)
+
+
 def _float64(victim: Victim, store: Store, budget: Budget, name: str) -> None:
     """The steps in float64, where a gradient may be 1e-300; the network judges the images in float32."""
     try:
         fast = copy.deepcopy(victim.model).double()
         at, images = victim.pgd(steps=budget.steps, fast=fast, dtype=torch.float64)
-    except diagnostics.NO_FLOAT64 as error:
-        store.add_numbers(name, diagnostics.not_possible(error))
+    except NO_FLOAT64 as error:
+        store.add_numbers(name, not_possible(error))
     else:
         store.add_attack(name, at >= 0, images)
 

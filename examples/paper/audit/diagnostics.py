@@ -1,6 +1,4 @@
-"""Measurements that are no attacks: the loss along PGD, the gradient, and SPARTA's gate."""
-
-import copy
+"""Measurements that are no attacks: the loss along PGD, the gradient, and gates."""
 
 import torch
 from torch import Tensor
@@ -9,15 +7,10 @@ from examples.paper.attacks import losses
 from examples.paper.attacks.pgd import attacking, pgd_steps, random_images
 from examples.paper.audit import gate_statistics
 from examples.paper.audit.budget import Budget
+from examples.paper.audit.derivatives import along_random_ways, along_the_attack, derivative
+from examples.paper.audit.sigmoids import saturation
 from examples.paper.audit.store import Store
 from examples.paper.audit.victim import BATCH, Victim
-
-NO_FLOAT64 = RuntimeError, TypeError, AttributeError  # what a network raises that cannot compute in float64
-
-
-def not_possible(error: Exception) -> str:
-    """Stored instead of a result."""
-    return f"not possible: {str(error).splitlines()[0]}"
 
 
 def loss_curve(victim: Victim, store: Store, budget: Budget, name: str) -> None:
@@ -46,40 +39,6 @@ def zero_gradients(victim: Victim, store: Store, budget: Budget, name: str) -> N
     store.add_numbers(name, {"images": len(x), "without": without})
 
 
-def derivative(victim: Victim, store: Store, budget: Budget, name: str) -> None:
-    """How far autograd's gradient is from a difference quotient, per image, in float64.
-
-    At a random image of the ball, for a random weighted sum f of the logits, along a random corner v:
-    |<gradient, v> - (f(x + h v) - f(x - h v)) / 2h|, relative to the largest of both and the gradient's norm,
-    which is the size of <gradient, v> on average.
-    """
-    victim.seed_for(name)
-    errors = list[float]()
-    try:
-        model = copy.deepcopy(victim.model).double()
-        for images in random_images(victim.x, victim.eps).double().split(BATCH):
-            errors += _quotient_errors(model, images).tolist()
-    except NO_FLOAT64 as error:
-        store.add_numbers(name, not_possible(error))
-    else:
-        store.add_numbers(name, errors)
-
-
-def _quotient_errors(model: torch.nn.Module, images: Tensor, h: float = 1e-7) -> Tensor:
-    v = torch.randn_like(images).sign()
-    with attacking(model):
-        x = images.clone().requires_grad_()
-        with torch.enable_grad():
-            logits = model(x)
-            weights = torch.randn_like(logits)
-            (grad,) = torch.autograd.grad((logits * weights).sum(), x)
-        with torch.no_grad():
-            rise = ((model(images + h * v) - model(images - h * v)) * weights).sum(1) / (2 * h)
-    slope = (grad * v).flatten(1).sum(1)
-    scale = torch.stack([slope.abs(), rise.abs(), grad.flatten(1).norm(dim=1)]).amax(0)
-    return (slope - rise).abs() / scale.clamp(min=1e-12)
-
-
 def gate(victim: Victim, store: Store, budget: Budget, name: str) -> None:
     """Statistics of each gate on the clean images."""
     _add_gates(victim, store, name, victim.x)
@@ -88,6 +47,11 @@ def gate(victim: Victim, store: Store, budget: Budget, name: str) -> None:
 def gate_attacked(victim: Victim, store: Store, budget: Budget, name: str) -> None:
     """The same after ten steps of PGD, whether the images are broken or not."""
     _add_gates(victim, store, name, victim.attacked(victim.model, 10))
+
+
+def sigmoids(victim: Victim, store: Store, budget: Budget, name: str) -> None:
+    """Saturation of each other sigmoid-like call on the clean images."""
+    store.add_numbers(name, saturation(victim.model, victim.x))
 
 
 def _add_gates(victim: Victim, store: Store, name: str, images: Tensor) -> None:
@@ -101,6 +65,9 @@ DIAGNOSTICS = {
     "loss curve": loss_curve,
     "zero gradients": zero_gradients,
     "derivative": derivative,
+    "along random ways": along_random_ways,
+    "along the attack": along_the_attack,
+    "sigmoids": sigmoids,
     "gate": gate,
     "gate, attacked": gate_attacked,
 }

@@ -1,4 +1,4 @@
-"""Checks 9 to 11 of an audit: is the gradient right, and does SPARTA's gate hide it?"""
+"""Checks 9 to 12 of an audit: is there a gradient, is it right, and does a gate hide it?"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,41 +8,58 @@ from torch import Tensor
 
 from examples.paper.audit import attacks as a
 from examples.paper.audit.store import Store
-from examples.paper.audit.tolerances import ADDS, HARD, ONLY, RATIO, SATURATED, WRONG
-from examples.paper.audit.verdicts import FAIL, NO_GATE, UNKNOWN, Check, beats, check, mean, share, worst
+from examples.paper.audit.tolerances import (
+    ADDS,
+    ASTRAY,
+    HARD,
+    JUMP,
+    JUMPS,
+    ONLY,
+    RATIO,
+    SATURATED,
+    WRONG,
+)
+from examples.paper.audit.verdicts import (
+    FAIL,
+    NO_GATE,
+    SUSPECT,
+    UNKNOWN,
+    Check,
+    at_most,
+    beats,
+    check,
+    mean,
+    share,
+    worst,
+)
 
 
 def gradient(store: Store) -> Check:
-    """9: AutoAttack does not warn, autograd's gradient is the derivative, and answers do not change."""
+    """9: AutoAttack does not warn, there is a gradient, and answers do not change."""
     images, zero = len(store.wrong[a.CLEAN]), store.numbers["zero gradients"]
-    derivative, evidence = store.numbers["derivative"], store.numbers["evidence"]
+    evidence = store.numbers["evidence"]
     warnings, without = _warnings(store.numbers["AutoAttack"]["warnings"])
     without = max(without, zero["without"])
-    possible = isinstance(derivative, list)
-    wrong = sum(not error <= WRONG for error in derivative) if possible else 0  # a NaN is wrong
     counts = {
         f"no gradient at {without} of {zero['images']} correct images": without,
-        f"wrong gradient at {wrong}" if possible else f"derivative {derivative}": wrong,
         f"a fresh copy answers differently at {evidence['changed']}": evidence["changed"],
     }
-    none, untrue, unsteady = (share(torch.arange(images) < k).at_most(ONLY) for k in counts.values())
+    none, unsteady = (at_most(share(torch.arange(images) < k), ONLY) for k in counts.values())
     reasons = {
         "AutoAttack warns (random answers, probabilities instead of logits, gradients inside?)": warnings,
-        "there is no gradient to follow": none == FAIL,
-        "autograd's gradient is not the derivative": untrue == FAIL,
-        "the network changes its answers": unsteady == FAIL,
+        "there is no gradient to follow": none in (FAIL, SUSPECT),
+        "the network changes its answers": unsteady in (FAIL, SUSPECT),
         "an image lies beyond eps": not evidence["within eps"],
     }
-    failed = [reason for reason, holds in reasons.items() if holds]
-    verdicts = [none, untrue, unsteady, *([] if possible else [UNKNOWN]), *([FAIL] if failed else [])]
+    certain = bool(warnings) or not evidence["within eps"]
     return check(
         9,
-        "AutoAttack does not warn, the gradient is right",
+        "AutoAttack does not warn, there is a gradient",
         "; ".join([", ".join(warnings) or "no warning", *counts]),
-        worst(verdicts),
-        passed="deterministic, differentiable, logits",
-        failed=", ".join(failed),
-        unknown="too few images to exclude a few with a wrong gradient or a changed answer",
+        worst([none, unsteady, *([FAIL] if certain else [])]),
+        passed="deterministic, with gradients and logits",
+        failed=", ".join(reason for reason, holds in reasons.items() if holds),
+        unknown="too few images to exclude a few without a gradient or with a changed answer",
     )
 
 
@@ -56,41 +73,49 @@ def _warnings(texts: Sequence[str]) -> tuple[list[str], int]:
 
 
 def adaptive(store: Store) -> Check:
-    """10: gradients that go around the gate, or are formed in float64, are no better."""
-    names = [n for n in (*a.ADAPTIVE, a.FLOAT64) if n in store.wrong]
+    """10: gradients that go around gates, through a surrogate, or are formed in float64, are no better."""
+    names = [n for n in store.wrong if n in (*a.ADAPTIVE, *a.AROUND, a.FLOAT64) or n.startswith(a.THROUGH)]
     found = {n.removeprefix("PGD, "): beats(store.wrong[n], store.wrong[a.PLAIN]) for n in names}
-    verdicts = {n: d.at_most(ADDS) for n, d in found.items()}
+    verdicts = {n: at_most(d, ADDS) for n, d in found.items()}
     certain = [n for n in found if verdicts[n] == FAIL]
     best = max(certain or found, key=lambda n: found[n].value, default="")
-    gated = any(n in a.ADAPTIVE for n in names)
+    others = len(names) > (a.FLOAT64 in names)
     figures = [f"{n} {d}" for n, d in found.items()]
     if a.FLOAT64 not in names:
         figures, verdicts["float64"] = [*figures, f"float64 {store.numbers[a.FLOAT64]}"], UNKNOWN
     return check(
         10,
-        "adaptive attacks on the gate add nothing" if gated else "float64 adds nothing (no SPARTA found)",
+        "adaptive attacks add nothing" if others else "float64 adds nothing (no gate found, no surrogate)",
         "; ".join(figures),
         worst(verdicts.values()),
-        passed="the gate hides no gradient" if gated else "float32 hides no gradient",
+        passed="no other gradient is better" if others else "float32 hides no gradient",
         failed=f"the gradient of {best} is better: the real one is masked",
         unknown="too few images to exclude a better gradient" if found else "float64 could not be tried",
     )
 
 
 def gate(store: Store) -> Check:
-    """11: the gate is soft and passes the gradient on, on clean images and on attacked ones."""
-    name, verdicts, figures = "the gate is soft", dict[str, str](), []
+    """11: gates are soft: SPARTA's pass the gradient on, and other sigmoid-like calls are not saturated."""
+    name, verdicts, figures = "gates are soft", dict[str, str](), []
     for site, clean in store.numbers["gate"].items():
         hard = [_hard(g) for g in (clean, store.numbers["gate, attacked"][site])]
-        verdicts[site] = worst(share(h).at_most(HARD) for h in hard)
+        verdicts[site] = worst(at_most(share(h), HARD) for h in hard)
         closed, opened, ratio = (mean(clean[k]).value for k in ("closed", "open", "ratio"))
         figures.append(
             f"{site} {closed:.1%} < 0.01, {opened:.1%} > 0.99, gradient {ratio:.2f}, hard at "
             f"{int(hard[0].sum())} clean and {int(hard[1].sum())} attacked of {len(hard[0])} images"
         )
+    for site, near in store.numbers["sigmoids"].items():
+        saturated = torch.tensor(near) > SATURATED
+        verdict = at_most(share(saturated), HARD)
+        verdicts[site] = SUSPECT if verdict == FAIL else verdict  # it may scale or normalize, not gate
+        figures.append(
+            f"{site} {mean(near).value:.1%} near its ends, saturated at {int(saturated.sum())} of {len(near)}"
+        )
     if not verdicts:
-        return Check(11, name, "no SPARTA found", NO_GATE, "nothing to check")
-    sites = ", ".join(site for site in verdicts if verdicts[site] == FAIL)
+        nothing = "no SPARTA, sigmoid, hardsigmoid or tanh found"
+        return Check(11, name, nothing, NO_GATE, "a gate of other operations is not seen here")
+    sites = ", ".join(site for site in verdicts if verdicts[site] in (FAIL, SUSPECT))
     return check(
         11,
         name,
@@ -98,8 +123,51 @@ def gate(store: Store) -> Check:
         worst(verdicts.values()),
         passed="no site is a hard mask",
         failed=f"hard mask at {sites}: the gate has no gradient there",
-        unknown="too few images, or a few with a hard mask",
+        unknown="does check 10 find a better gradient?"
+        if SUSPECT in verdicts.values()
+        else "too few images, or a few with a hard mask",
     )
+
+
+def ways(store: Store) -> Check:
+    """12: the gradient is the derivative, and adds up to what the network does along a way."""
+    point = store.numbers["derivative"]
+    random, attack = (torch.tensor(store.numbers[n]) for n in ("along random ways", "along the attack"))
+    astray, jumps = ~(random <= ASTRAY), ~(attack <= JUMP)  # a NaN is wrong
+    found = {"astray": at_most(share(astray), 0.5), "jumps": at_most(share(jumps), JUMPS)}
+    figures = [
+        f"along random ways of length eps the rise is missed by {_median(random)} (median), along the attack "
+        f"at {int(jumps.sum())} of {len(jumps)} images by more than half"
+    ]
+    if isinstance(point, list):
+        wrong = ~(torch.tensor(point) <= WRONG)
+        both = wrong & ~(random <= JUMP)
+        found["wrong"] = at_most(share(both), ONLY)
+        figures.append(f"wrong at a point at {int(wrong.sum())}, and along the way too at {int(both.sum())}")
+    else:
+        figures.append(f"at a point {point}")
+    reasons = {
+        "astray": "autograd's gradient is not the derivative",
+        "wrong": "autograd's gradient is not the derivative",
+        "jumps": "the network jumps where attacks go: its gradient does not see them",
+    }
+    failed = dict.fromkeys(reasons[n] for n, verdict in found.items() if verdict in (FAIL, SUSPECT))
+    stairs = isinstance(point, list) and at_most(share(wrong), ONLY) == FAIL
+    return check(
+        12,
+        "the gradient is the derivative",
+        "; ".join(figures),
+        worst(found.values()),
+        passed="stairs at a point, but right over the length of an attack"
+        if stairs
+        else "at a point and along ways",
+        failed=", ".join(failed),
+        unknown="too few images to exclude jumps",
+    )
+
+
+def _median(errors: Tensor) -> str:
+    return f"{errors.nan_to_num(1.0).median().item():.0%}" if len(errors) else "nothing"
 
 
 def _hard(g: Mapping[str, Sequence[float]]) -> Tensor:

@@ -15,14 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from examples.paper.audit import attacks as a
-from examples.paper.audit.verdicts import FAIL, PASS, UNKNOWN
+from examples.paper.audit.verdicts import FAIL, PASS, SUSPECT, UNKNOWN
 from examples.paper.common.atomic import write_text
 from examples.paper.common.records import unpacked
 from examples.paper.common.statistics import format_error
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"(<!-- audit: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-COLORS = {UNKNOWN: "yellow", FAIL: "bold red", PASS: "green"}
+COLORS = {UNKNOWN: "yellow", SUSPECT: "bold yellow", FAIL: "bold red", PASS: "green"}
 
 
 def show(record: Mapping[str, Any], title: str) -> None:
@@ -48,17 +48,26 @@ def headline(record: Mapping[str, Any]) -> list[str]:
         f"Evidence: {evidence['wrong again']} of {evidence['images']} stored images fool a fresh copy of the "
         f"network; {'all' if evidence['within eps'] else 'NOT all'} lie within {eps}.",
     ]
-    verdicts = [row["verdict"] for row in record["checks"]]
-    if FAIL in verdicts:
-        failed = ", ".join(str(row["number"]) for row in record["checks"] if row["verdict"] == FAIL)
+    numbers = {
+        verdict: [str(row["number"]) for row in record["checks"] if row["verdict"] == verdict]
+        for verdict in (FAIL, SUSPECT, UNKNOWN)
+    }
+    if numbers[FAIL]:
         lines.append(
-            f"FAIL ({failed}): signs of gradient masking. Do not trust the error under plain PGD; "
-            "the worst case, too, is only a lower bound."
+            f"FAIL ({', '.join(numbers[FAIL])}): signs of gradient masking. Do not trust the error under "
+            "plain PGD; the worst case, too, is only a lower bound."
         )
-    elif UNKNOWN in verdicts:
-        count = f"{verdicts.count(UNKNOWN)} of {len(verdicts)} checks do not have enough data"
-        lines.append(f"No check fails, but {count}: give more images (--limit) or surrogates (--surrogate).")
-    else:
+    if numbers[SUSPECT]:
+        lines.append(
+            f"Suspect ({', '.join(numbers[SUSPECT])}): the figure is beyond its tolerance, on too few images "
+            "to be sure. Give more (--limit) before you trust the error under plain PGD."
+        )
+    if numbers[UNKNOWN]:
+        lines.append(
+            f"Not enough data ({', '.join(numbers[UNKNOWN])}): give more images (--limit) or surrogates "
+            "(--surrogate)."
+        )
+    if not numbers[FAIL] and not numbers[SUSPECT]:
         lines.append("No check fails: these attacks agree with each other. This is no certificate.")
     return lines
 

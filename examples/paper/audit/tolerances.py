@@ -12,6 +12,11 @@ ONLY = 0.01  # broken by gradient-free attacks alone; right at the largest eps; 
 RISE = 0.10  # of the loss in the second half of the steps, as a share of that in the first
 WRONG = 0.05  # relative error of the derivative along a direction: more is a wrong gradient
 
+# along a way of the length of eps
+ASTRAY = 0.20  # relative error of the gradient's sum: more, at half of the images, is a wrong gradient
+JUMP = 0.50  # the same at one image: more is a jump
+JUMPS = 0.10  # share of the images that may meet one under attack
+
 # a hard mask
 SATURATED = 0.50  # share of a site's gate near 0 or 1 at one image: more is a hard mask
 RATIO = 0.10  # of ReLU's gradient norm at one image: less is a hard mask

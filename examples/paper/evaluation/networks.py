@@ -3,6 +3,7 @@
 import argparse
 import copy
 import importlib.util
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -24,12 +25,12 @@ NAMES = "the checkpoint.pt of `train`, a .safetensors of `network`, or FILE.py:F
 SETTINGS = ("arch", "activation", "sites", "width", "dataset")
 
 
-def load(where: str) -> tuple[nn.Module, str | None, bytes]:
+def load(where: str, audited: nn.Module | None = None) -> tuple[nn.Module, str | None, bytes]:
     """Network in evaluation mode, its data set where that is known, and the bytes it was made from.
 
     `where`: a checkpoint, whose SPARTA is rounded to float16, as a set stores it; a file that `save` wrote;
-    or `FILE.py:FUNCTION`, a function without arguments that returns the network. A network takes images in
-    [0, 1] and returns logits.
+    or `FILE.py:FUNCTION`, a function that returns the network, without arguments or of a copy of `audited`.
+    A network takes images in [0, 1] and returns logits.
     Raises `ValueError` or `OSError` with what is wrong.
     """
     path, _, function = where.rpartition(":") if ".py:" in where else (where, "", "")
@@ -37,7 +38,7 @@ def load(where: str) -> tuple[nn.Module, str | None, bytes]:
         raise ValueError(f"there is no {path}; give {NAMES}")
     content = Path(path).read_bytes()
     if function:
-        return _made(Path(path), function), None, content
+        return _made(Path(path), function, audited), None, content
     if path.endswith(".safetensors"):
         model, dataset = _stored(Path(path))
     else:
@@ -132,7 +133,7 @@ def in_float32(model: nn.Module, x: Tensor) -> nn.Module:
         return model if model(x[:1]).dtype == x.dtype else InFloat32(model).eval()
 
 
-def _made(path: Path, function: str) -> nn.Module:
+def _made(path: Path, function: str, audited: nn.Module | None) -> nn.Module:
     name = f"audited_{path.stem}"  # torch.py must not replace torch
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -148,12 +149,19 @@ def _made(path: Path, function: str) -> nn.Module:
     if not callable(make):
         raise ValueError(f"{path} has no function {function!r}")
     try:
-        model = make()
+        model = make(copied(audited)) if audited is not None and _takes_a_network(make) else make()
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path}:{function} raised {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{path}:{function} must return a network, not {type(model).__name__}")
     return model.eval()
+
+
+def _takes_a_network(make: Any) -> bool:
+    """Whether the function must be given an argument."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(make).parameters.values()
+    return any(p.default is p.empty and p.kind in kinds for p in parameters)
 
 
 def _line(error: BaseException) -> str:

@@ -1,0 +1,1 @@
+"""Networks that mask their gradients, honest ones beside them, and what an audit says of each."""

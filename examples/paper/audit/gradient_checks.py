@@ -141,9 +141,11 @@ def ways(store: Store) -> Check:
     ]
     if isinstance(point, list):
         wrong = ~(torch.tensor(point) <= WRONG)
-        both = wrong & ~(random <= JUMP)
+        both = wrong[~store.wrong[a.CLEAN]] & jumps
         found["wrong"] = at_most(share(both), ONLY)
-        figures.append(f"wrong at a point at {int(wrong.sum())}, and along the way too at {int(both.sum())}")
+        figures.append(
+            f"wrong at a point at {int(wrong.sum())}, and along the attack too at {int(both.sum())}"
+        )
     else:
         figures.append(f"at a point {point}")
     reasons = {

@@ -13,7 +13,7 @@ RISE = 0.10  # of the loss in the second half of the steps, as a share of that i
 WRONG = 0.05  # relative error of the derivative along a direction: more is a wrong gradient
 
 # along a way of the length of eps
-ASTRAY = 0.20  # relative error of the gradient's sum: more, at half of the images, is a wrong gradient
+ASTRAY = 0.30  # relative error of the gradient's sum: more, at half of the images, is a wrong gradient
 JUMP = 0.50  # the same at one image: more is a jump
 JUMPS = 0.10  # share of the images that may meet one under attack
 

@@ -66,7 +66,7 @@ class EightBitFeatures(Around):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, 3, 32, 32) -> (N, 10)."""
         h = self.model.features(x)
-        step = h.detach().amax() / 255
+        step = h.detach().amax((1, 2, 3), keepdim=True) / 255
         return self.model.fc((h + ((h / step).round() * step - h).detach()).flatten(1))
 
 

@@ -1,4 +1,4 @@
-"""Errors, their intervals and paired differences: the one place where they are estimated, rounded and tested."""
+"""Errors, their intervals and paired differences: where they are estimated, rounded and tested."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -33,10 +33,11 @@ from examples.paper.common import data
 from examples.paper.common.cli import at_least
 from examples.paper.common.console import print_table, stamp
 from examples.paper.common.gates import gates
-from examples.paper.common.records import check_errors, sha256, unpacked, write_record
-from examples.paper.common.statistics import difference, entry, format_difference
+from examples.paper.common.records import check_errors, sha256, write_record
+from examples.paper.common.statistics import entry, pair_of, paired
 from examples.paper.evaluation import networks
 from examples.paper.results.control_networks import HALF, SHUFFLED, Make, drop_in, mean_gate, transfer
+from examples.paper.results.differences import mean
 from examples.paper.results.state import RESULTS
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
@@ -126,10 +127,11 @@ def show(results: Results) -> None:
         for other in (first, HALF, SHUFFLED):
             if other in results:
                 columns[f"minus {other}, {attack}"] = {
-                    n: ", ".join(_minus(r, o, attack) for r, o in zip(rs, results[other], strict=True))
-                    for n, rs in results.items()
+                    n: _minus(rs, results[other], attack) for n, rs in results.items()
                 }
-    print_table("errors on test images and differences in points, by seed; ± over images", columns)
+    print_table(
+        "errors on test images; differences in points by seed, ± over images, and their mean", columns
+    )
 
 
 def show_gates(name: str, result: dict[str, Any]) -> None:
@@ -142,11 +144,11 @@ def show_gates(name: str, result: dict[str, Any]) -> None:
     print_table(f"{name}: gate on active elements of test images", columns)
 
 
-def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
-    wrong, base = (
-        unpacked(r["errors"][attack]["wrong"], r["errors"][attack]["images"]) for r in (result, other)
-    )
-    return format_difference(*difference(wrong, base))
+def _minus(results: list[dict[str, Any]], others: list[dict[str, Any]], attack: str) -> str:
+    both = ([r | {"test images": r["options"]["images"]} for r in rs] for rs in (results, others))
+    pairs = [pair_of(*pair, attack) for pair in zip(*both, strict=True)]
+    each = ", ".join(str(paired(pair)) for pair in pairs)
+    return f"{each}; mean {mean(pairs)}" if len(pairs) > 1 else each
 
 
 def transfers(args: argparse.Namespace) -> Results:

@@ -119,19 +119,19 @@ def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any])
 def show(results: Results) -> None:
     """Print errors by seed, and the paired differences to the first network and to the controls."""
     (first, base), *_ = results.items()
-    columns: dict[str, dict[str, str]] = {}
-    for attack in base[0]["errors"]:
-        columns[attack] = {
-            n: ", ".join(f"{r['errors'][attack]['error']:.2%}" for r in rs) for n, rs in results.items()
-        }
-        for other in (first, HALF, SHUFFLED):
-            if other in results:
-                columns[f"minus {other}, {attack}"] = {
-                    n: _minus(rs, results[other], attack) for n, rs in results.items()
-                }
-    print_table(
-        "errors on test images; differences in points by seed, ± over images, and their mean", columns
-    )
+    attacks = list(base[0]["errors"])
+    columns = {
+        a: {n: ", ".join(f"{r['errors'][a]['error']:.2%}" for r in rs) for n, rs in results.items()}
+        for a in attacks
+    }
+    print_table("errors on test images, by seed", columns)
+    for other in (first, HALF, SHUFFLED):
+        if other in results:
+            columns = {
+                a: {n: _minus(rs, results[other], a) for n, rs in results.items() if n != other}
+                for a in attacks
+            }
+            print_table(f"minus {other}, points: by seed, ± over images; then the mean", columns)
 
 
 def show_gates(name: str, result: dict[str, Any]) -> None:

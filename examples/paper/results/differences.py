@@ -44,7 +44,7 @@ def difference_table(base: str, pairs: Pairs, attacks: list[str]) -> str:
         for attack in attacks
         if all(attack in result["errors"] for result in results)
     }
-    cells = dict(zip(wrong, tested(list(wrong.values())), strict=True))
+    cells = dict(zip(wrong, marked(list(wrong.values())), strict=True))
     labels, lines = [f"points, minus {base}"], [attacks]
     for label in dict.fromkeys(label for label, _ in pairs):
         seeds = [seed for name, seed in pairs if name == label]
@@ -58,7 +58,7 @@ def difference_table(base: str, pairs: Pairs, attacks: list[str]) -> str:
     return markdown(labels, lines)
 
 
-def tested(pairs: list[Pair]) -> list[str]:
+def marked(pairs: list[Pair]) -> list[str]:
     """Differences as cells of one table, in bold those that Holm's correction for their number leaves."""
     bold = holm([p_value(pair) for pair in pairs])
     return [f"**{paired(p)}**" if b else str(paired(p)) for p, b in zip(pairs, bold, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 from examples.paper.common.records import check_errors, check_seal, unpacked
 from examples.paper.common.statistics import format_error, pair_of
 from examples.paper.results.cells import MISSING, markdown
-from examples.paper.results.differences import tested
+from examples.paper.results.differences import marked
 
 TWIN = "-relu"  # NAME-relu is the twin of NAME
 
@@ -37,13 +37,13 @@ def _table(records: dict[str, dict[str, Any]]) -> str:
     (name, first), *twin = records.items()
     heads, attacks = ["images", *records], list(first["errors"])
     cells = {
-        attack: [str(first["errors"][attack]["images"]), *(_error(r, attack) for r in records.values())]
+        attack: [f"{first['errors'][attack]['images']:,}", *(_error(r, attack) for r in records.values())]
         for attack in attacks
     }
     for other, record in twin:
         heads.append(f"{name} minus {other}")
         both = [a for a in attacks if a in record["errors"]]
-        found = dict(zip(both, tested([pair_of(first, record, a) for a in both]), strict=True))
+        found = dict(zip(both, marked([pair_of(first, record, a) for a in both]), strict=True))
         cells = {attack: [*line, found.get(attack, MISSING)] for attack, line in cells.items()}
     return markdown(["", *cells], [heads, *cells.values()])
 

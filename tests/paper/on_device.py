@@ -130,7 +130,7 @@ class LeftBehind(nn.Module):
 USES = {
     "training": lambda model, x, y: Trainer(model, FAST, 4, device=x.device.type).step(x, y),
     "pgd": lambda model, x, y: pgd(model, x, y, **ATTACK),
-    "pgd, restarts": lambda model, x, y: pgd(model, x, y, **ATTACK, restarts=2, targeted=True),
+    "pgd, targeted": lambda model, x, y: pgd(model, x, y, **ATTACK, targeted=True),
     "robust errors": lambda model, x, y: robust_errors(model, x, y, **ATTACK, targeted=True),
     "noise": lambda model, x, y: noise(model, x, y, eps=0.1, draws=2),
     "gate": lambda model, x, y: gate_statistics.statistics(model, x, y),

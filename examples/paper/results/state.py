@@ -10,6 +10,7 @@ from examples.paper.common.data import DATASETS
 from examples.paper.common.lock import is_locked
 from examples.paper.common.records import check_errors
 from examples.paper.common.sets import trained_alike
+from examples.paper.common.statistics import rounded
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import Queue, Run
 from examples.paper.training.loop import PROGRESS, read_log
@@ -31,7 +32,7 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     result = read_result(run.name, results)
     stale = "" if result is None else changes(run, result) or lacks(queue, run, result)
     if result is not None and not stale:
-        return State("done", f"clean error {result['errors']['clean']['error']:.1%}")
+        return State("done", f"clean error {rounded(result['errors']['clean']['error'])}%")
     folder = runs / run.name
     epoch = len(read_log(folder / "log.csv"))
     if is_locked(folder):

@@ -16,9 +16,10 @@ from examples.paper.audit.page import filled, markdown
 from examples.paper.common import records
 from examples.paper.common.gates import activations_of
 from examples.paper.common.models import ResNet
-from examples.paper.common.statistics import format_difference, minus
+from examples.paper.common.statistics import pair_of
 from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read
+from examples.paper.results.differences import mean, marked
 from examples.paper.results.export import NOT_AUDITED
 from examples.paper.results.state import read_result
 from sparta_act import Sparta, SpartaError, replace_relus
@@ -172,11 +173,15 @@ def test_differences_in_the_readme_are_those_of_the_filed_results():
         for seed in "01"
     ]
     assert head[3:] == ["clean", "worst case, 8/255"]
-    for label, against, seed, *cells in rows:
+    pairs = []
+    for label, against, seed, *_ in rows:
         names = (f"w16-{runs[name]}{'-seed1' * int(seed)}" for name in (label, against))
-        run, twin = (read_result(name, DOCS / "results") for name in names)
-        for attack, cell in zip(head[3:], cells, strict=True):
-            assert cell == format_difference(*minus(run, twin, attack)), (label, against, seed, attack)
+        both = [read_result(name, DOCS / "results") for name in names]
+        pairs += [pair_of(*both, attack) for attack in head[3:]]
+    assert [cell for row in rows for cell in row[3:]] == marked(pairs)
+    text = " ".join(README.split())
+    for what, seeds in (("ReLU", (1, 3)), ("ReLU times one half", (5, 7))):
+        assert f"than that of {what} by {mean([pairs[i] for i in seeds]).replace('-', '', 1)}" in text
 
 
 def test_costs_in_the_readme_are_those_of_the_speed_page():

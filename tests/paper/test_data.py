@@ -1,4 +1,6 @@
+import hashlib
 import io
+import json
 import struct
 import zlib
 
@@ -10,7 +12,9 @@ import torch
 from PIL import Image
 
 from examples import data as example
-from examples.paper.common import data
+from examples.paper.common import data, image_order
+from examples.paper.common.records import sha256
+from examples.paper.results.state import RESULTS
 from tests.helpers.fixtures import write_parquet
 
 SHARED = data.SAMPLE.parents[3] / "shared" / "data"
@@ -100,6 +104,44 @@ def test_to_float_is_a_fraction_of_one():
     torch.testing.assert_close(data.to_float(x), torch.tensor([0, 0.2, 1.0]))
 
 
+def test_listed_test_images_come_in_the_order_of_the_list(tmp_path, monkeypatch):
+    x, y = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), np.arange(6)
+    names = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in x]
+    order = [3, 0, 5, 1, 4, 2]
+    (tmp_path / "list.txt").write_text("".join(f"{names[i]}\n" for i in order))
+    monkeypatch.setattr(data, "LIST", tmp_path / "list.txt")
+    for folder, rows in (("one", [0, 1, 2, 3, 4, 5]), ("two", [4, 2, 0, 5, 1, 3]), ("same", order)):
+        for split in ("train", "test"):
+            write_parquet(tmp_path / folder / f"{split}-0.parquet", x[rows], y[rows])
+        images, labels = data.load("test", str(tmp_path / folder))
+        assert labels.tolist() == order
+        assert torch.equal(images, torch.from_numpy(x[order]).permute(0, 3, 1, 2))
+        assert data.load("train", str(tmp_path / folder))[1].tolist() == rows
+        assert data.load("test", str(tmp_path / folder), "svhn")[1].tolist() == rows
+    for folder, rows in (("few", [0, 1, 2]), ("twice", [0, 1, 2, 3, 4, 4])):  # other data is left alone
+        write_parquet(tmp_path / folder / "test-0.parquet", x[rows], y[rows])
+        assert data.load("test", str(tmp_path / folder))[1].tolist() == rows
+    other = x.copy()
+    other[2, 0, 0, 0] ^= 1
+    write_parquet(tmp_path / "other/test-0.parquet", other, y)
+    assert data.load("test", str(tmp_path / "other"))[1].tolist() == y.tolist()
+
+
+def test_the_list_is_made_by_a_command(tmp_path, capsys):
+    x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    write_parquet(tmp_path / "test-0.parquet", x, [0, 1, 2, 3])
+    image_order.main([str(tmp_path), "--out", str(tmp_path / "list.txt")])
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    assert lines == [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in x]
+    assert "4 images, 4 different" in capsys.readouterr().out
+
+
+def test_the_list_in_use_has_ten_thousand_different_images():
+    names = image_order.LIST.read_text().split()
+    assert len(names) == len(set(names)) == 10_000
+    assert set(image_order.digests(data.load("test")[0])) < set(names)
+
+
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.exists(), reason="MNIST-M is not beside this checkout")
 def test_the_numbers_of_mnist_m_are_its_own():
@@ -118,6 +160,8 @@ def test_the_whole_set_and_our_sample_of_it():
     assert y.bincount().tolist() == [1000] * 10
     sample = {image.numpy().tobytes() for image in data.load("test")[0]}
     assert sample < {image.numpy().tobytes() for image in x}
+    filed = json.loads((RESULTS / "w16-relu.json").read_text())["test images"]
+    assert sha256(x.numpy().tobytes(), y.numpy().tobytes()) == filed
 
 
 RAMP = np.linspace(0, 65535, 16 * 16).reshape(16, 16).astype(np.uint16)

@@ -3,6 +3,7 @@ import shutil
 import sys
 import zlib
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,23 +12,15 @@ from torch import nn
 from examples.paper.attacks import losses
 from examples.paper.attacks.pgd import attacking
 from examples.paper.common import data, records
-from examples.paper.common.statistics import difference, format_difference, format_error, interval
 from examples.paper.common.tf32 import exact_float32
-from examples.paper.evaluation import measure, store
+from examples.paper.evaluation import evaluate, measure, networks, store
 from examples.paper.evaluation.command import chosen, main, parser
 from examples.paper.evaluation.evaluate import evaluations
-from examples.paper.evaluation.measure import (
-    Attack,
-    Outcome,
-    carry_out,
-    find_errors,
-    joined,
-    loss_curve,
-    worst_cases,
-)
-from examples.paper.evaluation.protocols import OLD_NAMES, PROTOCOLS, every_step_attacks, last_step_attacks
+from examples.paper.evaluation.measure import Attack, Outcome, carry_out, joined, loss_curve, worst_case
+from examples.paper.evaluation.protocols import PROTOCOLS, every_step_attacks
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
+from tests.helpers.queues import QUICK
 
 
 class Brightness(nn.Module):
@@ -42,38 +35,59 @@ class Brightness(nn.Module):
         return torch.stack([-bright, bright], 1)
 
 
-def test_errors_are_those_of_a_model_we_know():
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The protocol `quick` with fewer steps still."""
+    monkeypatch.setitem(PROTOCOLS, "quick", QUICK)
+
+
+def test_errors_are_those_of_a_model_we_know(monkeypatch):
+    monkeypatch.setattr(measure, "BATCH", 3)
     levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the middle two are within 16/255
     x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
-    attacks = {"PGD": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10}}
-    wrong = find_errors(Brightness(), x, y, attacks, batch_size=3)
-    assert wrong["clean"].tolist() == [False, False, False, True]
-    assert wrong["PGD"].tolist() == [False, True, True, True]
+    pgd = {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10}
+    for attack, wrong in ((Attack("clean", {}, 4), [0, 0, 0, 1]), (Attack("PGD", pgd, 4), [0, 1, 1, 1])):
+        found = carry_out([attack], Brightness(), x, y, seed=0, device="cpu", title="")
+        assert found[attack.name].wrong.int().tolist() == wrong
 
 
-def test_the_menu_is_the_papers_and_the_modern_attack():
+def test_the_attacks_of_a_protocol():
+    """What is stored already was measured with exactly these names and arguments, in this order."""
     paper = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
-    modern = {"targeted": False, "step_size": 2 / 255, "steps": 20, "restarts": 1}
-    assert last_step_attacks([10, 50], 20, 1) == {
-        "targeted PGD-10, 16/255": {**paper, "steps": 10},
-        "targeted PGD-50, 16/255": {**paper, "steps": 50},
-        "untargeted PGD-20, 8/255": {**modern, "eps": 8 / 255},
-        "untargeted PGD-20, 16/255": {**modern, "eps": 16 / 255},
+    field = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 50}
+    expected = {
+        "clean": {},
+        **{f"targeted PGD-{k}, 16/255": {**paper, "steps": k} for k in (10, 30, 50)},
+        "untargeted PGD-50, 8/255": {**field, "loss": "cross-entropy"},
+        "targeted DLR PGD-50, 8/255": {**field, "loss": "targeted DLR"},
+        "AutoAttack, 8/255": {"eps": 8 / 255},
     }
+    for name, autoattack in (("field", None), ("ship", 1000)):
+        attacks = PROTOCOLS[name].attacks()
+        arguments = {a.name: json.dumps(dict(a.arguments)) for a in attacks}
+        known = {k: json.dumps(v) for k, v in expected.items() if autoattack or k != "AutoAttack, 8/255"}
+        assert list(arguments.items()) == list(known.items())
+        images = {a.name: a.images for a in attacks}
+        assert images.pop("clean") >= 26_032
+        assert images.pop("AutoAttack, 8/255", None) == autoattack
+        assert {*images.values()} == {2000}
 
 
-def test_the_field_protocol_is_two_attacks_at_one_bound():
-    steps = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 50}
-    assert every_step_attacks(50) == {
-        "untargeted PGD-50, 8/255": {**steps, "loss": "cross-entropy"},
-        "targeted DLR PGD-50, 8/255": {**steps, "loss": "targeted DLR"},
-    }
-
-
-@pytest.mark.parametrize(("options", "name"), OLD_NAMES.items())
-def test_a_protocol_is_what_its_options_were(options, name):
-    args = parser().parse_args(["checkpoint.pt", *options.split()])
-    assert chosen(args).attacks() == PROTOCOLS[name].attacks()
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ("", {2000}),
+        ("--limit 70", {70}),
+        ("--autoattack 30", {2000, 30}),
+        ("--protocol ship --limit 500", {500}),
+        ("--protocol ship --autoattack 0", {2000}),
+    ],
+)
+def test_options_of_a_protocol(options, counts):
+    attacks = chosen(parser().parse_args(["checkpoint.pt", *options.split()])).attacks()
+    assert {a.images for a in attacks if a.name != "clean"} == counts
+    asked = "30" in options.split() or options == "--protocol ship --limit 500"
+    assert any(a.name == "AutoAttack, 8/255" for a in attacks) == asked
 
 
 def test_the_key_of_an_outcome_stays_the_same():
@@ -133,48 +147,22 @@ def test_the_loss_curve_falls_for_a_targeted_attack_and_rises_for_an_untargeted_
         assert x_adv.shape == x.shape
 
 
-@pytest.mark.parametrize(
-    ("count", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (315, 1000, 0.2870, 0.3445)],
-)
-def test_intervals_are_wilsons(count, n, low, high):
-    wrong = torch.arange(n) < count
-    assert interval(wrong) == pytest.approx((count / n, low, high), abs=1e-4)
-    assert format_error(torch.arange(1000) < 315) == "31.5% (28.7-34.4)"
-    for n in range(1, 200):
-        assert interval(torch.zeros(n).bool())[:2] == (0, 0)
-        assert interval(torch.ones(n).bool())[::2] == (1, 1)
-
-
-def test_differences_are_paired():
-    a, b = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0]).bool(), torch.tensor([1, 0, 0, 0, 0, 0, 0, 1]).bool()
-    d, half = difference(a, b)  # +1 twice, -1 once, of eight
-    assert d == pytest.approx(1 / 8)
-    assert half == pytest.approx(1.959964 * (3 / 8 - 1 / 64) ** 0.5 / 8**0.5)
-    assert format_difference(0.05, 0.02) == "+5.0 ± 2.0"
-    assert format_difference(-0.01, 0.02) == "-1.0 ± 2.0 (noise)"
-    assert difference(a, a) == (0, 0)
-
-
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no .*nowhere\.pt"):
         main([str(tmp_path / "nowhere.pt")])
 
 
-def test_the_worst_case_is_any_attack_within_the_bound_on_the_images_all_saw():
-    wrong = {
-        "clean": [1, 0, 0, 0, 0],
-        "big": [1, 1, 0, 0, 1],
-        "small": [1, 0, 1, 0],
+def test_the_worst_case_is_any_attack_on_the_images_that_all_had():
+    wrong = [1, 0, 0, 0, 0], [1, 1, 0, 0, 1], [1, 0, 1, 0]
+    found = worst_case([Outcome(torch.tensor(w).bool(), 3.0, []) for w in wrong])
+    assert found.wrong.int().tolist() == [1, 1, 1, 0]
+    cases = PROTOCOLS["ship"].worst_cases()
+    eights = ["clean", "untargeted PGD-50, 8/255", "targeted DLR PGD-50, 8/255"]
+    assert cases == {
+        "worst case, 8/255": eights,
+        "worst case with AutoAttack, 8/255": [*eights, "AutoAttack, 8/255"],
     }
-    attacks = [
-        Attack("clean", {}, 5),
-        Attack("big", {"eps": 16 / 255}, 5),
-        Attack("small", {"eps": 8 / 255}, 4),
-    ]
-    outcomes = {name: Outcome(torch.tensor(w).bool(), 0.0, []) for name, w in wrong.items()}
-    cases = {name: w.int().tolist() for name, w in worst_cases(attacks, outcomes).items()}
-    assert cases == {"worst case, 8/255": [1, 0, 1, 0], "worst case, 16/255": [1, 1, 1, 0]}
+    assert PROTOCOLS["field"].worst_cases() == {"worst case, 8/255": eights}
 
 
 def test_an_attack_draws_its_own_numbers():
@@ -199,15 +187,6 @@ class Counting(Brightness):
         return super().forward(x)
 
 
-def test_a_restart_attacks_only_what_still_stands():
-    levels = torch.tensor([20, 120, 135, 240], dtype=torch.uint8)  # of 255; the last is wrong from the start
-    x, y = levels.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.tensor([0, 0, 1, 0])
-    attacks = {"restarts": {"eps": 16 / 255, "step_size": 4 / 255, "steps": 10, "restarts": 5}}
-    model = Counting()
-    assert find_errors(model, x, y, attacks)["restarts"].tolist() == [False, True, True, True]
-    assert model.attacked == 10 * (4 + 4 * 1)
-
-
 def test_attacks_that_differ_in_their_steps_are_one_run_and_what_each_would_be_alone():
     torch.manual_seed(1)
     x, y = torch.randint(100, 156, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 2
@@ -221,10 +200,6 @@ def test_attacks_that_differ_in_their_steps_are_one_run_and_what_each_would_be_a
         assert torch.equal(alone[attack.name].wrong, together[attack.name].wrong)
     few, many = (together[a.name].wrong.sum() for a in attacks)
     assert 0 < few < many
-    other_bound = {f"PGD-{k}": {**weak, "eps": k / 100, "steps": k} for k in (3, 9)}
-    model = Counting()
-    find_errors(model, x, y, other_bound)
-    assert model.attacked == (3 + 9) * 40
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 13])
@@ -264,25 +239,13 @@ def checkpoint(tmp_path_factory, tiny_data):
 
 
 def words(path, tiny_data, *more):
-    arguments = [
-        path,
-        "--data",
-        tiny_data,
-        "--steps",
-        2,
-        "--untargeted-steps",
-        2,
-        "--device",
-        "cpu",
-        *more,
-    ]
-    return [str(a) for a in arguments]
+    return [str(a) for a in (path, "--protocol", "quick", "--data", tiny_data, "--device", "cpu", *more)]
 
 
 def started(words):
     args = parser().parse_args(words)
     options = {"data_dir": args.data_dir, "seed": args.seed, "device": args.device}
-    return evaluations(args.checkpoint, chosen(args), **options)
+    return evaluations(args.network, chosen(args), **options)
 
 
 def evaluated(path, tiny_data, *more):
@@ -290,95 +253,74 @@ def evaluated(path, tiny_data, *more):
     return json.loads((path.parent / "evaluation.json").read_text())
 
 
-def test_limits_are_kept_and_the_record_says_them(checkpoint, tiny_data):
-    record = evaluated(checkpoint, tiny_data, "--limit", 12, "--restarts", 2)
-    images = {name: e["images"] for name, e in record["errors"].items()}
-    assert images == {
-        "clean": 12,
+def test_limits_are_kept_and_the_record_says_what_it_is_of(checkpoint, tiny_data, monkeypatch):
+    monkeypatch.chdir(checkpoint.parents[1])
+    record = evaluated(checkpoint, tiny_data, "--limit", 12, "--seed", 3)
+    assert {name: e["images"] for name, e in record["errors"].items()} == {
+        "clean": 20,
         "targeted PGD-2, 16/255": 12,
-        "untargeted PGD-2 x 2, 8/255": 12,
-        "untargeted PGD-2 x 2, 16/255": 12,
+        "untargeted PGD-2, 8/255": 12,
+        "targeted DLR PGD-2, 8/255": 12,
         "worst case, 8/255": 12,
-        "worst case, 16/255": 12,
     }
     for entry in record["errors"].values():
         assert entry["low"] <= entry["error"] <= entry["high"]
         assert entry["seconds"] >= 0
         wrong = records.unpacked(entry["wrong"], entry["images"])
         assert wrong.sum().item() / len(wrong) == entry["error"]
-    assert record["checkpoint"] == records.sha256(checkpoint.read_bytes())
-    assert record["steps of PGD in"] == "float32"
+    assert record["sha256"] == records.sha256(checkpoint.read_bytes())
+    assert record["network"] == checkpoint.parent.name
+    assert record["command"] == (
+        f"python -m examples.paper evaluate {checkpoint.parent.name}/checkpoint.pt --protocol quick "
+        f"--data DATA/{Path(tiny_data).name} --seed 3 --device cpu --limit 12"
+    )
+    records.check_seal(record)
 
 
-def test_the_field_protocol_asks_all_clean_images_and_attacks_the_first(
-    checkpoint, tiny_data, capsys, monkeypatch
-):
+def test_all_clean_images_are_asked_and_the_first_are_attacked(checkpoint, tiny_data, capsys, monkeypatch):
     monkeypatch.setattr(measure, "PART", 5)
-    field = ("--protocol", "field")
-    record = evaluated(checkpoint, tiny_data, *field, "--limit", 7)
-    errors = record["errors"]
-    assert {name: e["images"] for name, e in errors.items()} == {
-        "clean": 20,
-        "untargeted PGD-2, 8/255": 7,
-        "targeted DLR PGD-2, 8/255": 7,
-        "worst case, 8/255": 7,
-    }
-    clean, pgd, dlr, worst = (records.unpacked(e["wrong"], e["images"])[:7] for e in errors.values())
+    errors = evaluated(checkpoint, tiny_data, "--limit", 7)["errors"]
+    clean, _, pgd, dlr, worst = (records.unpacked(e["wrong"], e["images"])[:7] for e in errors.values())
     assert torch.equal(worst, clean | pgd | dlr)
     assert not (clean & ~pgd).any()
     assert not (clean & ~dlr).any()
-    assert "loss per step" not in record
     capsys.readouterr()
-    again = evaluated(checkpoint, tiny_data, *field, "--limit", 7)
+    again = evaluated(checkpoint, tiny_data, "--limit", 7)
     assert again["errors"] == errors
-    assert capsys.readouterr().out.count("was measured before") == 3
-    more = evaluated(checkpoint, tiny_data, *field, "--limit", 12)["errors"]  # the first five are there
+    assert capsys.readouterr().out.count("was measured before") == 4
+    more = evaluated(checkpoint, tiny_data, "--limit", 12)["errors"]  # the first five are there
     assert capsys.readouterr().out.count("5 images were measured before") == 2
     assert more["clean"] == errors["clean"]
-    with pytest.raises(ValueError, match="leave out --amp"):
-        evaluated(checkpoint, tiny_data, *field, "--amp", "bf16")
 
 
 def test_a_second_call_does_only_what_is_missing(checkpoint, tiny_data, capsys):
-    once = evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 1)
+    once = evaluated(checkpoint, tiny_data, "--limit", 10)
     capsys.readouterr()
-    again = evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 3)
-    printed = capsys.readouterr().out
-    assert printed.count("was measured before") == 2
-    assert "untargeted PGD-2 x 3, 8/255 was measured before" not in printed
-    for name in ("clean", "targeted PGD-2, 16/255"):
-        assert again["errors"][name] == once["errors"][name]
-    evaluated(checkpoint, tiny_data, "--limit", 10, "--restarts", 3, "--seed", 1)
+    again = evaluated(checkpoint, tiny_data, "--limit", 10, "--autoattack", 2)
+    assert capsys.readouterr().out.count("was measured before") == 4
+    assert again["errors"] | once["errors"] == again["errors"]
+    assert again["errors"].keys() - once["errors"].keys() == {
+        "AutoAttack, 8/255",
+        "worst case with AutoAttack, 8/255",
+    }
+    evaluated(checkpoint, tiny_data, "--limit", 10, "--seed", 1)
     assert "was measured before" not in capsys.readouterr().out
 
 
 def test_more_images_for_the_others_do_not_repeat_autoattack(checkpoint, tiny_data, capsys):
-    options = ("--restarts", 1, "--autoattack", "--autoattack-limit", 3)
-    few = evaluated(checkpoint, tiny_data, "--limit", 7, *options)
+    few = evaluated(checkpoint, tiny_data, "--limit", 7, "--autoattack", 3)["errors"]
     capsys.readouterr()
-    more = evaluated(checkpoint, tiny_data, "--limit", 9, *options)
-    assert capsys.readouterr().out.count("was measured before") == 1
-    assert more["errors"]["AutoAttack, 8/255"] == few["errors"]["AutoAttack, 8/255"]
-    images = {name: e["images"] for name, e in more["errors"].items()}
-    assert [n for n in images if images[n] == 3] == [
-        "AutoAttack, 8/255",
-        "worst case, 8/255",
-        "worst case, 16/255",
-    ]
-    assert images["clean"] == images["untargeted PGD-2, 8/255"] == 9
-
-
-def test_steps_in_bfloat16_are_another_measurement_and_said(checkpoint, tiny_data, capsys):
-    evaluated(checkpoint, tiny_data, "--limit", 6)
-    capsys.readouterr()
-    record = evaluated(checkpoint, tiny_data, "--limit", 6, "--amp", "bf16")
-    assert capsys.readouterr().out.count("was measured before") == 1  # the clean images
-    assert record["steps of PGD in"] == "bfloat16"
+    more = evaluated(checkpoint, tiny_data, "--limit", 9, "--autoattack", 3)["errors"]
+    assert capsys.readouterr().out.count("was measured before") == 2  # and the clean images
+    assert more["AutoAttack, 8/255"] == few["AutoAttack, 8/255"]
+    assert {n: e["images"] for n, e in more.items() if e["images"] != 9} == {
+        "clean": 20,
+        "AutoAttack, 8/255": 3,
+        "worst case with AutoAttack, 8/255": 3,
+    }
 
 
 def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkeypatch):
-    from examples.paper.evaluation import evaluate
-
     run = ["--out", tmp_path, "--activation", "sparta", "--recipe", "fast", "--epochs", 1, "--limit", 20]
     train([str(a) for a in (*run, "--data", tiny_data, "--width", 8, "--device", "cpu")])
     attacked = []
@@ -388,7 +330,7 @@ def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkey
         return carry_out(attacks, model, *arguments, **more)
 
     monkeypatch.setattr(evaluate, "carry_out", watched)
-    evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 4, "--restarts", 1)
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, "--limit", 4)
     trained = load_trained(tmp_path / "checkpoint.pt")[0].state_dict()
     assert attacked
     for state in attacked:
@@ -398,9 +340,47 @@ def test_what_is_evaluated_is_what_a_set_would_store(tmp_path, tiny_data, monkey
     assert any(".act2." in k and not torch.equal(v, v.half().float()) for k, v in trained.items())
 
 
-def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, capsys, monkeypatch):
-    from examples.paper.evaluation import evaluate
+NETWORKS = """
+import torch
+from torch import nn
 
+def made(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+def one():
+    return made(1)
+
+def two():
+    return made(2)
+
+def none():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+"""
+
+
+def test_files_of_weights_and_functions_are_evaluated_into_a_folder(checkpoint, tiny_data, tmp_path, capsys):
+    weights, file, out = tmp_path / "slim.safetensors", tmp_path / "nets.py", tmp_path / "out"
+    networks.save(checkpoint, weights)
+    file.write_text(NETWORKS)
+    places = (str(weights), f"{file}:one", f"{file}:two")
+    more = ["--limit", "5", "--out", str(out), "--data", tiny_data, "--device", "cpu", "--protocol", "quick"]
+    main([*places, *more])
+    slim, one, two = (json.loads((out / n / "evaluation.json").read_text()) for n in ("slim", "one", "two"))
+    assert slim["sha256"] == records.sha256(weights.read_bytes())  # what is measured already is stored so
+    assert "evaluate slim.safetensors --protocol quick " in slim["command"]
+    assert "evaluate nets.py:two --protocol quick " in two["command"]
+    assert one["sha256"] != two["sha256"]
+    assert one["errors"]["clean"]["wrong"] != two["errors"]["clean"]["wrong"]
+    assert not list(tmp_path.glob("*.npz"))
+    assert "±" in capsys.readouterr().out
+    main([*places, *more])
+    assert capsys.readouterr().out.count("was measured before") == 3 * 4
+    with pytest.raises(ValueError, match="tells 3 classes apart"):
+        main([places[0], f"{file}:none", *more])
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, capsys, monkeypatch):
     def killed(attacks, *arguments, **more):
         if attacks[0].name.startswith("untargeted"):
             raise KeyboardInterrupt
@@ -419,8 +399,6 @@ def test_an_interrupted_evaluation_keeps_what_it_has(checkpoint, tiny_data, caps
 
 
 def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkeypatch, tmp_path):
-    from examples.paper.evaluation import evaluate
-
     few = partial(measure.autoattack_by_copy, steps=5, queries=50)
     monkeypatch.setattr(measure, "autoattack_by_copy", few)
     monkeypatch.setattr(measure, "PART", 2)
@@ -431,16 +409,14 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
         return carry_out(attacks, *arguments, **more)
 
     monkeypatch.setattr(evaluate, "carry_out", watched)
-    options = ("--limit", 5, "--restarts", 1, "--autoattack")
+    options = ("--autoattack", 5, "--limit", 5)
     shutil.copy(checkpoint, tmp_path)
     begun = started(words(tmp_path / "checkpoint.pt", tiny_data, *options))
-    seconds = [
-        next(begun) for _ in range(6)
-    ]  # clean, three families of PGD, and then AutoAttack's first part of three
+    seconds = [next(begun) for _ in range(10)]  # clean, targeted, three parts of two, AutoAttack's first two
     begun.close()
-    assert seconds[:5] == [0] * 5
-    assert seconds[5] > 0
-    assert carried[4:] == [("AutoAttack, 8/255", 0, 2)]
+    assert seconds[8] == 0
+    assert seconds[9] > 0
+    assert carried[8:] == [("AutoAttack, 8/255", 0, 2)]
     assert not (tmp_path / "evaluation.json").exists()
     carried.clear()
     record = evaluated(tmp_path / "checkpoint.pt", tiny_data, *options)
@@ -452,7 +428,7 @@ def test_autoattack_is_kept_batch_by_batch(checkpoint, tiny_data, capsys, monkey
     assert entry["images"] == 5
     assert entry["standing"]["square"] == round(5 * (1 - entry["error"]))
     carried.clear()
-    evaluated(tmp_path / "checkpoint.pt", tiny_data, *options[2:], "--limit", 4)
+    evaluated(tmp_path / "checkpoint.pt", tiny_data, *options, "--limit", 4)
     assert not [c for c in carried if c[0].startswith("Auto")]  # the first four are there
 
 
@@ -461,9 +437,9 @@ def test_the_next_checkpoint_is_expected_to_take_as_long(checkpoint, tiny_data, 
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         both.append(shutil.copy(checkpoint, tmp_path / name))
-    arguments = words(both[0], tiny_data, "--limit", 3, "--restarts", 1)
+    arguments = words(both[0], tiny_data, "--limit", 3)
     main(arguments)  # what was measured before is known to the second too
-    seconds = list(started([both[0], *words(both[1], *arguments[2:3], *arguments[3:])]))
+    seconds = list(started([str(both[0]), str(both[1]), *arguments[1:]]))
     assert len(seconds) == 4
     assert all(s > 0 for s in seconds)
 
@@ -471,8 +447,6 @@ def test_the_next_checkpoint_is_expected_to_take_as_long(checkpoint, tiny_data, 
 def test_a_checkpoint_that_is_written_meanwhile_is_not_taken_for_the_old_one(
     checkpoint, tiny_data, tmp_path, monkeypatch
 ):
-    from examples.paper.evaluation import evaluate
-
     path = tmp_path / "checkpoint.pt"
     shutil.copy(checkpoint, path)
 
@@ -481,7 +455,7 @@ def test_a_checkpoint_that_is_written_meanwhile_is_not_taken_for_the_old_one(
         path.write_bytes(path.read_bytes() + b"0")
         return loaded
 
-    monkeypatch.setattr(evaluate, "load_trained", slow)
+    monkeypatch.setattr(networks, "load_trained", slow)
     with pytest.raises(ValueError, match="written anew just now"):
         evaluated(path, tiny_data, "--limit", 3)
     assert not (tmp_path / "evaluation.npz").exists()
@@ -531,7 +505,7 @@ def test_another_checkpoint_is_measured_anew(checkpoint, tiny_data, capsys, tmp_
 
 
 def test_the_record_has_what_autoattack_told(checkpoint, tiny_data, capsys):
-    record = evaluated(checkpoint, tiny_data, "--limit", 4, "--restarts", 1, "--autoattack")
+    record = evaluated(checkpoint, tiny_data, "--limit", 4, "--autoattack", 4)
     entry = record["errors"]["AutoAttack, 8/255"]
     left = list(entry["standing"].values())
     assert list(entry["standing"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -541,14 +515,14 @@ def test_the_record_has_what_autoattack_told(checkpoint, tiny_data, capsys):
     assert f"right of 4: {left[0]} after apgd-ce" in printed
     for warning in entry.get("warnings", []):
         assert f"warns: {warning}" in printed
-    again = evaluated(checkpoint, tiny_data, "--limit", 4, "--restarts", 1, "--autoattack")
+    again = evaluated(checkpoint, tiny_data, "--limit", 4, "--autoattack", 4)
     assert again["errors"] == record["errors"]
 
 
 def test_what_cannot_work_is_said_before_the_first_attack(
     checkpoint, tiny_data, tmp_path, monkeypatch, capsys
 ):
-    with pytest.raises(ValueError, match="two checkpoints lie in one folder"):
+    with pytest.raises(ValueError, match="two networks would go into one folder: "):
         main([str(checkpoint), str(checkpoint)])
     with pytest.raises(ValueError, match="cannot use --device nowhere on this machine"):
         evaluated(checkpoint, tiny_data, "--device", "nowhere")
@@ -559,38 +533,5 @@ def test_what_cannot_work_is_said_before_the_first_attack(
         main([str(checkpoint), str(tmp_path / "checkpoint.pt")])
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[paper\]'"):
-        evaluated(checkpoint, tiny_data, "--autoattack", "--seed", 5)
+        evaluated(checkpoint, tiny_data, "--autoattack", 1, "--seed", 5)
     assert capsys.readouterr().err == ""  # no progress bar began
-
-
-@pytest.mark.slow
-def test_two_checkpoints_are_compared(tmp_path, capsys, tiny_data):
-    for activation in ("relu", "swish-relu"):
-        run = [
-            "--out",
-            tmp_path / activation,
-            "--activation",
-            activation,
-            "--recipe",
-            "fast",
-            "--epochs",
-            "1",
-        ]
-        train([str(a) for a in (*run, "--data", tiny_data, "--width", 8, "--device", "cpu")])
-    paths = [str(tmp_path / a / "checkpoint.pt") for a in ("relu", "swish-relu")]
-    main([*paths, "--data", tiny_data, "--steps", "2", "--untargeted-steps", "2", "--device", "cpu"])
-    printed = capsys.readouterr().out
-    assert "targeted PGD-2, 16/255" in printed
-    assert "±" in printed
-    record = json.loads((tmp_path / "relu/evaluation.json").read_text())
-    assert {e["images"] for e in record["errors"].values()} == {20}
-    assert len(record["loss per step"]) == 2
-    assert record["loss per step"][1] < record["loss per step"][0]
-    assert set(record["errors"]) == {
-        "clean",
-        "targeted PGD-2, 16/255",
-        "untargeted PGD-2 x 10, 8/255",
-        "untargeted PGD-2 x 10, 16/255",
-        "worst case, 8/255",
-        "worst case, 16/255",
-    }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from examples.paper.common import records
-from examples.paper.common.statistics import difference, format_difference
+from examples.paper.common.statistics import paired, rounded
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.results import export
 from examples.paper.training import loop
@@ -31,8 +31,8 @@ def runs(tmp_path_factory, tiny_data):
 
 
 def _evaluate(run, tiny_data, *more):
-    words = [run / "checkpoint.pt", "--data", tiny_data, "--steps", 2, "--untargeted-steps", 2, *more]
-    evaluate([str(a) for a in (*words, "--restarts", 1, "--device", "cpu")])
+    words = [run / "checkpoint.pt", "--data", tiny_data, "--protocol", "quick", "--device", "cpu", *more]
+    evaluate([str(a) for a in words])
 
 
 def _export(*words):
@@ -52,11 +52,15 @@ def test_a_set_is_what_was_evaluated_and_its_card_says_how(runs, tmp_path):
     assert list(rows) == list(errors[0])
     for attack, row in rows.items():
         ours, twin = (records.unpacked(e[attack]["wrong"], e[attack]["images"]) for e in errors)
-        assert row["SPARTA"].startswith(f"{ours.float().mean().item():.1%} (")
-        assert row["ReLU twin"].startswith(f"{twin.float().mean().item():.1%} (")
-        assert row["difference"] == format_difference(*difference(ours, twin))
+        assert row["SPARTA"].startswith(f"{rounded(ours.float().mean().item())}% (")
+        assert row["ReLU twin"].startswith(f"{rounded(twin.float().mean().item())}% (")
+        assert row["difference"] == str(paired((ours, twin)))
     card = (tmp_path / "set/README.md").read_text()
-    for line in ("steps of PGD in float32", "| recipe, eps | 16/255 |", "| recipe, step_size | 10/255 |"):
+    for line in (
+        "over images, of one training each",
+        "| recipe, eps | 16/255 |",
+        "| recipe, step_size | 10/255 |",
+    ):
         assert line in card
 
 
@@ -100,8 +104,10 @@ def test_what_was_not_evaluated_or_otherwise_makes_no_set(runs, tmp_path, tiny_d
     (run / "evaluation.json").unlink()
     with pytest.raises(ValueError, match=r"write it with: python -m examples\.paper evaluate"):
         _export(run, "--out", out)
-    _evaluate(run, tiny_data, "--limit", 10)
-    with pytest.raises(ValueError, match="not a matching twin: images of clean is 20, must be 10, images of"):
+    _evaluate(run, tiny_data, "--limit", 5)
+    with pytest.raises(
+        ValueError, match="not a matching twin: images of targeted PGD-2, 16/255 is 20, must be 5, images of"
+    ):
         _export(run, "--twin", runs / "relu", "--out", out)
     with pytest.raises(ValueError, match="not a matching twin: activation is 'sparta', must be 'relu'"):
         _export(run, "--twin", run, "--out", out)
@@ -129,7 +135,7 @@ def swapped(record):
         (lambda r: r["errors"]["clean"].update(images=104), "is not that of the packed images|bytes for 104"),
         (lambda r: r.update(errors={}), "not the errors of an evaluation"),
         (lambda r: r.pop("machine"), "it lacks machine"),
-        (lambda r: r.pop("checkpoint"), "'checkpoint'"),
+        (lambda r: r.pop("sha256"), "'sha256'"),
         (lambda r: r.update(machine="another"), "a number or word in it has changed since it was written"),
         (lambda r: r["errors"]["clean"].update(seconds=99.0), "has changed since it was written"),
         (swapped, "has changed since it was written"),

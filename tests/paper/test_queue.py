@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from examples.paper.common.models import build
-from examples.paper.evaluation.protocols import OLD_NAMES
+from examples.paper.evaluation.protocols import PROTOCOLS
+from examples.paper.results.cells import ATTACKS
 from examples.paper.results.queue import read_queue
-from examples.paper.results.state import RESULTS, changes
+from examples.paper.results.state import RESULTS, changes, lacks
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta, SpartaSet
@@ -91,15 +92,31 @@ def test_a_base_and_what_is_compared_with_it_are_of_one_network_and_data_set(tab
 
 
 @pytest.mark.parametrize("path", [*RESULTS.glob("*.json")], ids=lambda path: path.stem)
-def test_a_filed_result_is_of_its_run_whether_its_protocol_had_a_name_or_not(path):
+def test_a_filed_result_is_of_its_run(path):
     run, filed = QUEUE.runs[path.stem], json.loads(path.read_text())
     assert not changes(run, filed)
-    (old,) = [options for options, name in OLD_NAMES.items() if name == run.evaluation]
-    for same in (old, run.evaluation):
-        assert not changes(run, {"settings": filed["settings"] | {"evaluation": same}})
-    (other,) = [options for options, name in OLD_NAMES.items() if name == "full"]
-    then = {"settings": filed["settings"] | {"evaluation": other, "seed": 9}}
+    then = {"settings": filed["settings"] | {"evaluation": "full", "seed": 9}}
     assert changes(run, then) == f"evaluation was 'full', is {run.evaluation!r}, seed was 9, is {run.seed}"
+
+
+def test_a_result_that_lacks_an_attack_of_its_protocol_says_which():
+    run, filed = QUEUE.runs["w16-relu"], json.loads((RESULTS / "w16-relu.json").read_text())
+    protocol = PROTOCOLS["field"]
+    names = [a.name for a in protocol.attacks()] + [*protocol.worst_cases()]
+    assert not lacks(QUEUE, run, filed | {"errors": {n: {} for n in names}})
+    few = [n for n in names if n not in ("clean", "targeted PGD-30, 16/255")]
+    assert lacks(QUEUE, run, filed | {"errors": {n: {} for n in few}}) == (
+        "it lacks clean, targeted PGD-30, 16/255"
+    )
+
+
+def test_every_attacked_column_of_a_table_is_measured_by_its_protocol():
+    for table in QUEUE.tables.values():
+        for row in table.rows:
+            for run in QUEUE.runs_of(table, row):
+                protocol = PROTOCOLS[run.evaluation]
+                names = {a.name for a in protocol.attacks()} | protocol.worst_cases().keys()
+                assert {ATTACKS.get(column, column) for column in table.columns} <= names, table.number
 
 
 @pytest.mark.parametrize(
@@ -113,17 +130,15 @@ def test_a_filed_result_is_of_its_run_whether_its_protocol_had_a_name_or_not(pat
         ("limit = 40", "limit = 40\nvalidation = true", "validation: Input should be a valid integer"),
         ("width = 8", 'width = "8"', "runs.short-relu.width: Input should be a valid integer"),
         ("seed = 0", "seeds = 0", "seed: Field required; runs.short-relu.seeds: Extra inputs are not"),
-        ('"quick"', '"quik"', "evaluation: unknown 'quik'; known: standard, full, cpu, field, quick"),
+        ('"quick"', '"quik"', "evaluation: unknown 'quik'; known: field, ship, quick"),
         ("short-relu =", "fast-relu =", "runs.fast-relu.epochs: Field required"),
         ('set = "short-sparta"', 'set = "x"', "runs.short-sparta-from-sparta.set: no run above it is 'x'"),
         ('title = "T"\n', "", "tables.2.title: Field required"),
         (
             " ]\n",
-            ' ]\nfigures = ["clean"]\nagainst = 3\n',
-            "tables.2.against: Input should be a valid string; tables.2.figures: Extra inputs are not",
+            ' ]\nfigure = ["clean"]\nagainst = 3\n',
+            "tables.2.against: Input should be a valid string; tables.2.figure: Extra inputs are not",
         ),
-        (" ]\n", " ]\nfigure = [3]\n", "tables.2.figure.0: Input should be a valid string"),
-        (" ]\n", " ]\nfigure = []\n", "tables.2.figure: List should have at least 1 item"),
         (" ]\n", ' ]\nagainst = "ELU"\n', "tables.2: against: no row has the label 'ELU'; labels: SPARTA"),
         (', run = "sparta"', "", "tables.2.rows.0.run: Field required"),
         ('run = "sparta"', 'run = "x"', "tables.2: no run short-x"),

@@ -15,10 +15,11 @@ import torch
 
 from examples.paper.common import sets
 from examples.paper.common.lock import lock
-from examples.paper.common.records import packed
+from examples.paper.common.records import packed, unpacked
 from examples.paper.common.sets import in_pixels
+from examples.paper.common.statistics import format_error
 from examples.paper.evaluation import evaluate
-from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
+from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results import command, export, schedule
 from examples.paper.results.queue import read_queue
 from examples.paper.results.state import State
@@ -174,7 +175,7 @@ def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place)
 
 
 def test_a_missing_autoattack_is_an_error_before_the_training(place, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(QUICK, autoattack=True))
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(QUICK, autoattack=5))
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ValueError, match="AutoAttack is not installed"):
         run(place, "short-relu")
@@ -203,7 +204,7 @@ def test_the_smoke_run_goes_all_the_way(tmp_path, capsys):
     assert "done" in row
     assert "smoke: smoke 1 of 1" in printed
     error = json.loads((tmp_path / "results/smoke-sparta.json").read_text())["errors"]["clean"]
-    cell = f"{error['error']:.1%} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
+    cell = format_error(unpacked(error["wrong"], error["images"]))
     assert cell in (tmp_path / "results.md").read_text().split("## Smoke")[1]
 
 
@@ -246,19 +247,33 @@ def test_the_status_shows_how_far_an_epoch_is(place, capsys):
             assert line.rstrip().endswith(f"running epoch 1 of 1{detail}")
 
 
-def test_a_run_by_the_field_protocol_is_filed(place, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "field", Protocol(limit=10, untargeted_steps=2, every_step=True))
-    (place / "queue.toml").write_text(SMALL.replace('"quick"', '"field"'))
+def test_a_result_is_of_the_attacks_of_its_protocol(place, capsys):
     run(place, "short-relu")
-    filed = json.loads((place / "results/short-relu.json").read_text())
+    path = place / "results/short-relu.json"
+    filed = json.loads(path.read_text())
     assert {name: e["images"] for name, e in filed["errors"].items()} == {
         "clean": 500,
+        "targeted PGD-2, 16/255": 10,
         "untargeted PGD-2, 8/255": 10,
         "targeted DLR PGD-2, 8/255": 10,
         "worst case, 8/255": 10,
     }
-    assert "--protocol field" in filed["commands"][1]
-    call(place, "tables")
+    assert "--protocol quick" in filed["commands"][1]
+    (place / "queue.toml").write_text(SMALL.replace('run = "sparta"', 'run = "relu"'))
+    checkpoint = place / "runs/short-relu/checkpoint.pt"
+    before = checkpoint.read_bytes()
+    del filed["errors"]["targeted PGD-2, 16/255"]
+    path.write_text(json.dumps(filed))
+    assert "ours (500 images)" in page(place).split("## Table 2")[1]  # it shows what it has
+    checkpoint.rename(place / "elsewhere.pt")
+    capsys.readouterr()
+    call(place, "status")
+    assert "missing an older result is filed: it lacks targeted PGD-2, 16/255" in capsys.readouterr().out
+    (place / "elsewhere.pt").rename(checkpoint)
+    run(place, "short-relu")  # completes it, from the network that is there
+    assert checkpoint.read_bytes() == before
+    assert capsys.readouterr().out.count("was measured before") == 4
+    assert "targeted PGD-2, 16/255" in json.loads(path.read_text())["errors"]
 
 
 def test_the_next_run_is_one_that_nobody_has_begun(place, monkeypatch):

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from examples.paper.attacks.folding import folded
-from examples.pgd import check_images, check_logits, check_network, check_numbers, direction, no_answer
+from examples.pgd import check_images, check_logits, check_network, check_numbers, direction
 
 
-@torch.inference_mode(False)
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -24,40 +23,19 @@ def pgd(
     steps: int,
     targeted: bool = False,
     random_start: bool = True,
-    restarts: int = 1,
-    amp: bool = False,
 ) -> Tensor:
-    """Adversarial images within eps of x: of the first restart that fools the network, or of the best one.
+    """Adversarial images within eps of x, after the last step.
 
-    `eps` and `step_size` are in units of the pixel range [0, 1], e.g. 8/255. `targeted=True` draws a target
-    for each restart, uniform over the other classes, and minimizes its loss; else the loss of `y` is
-    maximized. `amp=True` takes the steps in bfloat16. The network is attacked in evaluation mode and
-    restored, without any `.grad`. The steps run on a copy with batch norms folded; success is judged by the
-    network itself, in its own precision.
+    `eps` and `step_size` are in units of the pixel range [0, 1], e.g. 8/255. `targeted=True` draws targets,
+    uniform over the other classes, and minimizes their loss; else the loss of `y` is maximized. The network
+    is attacked in evaluation mode and restored, without any `.grad`. The steps run on a copy with batch norms
+    folded.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result as x.
     Raises `ValueError` for images, labels, numbers or logits that no attack can work with: `examples.pgd`.
     """
-    check_numbers(eps=eps, step_size=step_size, steps=steps, restarts=restarts)
     attack = {"eps": eps, "step_size": step_size, "targeted": targeted, "random_start": random_start}
-    if restarts == 1:
-        return pgd_at(model, x, y, steps=[steps], amp=amp, **attack)[steps]
-    classes = check_images(x, y)
-    x, y = x.detach().clone(), y.clone()
-    best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
-    with attacking(model):
-        fast = folded(model, x[:2]) if len(x) else model
-        for _ in range(restarts):
-            (i,) = torch.where(best_margin >= 0)  # those still classified correctly
-            if len(i) == 0:
-                break
-            goal = random_targets(y[i], classes_of(model, x, classes)) if targeted else y[i]
-            run = pgd_steps(fast, x[i], goal, steps=steps, classes=classes, amp=amp, **attack)
-            *_, (x_adv, _) = run
-            m = margin(model, x_adv, y[i]).to(best_margin.dtype)
-            nearer = m < best_margin[i]
-            best[i[nearer]], best_margin[i[nearer]] = x_adv[nearer], m[nearer]
-    return best
+    return pgd_at(model, x, y, steps=[steps], **attack)[steps]
 
 
 @torch.inference_mode(False)
@@ -71,7 +49,6 @@ def pgd_at(
     steps: Collection[int],
     targeted: bool = False,
     random_start: bool = True,
-    amp: bool = False,
 ) -> dict[int, Tensor]:
     """Images of one run after each of these numbers of steps: the first ten steps of PGD-50 are PGD-10.
 
@@ -85,7 +62,7 @@ def pgd_at(
         return dict.fromkeys(steps, x)
     with attacking(model):
         goal = random_targets(y, classes_of(model, x, classes)) if targeted else y
-        attack = {"eps": eps, "step_size": step_size, "steps": max(steps), "targeted": targeted, "amp": amp}
+        attack = {"eps": eps, "step_size": step_size, "steps": max(steps), "targeted": targeted}
         attack["classes"] = classes
         run = pgd_steps(folded(model, x[:2]), x, goal, random_start=random_start, **attack)
         return {k: x_adv for k, (x_adv, _) in enumerate(run, 1) if k in steps}
@@ -154,18 +131,6 @@ def random_targets(y: Tensor, num_classes: int) -> Tensor:
     if num_classes < 2:
         raise ValueError(f"targets need at least two classes, not {num_classes}")
     return (y + torch.randint_like(y, 1, num_classes)) % num_classes
-
-
-@torch.no_grad()
-def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Logit of the true class minus the largest other one: negative where the network errs. Result (N,).
-
-    It is -inf where the network does not answer.
-    """
-    logits = check_logits(model(x.clone()), len(x))
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    gap = true - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return gap.nan_to_num(0.0).masked_fill(no_answer(logits), -torch.inf)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def robust_errors(
     The result is that of attacking every image to the last step and evaluating the network at each, at a
     fraction of the cost. It counts more errors than `pgd`, which evaluates only the last images. The steps
     run on a copy with batch norms folded; success is judged by the network itself. `eps`, `step_size`,
-    `targeted`, `random_start` and `restarts` are those of `pgd`.
+    `targeted` and `random_start` are those of `pgd`. Each of `restarts` attacks what is left.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
     Raises `ValueError` for images, labels, numbers or logits that no attack can work with: `examples.pgd`.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from examples.data import SAMPLE, decode, read_parquet
+from examples.paper.common.image_order import LIST, in_order
 
 DIGITS = tuple("0123456789")
 
@@ -61,7 +62,8 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
     """Images and labels of one split ("train" or "test") of a data set of `DATASETS`.
 
     `source`: "sample" (2,500 images of CIFAR-10), "hub" (downloads the whole data set), or a folder that
-    holds `train-*.parquet` and `test-*.parquet` at any depth, as data sets of the Hub do.
+    holds `train-*.parquet` and `test-*.parquet` at any depth, as data sets of the Hub do. The 10,000 test
+    images of CIFAR-10 come in the order of our figures (`image_order.py`), wherever they are from.
     Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError`.
     """
     if split not in ("train", "test"):
@@ -73,7 +75,8 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
             raise ValueError(f"our sample is of cifar10, not of {dataset}; give a folder of parquet files")
         return decode(pq.read_table(SAMPLE, filters=[("split", "==", split)], partitioning=None))
     files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
-    return _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+    listed = split == "test" and dataset == "cifar10"
+    return _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files), listed)
 
 
 def check_whole(source: str, dataset: str) -> None:
@@ -129,6 +132,10 @@ def _from_hub(split: str, dataset: str) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=2)  # both splits of a data set: a process that trains many networks reads once
-def _read(files: tuple[tuple[Path, int, int], ...]) -> tuple[Tensor, Tensor]:
-    """Images and labels of files (path, time, size); callers must not change them."""
-    return decode(read_parquet([f for f, _, _ in files]))
+def _read(files: tuple[tuple[Path, int, int], ...], listed: bool) -> tuple[Tensor, Tensor]:
+    """Images and labels of files (path, time, size), in the order of `LIST` if those are `listed` there.
+
+    Callers must not change them.
+    """
+    x, y = decode(read_parquet([f for f, _, _ in files]))
+    return in_order(x, y, LIST.read_text().split()) if listed else (x, y)

@@ -1,35 +1,25 @@
-"""Attack trained networks by a protocol, and write evaluation.json next to each checkpoint."""
+"""Attack networks by a protocol, and write evaluation.json of each."""
 
 import dataclasses
 import itertools
+import shlex
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from examples.paper.attacks import autoattack
 from examples.paper.common import data, records, statistics
 from examples.paper.common.cli import check_device
 from examples.paper.common.console import print_table, stamp
-from examples.paper.common.gates import gates, round_to_half
 from examples.paper.common.tf32 import exact_float32
-from examples.paper.evaluation import store
-from examples.paper.evaluation.measure import (
-    BATCH,
-    PAPER,
-    Attack,
-    Outcome,
-    carry_out,
-    joined,
-    loss_curve,
-    parts,
-    worst_cases,
-)
-from examples.paper.evaluation.protocols import Protocol
-from examples.paper.training.checkpoint import load_trained, read_checkpoint
+from examples.paper.evaluation import networks, store
+from examples.paper.evaluation.measure import Attack, Outcome, carry_out, joined, parts, worst_case
+from examples.paper.evaluation.protocols import PROTOCOLS, Protocol
+
+OUT = Path("runs", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +28,7 @@ class Subject:
 
     name: str
     model: nn.Module
-    settings: dict[str, Any]
-    network: str  # sha256 of the checkpoint
+    network: str  # sha256 of its file; if a function makes it, also of that function's name and its numbers
     x: Tensor  # (N, C, H, W) uint8
     y: Tensor  # (N,)
     seed: int
@@ -47,72 +36,73 @@ class Subject:
 
 
 def evaluations(
-    checkpoints: Sequence[Path], protocol: Protocol, *, data_dir: str, seed: int, device: str
+    places: Sequence[str], protocol: Protocol, *, data_dir: str, seed: int, device: str, out: Path = OUT
 ) -> Iterator[float]:
-    """Evaluate each checkpoint, and print the errors and how they differ from those of the first.
+    """Evaluate each network, and print the errors and how they differ from those of the first.
 
-    Before each part it yields the seconds that such a part took before, of any checkpoint; 0 if none did. A
+    Before each part it yields the seconds that such a part took before, of any network; 0 if none did. A
     caller who stops then leaves what the next call goes on with.
     """
-    check(checkpoints, protocol, device)
-    outcomes, took = dict[str, dict[str, Outcome]](), dict[str, float]()
-    with exact_float32():
-        for path in checkpoints:
-            subject = _load(path, data_dir, seed, device)
-            outcomes[subject.name] = yield from _evaluate(subject, path.parent, protocol, took)
-    _print(outcomes)
-
-
-def check(checkpoints: Sequence[Path], protocol: Protocol, device: str) -> None:
-    """Raise `ValueError` with what to do, before hours of work, if an evaluation cannot succeed."""
-    if missing := [str(c) for c in checkpoints if not c.exists()]:
-        raise ValueError(f"there is no {', '.join(missing)}; `train` writes checkpoint.pt into its --out")
-    folders = [c.parent.resolve() for c in checkpoints]
-    if len(set(folders)) < len(folders):
-        raise ValueError(
-            "two checkpoints lie in one folder, where their results would go; give one of each folder"
-        )
-    datasets = {read_checkpoint(c)["settings"]["dataset"] for c in checkpoints}
-    if len(datasets) > 1:
-        raise ValueError(
-            f"the checkpoints are of {' and '.join(sorted(datasets))}; evaluate one data set at a time"
-        )
     check_device(device)
     if protocol.autoattack:
         autoattack.load()
+    folders = {place: folder_of(place, out) for place in places}
+    if len({f.resolve() for f in folders.values()}) < len(places):
+        raise ValueError(f"the results of two networks would go into one folder: {', '.join(places)}")
+    subjects = _load(folders, data_dir, seed, device)
+    outcomes, took = dict[str, dict[str, Outcome]](), dict[str, float]()
+    with exact_float32():
+        for place, subject in subjects.items():
+            command = _command(place, protocol, data_dir, seed, device)
+            outcomes[subject.name] = yield from _evaluate(subject, folders[place], protocol, command, took)
+    _print(outcomes)
 
 
-def _load(path: Path, data_dir: str, seed: int, device: str) -> Subject:
-    """The network of a checkpoint, with SPARTA's weights as a set stores them, and its test images."""
-    network = records.sha256(path.read_bytes())
-    model, settings = load_trained(path)
-    if network != records.sha256(path.read_bytes()):
-        raise ValueError(f"{path} was written anew just now, as its training goes on; evaluate it again")
-    round_to_half(gates(model))
-    x, y = data.load("test", data_dir, settings["dataset"])
-    return Subject(str(path.parent), model, settings, network, x, y, seed, device)
+def folder_of(place: str, out: Path) -> Path:
+    """Where the results of a network go: next to a checkpoint, else into a folder of its name in `out`."""
+    path, function = networks.split_place(place)
+    return out / (function or path.stem) if function or path.suffix == ".safetensors" else path.parent
+
+
+def _load(folders: Mapping[str, Path], data_dir: str, seed: int, device: str) -> dict[str, Subject]:
+    """The networks by their places, with the test images. Raises `ValueError` before hours of work."""
+    found = {place: networks.load(place) for place in folders}
+    datasets = {dataset for _, dataset, _ in found.values() if dataset}
+    if len(datasets) > 1:
+        raise ValueError(
+            f"the networks are of {' and '.join(sorted(datasets))}; evaluate one data set at a time"
+        )
+    x, y = data.load("test", data_dir, next(iter(datasets), "cifar10"))
+    subjects, few = {}, data.to_float(x[:2])
+    for place, (model, _, content) in found.items():
+        networks.check(model, few, y)
+        function = networks.split_place(place)[1]
+        more = [function.encode(), *networks.numbers(model)] if function else []
+        network, model = records.sha256(content, *more), networks.in_float32(model, few)
+        subjects[place] = Subject(str(folders[place]), model, network, x, y, seed, device)
+    return subjects
 
 
 def _evaluate(
-    subject: Subject, folder: Path, protocol: Protocol, took: dict[str, float]
+    subject: Subject, folder: Path, protocol: Protocol, command: str, took: dict[str, float]
 ) -> Generator[float, None, dict[str, Outcome]]:
     began, record = time.perf_counter(), folder / records.RECORD
     attacks = [dataclasses.replace(a, images=min(a.images, len(subject.x))) for a in protocol.attacks()]
+    folder.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)  # of an earlier call: nobody shall take it for this one's
     outcomes: dict[str, Outcome] = {}
     for _, family in itertools.groupby(attacks, key=lambda a: (a.family, a.images)):
         outcomes |= yield from _measure(list(family), subject, folder / "evaluation.npz", took)
-    outcomes |= {case: Outcome(wrong, 0.0, []) for case, wrong in worst_cases(attacks, outcomes).items()}
-    curve = {} if protocol.every_step else {"loss per step": _curve(subject, attacks[0].images, protocol)}
+    for name, attacked in protocol.worst_cases().items():
+        outcomes[name] = worst_case([outcomes[a] for a in attacked])
     found = {
+        "network": folder.resolve().name,
+        "sha256": subject.network,
+        "command": command,
         "errors": {name: _entry(outcome) for name, outcome in outcomes.items()},
         "seed": subject.seed,
-        "settings": subject.settings,
-        "checkpoint": subject.network,
         **stamp(),
         "test images": records.sha256(subject.x.numpy().tobytes(), subject.y.numpy().tobytes()),  # all
-        "steps of PGD in": "bfloat16" if protocol.amp else "float32",
-        **curve,
         "seconds": round(time.perf_counter() - began, 1),
     }
     records.write_record(record, records.sealed(found))
@@ -170,13 +160,17 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     return entry | ({"warnings": outcome.warnings} if outcome.warnings else {})
 
 
-def _curve(subject: Subject, images: int, protocol: Protocol) -> list[float]:
-    """Mean loss of the target class at each step of the targeted PGD, on the first images."""
-    torch.manual_seed(subject.seed)
-    few, model = min(BATCH, images), subject.model.to(subject.device)
-    x, y = data.to_float(subject.x[:few], subject.device), subject.y[:few].to(subject.device)
-    curve, _ = loss_curve(model, x, y, **PAPER, steps=max(protocol.steps))
-    return curve.mean(1).tolist()
+def _command(place: str, protocol: Protocol, data_dir: str, seed: int, device: str) -> str:
+    """The call that measures the same, with no folder of this machine."""
+    path, function = networks.split_place(place)
+    here = path.resolve().is_relative_to(Path.cwd())
+    shown = str(path.resolve().relative_to(Path.cwd()) if here else path.name)
+    images = data_dir if data_dir in ("sample", "hub") else f"DATA/{Path(data_dir).resolve().name}"
+    words = ["python", "-m", "examples.paper", "evaluate", f"{shown}:{function}" if function else shown]
+    options = {"protocol": protocol.name, "data": images, "seed": seed, "device": device}
+    preset = PROTOCOLS[protocol.name]
+    options |= {k: v for k in ("limit", "autoattack") if (v := getattr(protocol, k)) != getattr(preset, k)}
+    return shlex.join([*words, *(w for k, v in options.items() for w in (f"--{k}", str(v)))])
 
 
 def _print(outcomes: dict[str, dict[str, Outcome]]) -> None:
@@ -193,9 +187,9 @@ def _print(outcomes: dict[str, dict[str, Outcome]]) -> None:
     if others:
         columns = {
             name: {
-                k: statistics.format_difference(*statistics.difference(outcomes[name][k].wrong, o.wrong))
+                k: str(statistics.paired((outcomes[name][k].wrong, o.wrong)))
                 for k, o in outcomes[first].items()
             }
             for name in others
         }
-        print_table(f"minus the errors of {first}, points, paired 95% intervals", columns)
+        print_table(f"minus the errors of {first}, points, 95% intervals over images", columns)

@@ -5,7 +5,6 @@ import re
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.paper.attacks.autoattack import autoattack_by_copy
-from examples.paper.attacks.pgd import attacking, classes_of, pgd, pgd_at, pgd_steps, random_targets
-from examples.paper.attacks.robust_error import dlr_errors, robust_errors
+from examples.paper.attacks.pgd import attacking, classes_of, pgd_at, pgd_steps, random_targets
+from examples.paper.attacks.robust_error import clean_errors, dlr_errors, robust_errors
 from examples.paper.common import data
-from examples.pgd import check_images, check_logits, check_numbers, is_wrong
+from examples.pgd import check_images, check_numbers
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
@@ -29,19 +28,14 @@ FIRST_BREAK = {"cross-entropy": robust_errors, "targeted DLR": dlr_errors}  # by
 class Attack:
     """One attack by its name, on N `images`: the first N, or those from `start` on.
 
-    Its arguments are those of `pgd`; with `loss`, of the function of `FIRST_BREAK`, which judges every step;
-    without `steps`, of AutoAttack. The clean images have none.
+    Its arguments are those of `pgd_at`; with `loss`, of the function of `FIRST_BREAK`, which judges every
+    step; without `steps`, of AutoAttack. The clean images have none.
     """
 
     name: str
     arguments: Mapping[str, Any]
     images: int
     start: int = 0
-
-    @property
-    def eps(self) -> float:
-        """Bound of the perturbation, as a fraction of 1."""
-        return float(self.arguments.get("eps", 0))
 
     @property
     def family(self) -> str:
@@ -88,64 +82,6 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def find_errors(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    attacks: Mapping[str, Mapping[str, Any]],
-    *,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    title: str = "attacking",
-) -> dict[str, Tensor]:
-    """Which images the network gets wrong: clean, and under each PGD.
-
-    Attacks that differ only in the number of steps are one run, judged on its way. `batch_size`: by default
-    250, and 1000 on a GPU, which smaller batches leave idle.
-    Shapes: x (N, C, H, W) uint8, y (N,); each result (N,) of bool.
-    """
-    wrong: dict[str, list[Tensor]] = {name: [] for name in ("clean", *attacks)}
-    model = model.to(device, memory_format=torch.channels_last).eval()
-    batch_size = batch_size or _batch_size(device)
-    runs = _runs(attacks)
-    passes = [max(named) * attacks[named[max(named)]].get("restarts", 1) for named in runs]
-    with tqdm(total=(1 + sum(passes)) * len(x), unit="img", unit_scale=True, desc=title) as bar:
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            clean = data.to_float(images, device).contiguous(memory_format=torch.channels_last)
-            goal = labels.to(device)
-            wrong["clean"].append(_errs(model, clean, goal, check_images(clean, goal)))
-            bar.update(len(clean))
-            for named, count in zip(runs, passes, strict=True):
-                for steps, x_adv in _attacked(model, clean, goal, named, attacks).items():
-                    wrong[named[steps]].append(_errs(model, x_adv, goal))
-                bar.update(len(clean) * count)
-    return {name: torch.cat(parts) for name, parts in wrong.items()}
-
-
-def _runs(attacks: Mapping[str, Mapping[str, Any]]) -> list[dict[int, str]]:
-    """Names of each run's attacks, by their number of steps; an attack with restarts has its own run."""
-    runs: dict[frozenset[Any], dict[int, str]] = {}
-    for name, arguments in attacks.items():
-        alone = arguments.get("restarts", 1) > 1
-        what = frozenset((k, v) for k, v in arguments.items() if k != "steps" or alone)
-        runs.setdefault(what, {})[arguments["steps"]] = name
-    return list(runs.values())
-
-
-def _attacked(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    named: Mapping[int, str],
-    attacks: Mapping[str, Mapping[str, Any]],
-) -> dict[int, Tensor]:
-    arguments = dict(attacks[next(iter(named.values()))])
-    if arguments.get("restarts", 1) > 1:
-        return {arguments["steps"]: pgd(model, x, y, **arguments)}
-    arguments.pop("restarts", None)
-    return pgd_at(model, x, y, **arguments | {"steps": list(named)})
-
-
 def carry_out(
     attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, *, seed: int, device: str, title: str
 ) -> dict[str, Outcome]:
@@ -154,53 +90,49 @@ def carry_out(
     They draw their own random numbers. The seconds of a run count for each of its attacks.
     """
     began, (first, *_) = time.perf_counter(), attacks
-    x, y = x[first.seen], y[first.seen]
     own = zlib.crc32(f"{seed} {first.family}".encode())
     torch.manual_seed(own)
     title, warnings, standing = f"{title}: {first.family}", list[str](), dict[str, int]()
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    images, labels = data.to_float(x[first.seen], device), y[first.seen].to(device)
+    size = _batch_size(device)
     if not first.arguments:
-        wrong = find_errors(model, x, y, {}, device=device, title=title)
+        images = images.contiguous(memory_format=torch.channels_last)
+        wrong = {first.name: clean_errors(model, images, labels, size, check_images(images, labels))}
     elif "loss" in first.arguments:
-        wrong = {a.name: _first_break_errors(model, x, y, a.arguments, device) for a in attacks}
+        attack = dict(first.arguments)
+        attacked = FIRST_BREAK[attack.pop("loss")]
+        wrong = {first.name: attacked(model, images, labels, **attack, batch_size=size)}
     elif "steps" in first.arguments:
-        pgds = {a.name: a.arguments for a in attacks}
-        wrong = find_errors(model, x, y, pgds, device=device, title=title)
+        wrong = _last_step_errors(attacks, model, images, labels, size, title)
     else:
-        model = model.to(device, memory_format=torch.channels_last).eval()
-        found, _, standing, warnings = autoattack_by_copy(
-            model,
-            data.to_float(x, device),
-            y.to(device),
-            **first.arguments,
-            seed=own,
-            batch_size=_batch_size(device),
-            title=title,
-        )
+        more = {"seed": own, "batch_size": size, "title": title}
+        found, _, standing, warnings = autoattack_by_copy(model, images, labels, **first.arguments, **more)
         wrong = {first.name: found}
     seconds = time.perf_counter() - began
-    return {a.name: Outcome(wrong[a.name], seconds, warnings, standing) for a in attacks}
+    return {a.name: Outcome(wrong[a.name].cpu(), seconds, warnings, standing) for a in attacks}
 
 
-def _first_break_errors(
-    model: nn.Module, x: Tensor, y: Tensor, arguments: Mapping[str, Any], device: str
-) -> Tensor:
-    attack = dict(arguments)
-    attacked = FIRST_BREAK[attack.pop("loss")]
-    model = model.to(device, memory_format=torch.channels_last).eval()
-    images, labels = data.to_float(x, device), y.to(device)
-    return attacked(model, images, labels, **attack, batch_size=_batch_size(device)).cpu()
+def _last_step_errors(
+    attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, size: int, title: str
+) -> dict[str, Tensor]:
+    """Which images the network gets wrong after the last step of each PGD: one run, judged on its way."""
+    wrong: dict[str, list[Tensor]] = {a.name: [] for a in attacks}
+    names = {a.arguments["steps"]: a.name for a in attacks}
+    arguments = {**attacks[0].arguments, "steps": list(names)}
+    with tqdm(total=len(x), unit="img", desc=title) as bar:
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
+            clean = images.contiguous(memory_format=torch.channels_last)
+            for steps, x_adv in pgd_at(model, clean, labels, **arguments).items():
+                wrong[names[steps]].append(clean_errors(model, x_adv, labels))
+            bar.update(len(images))
+    return {name: torch.cat(parts) for name, parts in wrong.items()}
 
 
-def worst_cases(attacks: list[Attack], outcomes: Mapping[str, Outcome]) -> dict[str, Tensor]:
-    """For each bound, the images that any attack within it fooled, among the images that all of them had."""
-    cases = {}
-    for eps in sorted({a.eps for a in attacks} - {0.0}):
-        within = [outcomes[a.name].wrong for a in attacks if a.eps <= eps]
-        seen = min(len(w) for w in within)
-        cases[f"worst case, {Fraction(eps).limit_denominator(255)}"] = torch.stack(
-            [w[:seen] for w in within]
-        ).any(0)
-    return cases
+def worst_case(outcomes: Sequence[Outcome]) -> Outcome:
+    """The images that any of several attacks fooled, among those that all of them had."""
+    seen = min(len(o.wrong) for o in outcomes)
+    return Outcome(torch.stack([o.wrong[:seen] for o in outcomes]).any(0), 0.0, [])
 
 
 def loss_curve(
@@ -223,8 +155,3 @@ def loss_curve(
 def _batch_size(device: str) -> int:
     """Images in a batch: fewer leave a GPU idle."""
     return 1000 if torch.device(device).type == "cuda" else BATCH
-
-
-def _errs(model: nn.Module, x: Tensor, y: Tensor, classes: int = 2) -> Tensor:
-    with torch.no_grad():
-        return is_wrong(check_logits(model(x.clone()), len(x), classes), y).cpu()

@@ -25,6 +25,12 @@ NAMES = "the checkpoint.pt of `train`, a .safetensors of `network`, or FILE.py:F
 SETTINGS = ("arch", "activation", "sites", "width", "dataset")
 
 
+def split_place(where: str) -> tuple[Path, str]:
+    """The file of a network, and the function in it, if one makes the network."""
+    path, _, function = where.rpartition(":") if ".py:" in where else (where, "", "")
+    return Path(path), function
+
+
 def load(where: str, audited: nn.Module | None = None) -> tuple[nn.Module, str | None, bytes]:
     """Network in evaluation mode, its data set where that is known, and the bytes it was made from.
 
@@ -33,16 +39,18 @@ def load(where: str, audited: nn.Module | None = None) -> tuple[nn.Module, str |
     A network takes images in [0, 1] and returns logits.
     Raises `ValueError` or `OSError` with what is wrong.
     """
-    path, _, function = where.rpartition(":") if ".py:" in where else (where, "", "")
-    if not Path(path).exists():
+    path, function = split_place(where)
+    if not path.exists():
         raise ValueError(f"there is no {path}; give {NAMES}")
-    content = Path(path).read_bytes()
+    content = path.read_bytes()
     if function:
-        return _made(Path(path), function, audited), None, content
-    if path.endswith(".safetensors"):
-        model, dataset = _stored(Path(path))
+        return _made(path, function, audited), None, content
+    if path.suffix == ".safetensors":
+        model, dataset = _stored(path)
     else:
         model, settings = load_trained(path)
+        if content != path.read_bytes():
+            raise ValueError(f"{path} was written anew just now, as its training goes on; load it again")
         round_to_half(gates(model))
         dataset = settings["dataset"]
     return model.eval(), dataset, content

@@ -1,11 +1,10 @@
 """What the tables of the page are made of: cells, heads and Markdown."""
 
-import statistics
 from collections.abc import Iterable
 from typing import Any
 
 from examples.paper.common.records import unpacked
-from examples.paper.common.statistics import format_error
+from examples.paper.common.statistics import format_errors
 from examples.paper.results.queue import Row
 
 ATTACKS = {
@@ -37,13 +36,7 @@ def heads(attacks: list[str], rows: Rows, names: list[str]) -> list[str]:
 def cell(found: list[Result], attack: str) -> str:
     """Error with its interval; of several seeds their mean and range."""
     entries = [f["errors"][attack] for f in found if attack in f["errors"]]
-    if len(entries) == 1:
-        return format_error(unpacked(entries[0]["wrong"], entries[0]["images"]))
-    if not entries:
-        return MISSING
-    errors = [e["error"] for e in entries]
-    spread = f"{100 * min(errors):.1f} to {100 * max(errors):.1f}, {len(errors)} seeds"
-    return f"{statistics.mean(errors):.1%} ({spread})"
+    return format_errors(unpacked(e["wrong"], e["images"]) for e in entries) if entries else MISSING
 
 
 def markdown(labels: Iterable[str], lines: list[list[str]]) -> str:

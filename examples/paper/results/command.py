@@ -28,12 +28,12 @@ stopped or killed goes on with the same command. What is done stays done.
 """
 STATUS = """List every run of the queue with its state, then what each table lacks.
 
-done, running, stopped; missing: not begun; waiting: for the set of another run; changed: its folder in RUNS
-began with other settings.
+done, running, stopped; missing: not begun, or the filed result lacks an attack of its protocol; waiting: for
+the set of another run; changed: its folder in RUNS began with other settings.
 """
-TABLES = """Write docs/results.md, and its pictures, from the queue and the filed results.
+TABLES = """Write docs/results.md from the queue and the filed results.
 
-  python -m examples.paper tables             write them
+  python -m examples.paper tables             write it
   python -m examples.paper tables --check     fail if the page is not up to date
 """
 
@@ -105,10 +105,7 @@ def tables(argv: list[str] | None = None) -> None:
         if not page.exists() or page.read_text() != text:
             raise SystemExit(f"{page} is not up to date; write it with: python -m examples.paper tables")
         return
-    from examples.paper.results.difference_plot import draw_all  # matplotlib, which nothing else here needs
-
     page.parent.mkdir(parents=True, exist_ok=True)
-    draw_all(queue, args.results)  # first: the page shows the pictures
     write_text(page, text)
     print(f"written: {page}")
 

@@ -33,10 +33,11 @@ from examples.paper.common import data
 from examples.paper.common.cli import at_least
 from examples.paper.common.console import print_table, stamp
 from examples.paper.common.gates import gates
-from examples.paper.common.records import check_errors, sha256, unpacked, write_record
-from examples.paper.common.statistics import difference, entry, format_difference
+from examples.paper.common.records import check_errors, sha256, write_record
+from examples.paper.common.statistics import entry, pair_of, paired
 from examples.paper.evaluation import networks
 from examples.paper.results.control_networks import HALF, SHUFFLED, Make, drop_in, mean_gate, transfer
+from examples.paper.results.differences import mean
 from examples.paper.results.state import RESULTS
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
@@ -118,18 +119,19 @@ def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any])
 def show(results: Results) -> None:
     """Print errors by seed, and the paired differences to the first network and to the controls."""
     (first, base), *_ = results.items()
-    columns: dict[str, dict[str, str]] = {}
-    for attack in base[0]["errors"]:
-        columns[attack] = {
-            n: ", ".join(f"{r['errors'][attack]['error']:.2%}" for r in rs) for n, rs in results.items()
-        }
-        for other in (first, HALF, SHUFFLED):
-            if other in results:
-                columns[f"minus {other}, {attack}"] = {
-                    n: ", ".join(_minus(r, o, attack) for r, o in zip(rs, results[other], strict=True))
-                    for n, rs in results.items()
-                }
-    print_table("errors on test images and differences in points, by seed; ± over images", columns)
+    attacks = list(base[0]["errors"])
+    columns = {
+        a: {n: ", ".join(f"{r['errors'][a]['error']:.2%}" for r in rs) for n, rs in results.items()}
+        for a in attacks
+    }
+    print_table("errors on test images, by seed", columns)
+    for other in (first, HALF, SHUFFLED):
+        if other in results:
+            columns = {
+                a: {n: _minus(rs, results[other], a) for n, rs in results.items() if n != other}
+                for a in attacks
+            }
+            print_table(f"minus {other}, points: by seed, ± over images; then the mean", columns)
 
 
 def show_gates(name: str, result: dict[str, Any]) -> None:
@@ -142,11 +144,11 @@ def show_gates(name: str, result: dict[str, Any]) -> None:
     print_table(f"{name}: gate on active elements of test images", columns)
 
 
-def _minus(result: dict[str, Any], other: dict[str, Any], attack: str) -> str:
-    wrong, base = (
-        unpacked(r["errors"][attack]["wrong"], r["errors"][attack]["images"]) for r in (result, other)
-    )
-    return format_difference(*difference(wrong, base))
+def _minus(results: list[dict[str, Any]], others: list[dict[str, Any]], attack: str) -> str:
+    both = ([r | {"test images": r["options"]["images"]} for r in rs] for rs in (results, others))
+    pairs = [pair_of(*pair, attack) for pair in zip(*both, strict=True)]
+    each = ", ".join(str(paired(pair)) for pair in pairs)
+    return f"{each}; mean {mean(pairs)}" if len(pairs) > 1 else each
 
 
 def transfers(args: argparse.Namespace) -> Results:

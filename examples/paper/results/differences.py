@@ -1,11 +1,12 @@
-"""Differences between the rows of a table, and between the seeds of a row."""
+"""Differences between networks, image by image: of each seed, and of all seeds of a row."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from examples.paper.common.statistics import format_difference, minus
+from examples.paper.common.statistics import Pair, holm, p_value, pair_of, paired, rounded, with_seeds
 from examples.paper.results.cells import MISSING, Result, Rows, attacks_of, markdown
 from examples.paper.results.queue import Table
+
+Pairs = Mapping[tuple[str, int], tuple[Result, Result]]  # by label and seed: a result, and what it is minus
 
 
 def differences(table: Table, rows: Rows) -> Iterator[str]:
@@ -16,17 +17,11 @@ def differences(table: Table, rows: Rows) -> Iterator[str]:
         groups.append(sorted(rows, key=lambda r: r[0].label != table.against))  # stable: it comes first
     for group in groups:
         pairs = pairs_with_first(group)
-        if not pairs:
-            continue
-        known = [result["errors"].keys() & base["errors"].keys() for result, base in pairs.values()]
-        attacks = [a for a in attacks_of(group[:1]) if any(a in k for k in known)]
-        lines = [attacks]
-        for (result, base), both in zip(pairs.values(), known, strict=True):
-            lines.append(
-                [format_difference(*minus(result, base, a)) if a in both else MISSING for a in attacks]
-            )
-        labels = [f"{label}, seed {seed}" for label, seed in pairs]
-        yield markdown([f"points, minus {group[0][0].label}", *labels], lines)
+        known = {
+            a for result, base in pairs.values() for a in result["errors"].keys() & base["errors"].keys()
+        }
+        if attacks := [a for a in attacks_of(group[:1]) if a in known]:
+            yield difference_table(group[0][0].label, pairs, attacks)
 
 
 def pairs_with_first(rows: Rows) -> dict[tuple[str, int], tuple[Result, Result]]:
@@ -41,21 +36,34 @@ def pairs_with_first(rows: Rows) -> dict[tuple[str, int], tuple[Result, Result]]
     }
 
 
-def picture(table: Table, rows: Rows) -> str | None:
-    """File name of a table's picture, if it has one and there are differences to draw."""
-    if table.figure is None or not pairs_with_first(rows):
-        return None
-    return re.sub(r"\W+", "-", f"{table.number} {table.budget}") + ".png"
+def difference_table(base: str, pairs: Pairs, attacks: list[str]) -> str:
+    """A row of each label and seed, and of each label with several seeds their mean; Holm's test in bold."""
+    wrong = {
+        (label, seed, attack): pair_of(*results, attack)
+        for (label, seed), results in pairs.items()
+        for attack in attacks
+        if all(attack in result["errors"] for result in results)
+    }
+    cells = dict(zip(wrong, marked(list(wrong.values())), strict=True))
+    labels, lines = [f"points, minus {base}"], [attacks]
+    for label in dict.fromkeys(label for label, _ in pairs):
+        seeds = [seed for name, seed in pairs if name == label]
+        for seed in seeds:
+            labels.append(f"{label}, seed {seed}{' alone' if len(seeds) == 1 else ''}")
+            lines.append([cells.get((label, seed, a), MISSING) for a in attacks])
+        if len(seeds) > 1:
+            labels.append(f"{label}, mean of {len(seeds)} seeds")
+            found = [[wrong.get((label, seed, a)) for seed in seeds] for a in attacks]
+            lines.append([mean([p for p in ps if p]) if all(ps) else MISSING for ps in found])
+    return markdown(labels, lines)
 
 
-def between_seeds(rows: Rows) -> Iterator[str]:
-    """How many points the seeds of a row differ by, for each row with several."""
-    rows = [(row, found) for row, found in rows if len(found) > 1]
-    if rows:
-        attacks = attacks_of(rows)
-        lines = [attacks]
-        for _, found in rows:
-            errors = [[f["errors"][a]["error"] for f in found if a in f["errors"]] for a in attacks]
-            lines.append([f"{100 * (max(e) - min(e)):.1f}" if len(e) > 1 else MISSING for e in errors])
-        labels = [f"{row.label}, {len(found)} seeds" for row, found in rows]
-        yield markdown(["points, from the lowest seed to the highest", *labels], lines)
+def marked(pairs: list[Pair]) -> list[str]:
+    """Differences as cells of one table, in bold those that Holm's correction for their number leaves."""
+    bold = holm([p_value(pair) for pair in pairs])
+    return [f"**{paired(p)}**" if b else str(paired(p)) for p, b in zip(pairs, bold, strict=True)]
+
+
+def mean(pairs: list[Pair]) -> str:
+    """The mean difference of two or more seeds, with both intervals."""
+    return f"{paired(*pairs)}; with seeds ± {rounded(with_seeds(pairs).half)}"

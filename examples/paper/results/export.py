@@ -20,8 +20,9 @@ from examples.paper.common import data, records
 from examples.paper.common.atomic import write_text
 from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.sets import in_pixels
-from examples.paper.common.statistics import format_difference, format_error, minus
+from examples.paper.common.statistics import format_error, pair_of, paired
 from examples.paper.evaluation import networks
+from examples.paper.evaluation.protocols import WORST
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import CARD, CONFIG, WEIGHTS
@@ -31,11 +32,14 @@ NOT_AUDITED = (
     "Not audited yet: no figure here was held against gradient masking "
     "(`python -m examples.paper audit` does it)."
 )
-ALIKE = ("seed", "test images", "steps of PGD in")  # of two evaluations that are compared
+ALIKE = ("seed", "test images")  # of two evaluations that are compared
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """The evaluation of a run. Raises `ValueError` if there is none, or one of another checkpoint."""
+    """The evaluation of a run, and the settings it was trained with.
+
+    Raises `ValueError` if there is none, or one of another checkpoint.
+    """
     path, checkpoint = run / records.RECORD, run / "checkpoint.pt"
     if not checkpoint.exists():
         raise ValueError(f"there is no {checkpoint}; RUN is a folder that `train` or `run` wrote")
@@ -43,15 +47,15 @@ def measured(run: Path) -> dict[str, Any]:
         raise ValueError(f"there is no {path}; write it with: python -m examples.paper evaluate {checkpoint}")
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        if record["checkpoint"] != records.sha256(checkpoint.read_bytes()):
+        if record["sha256"] != records.sha256(checkpoint.read_bytes()):
             raise ValueError(f"it is of another {checkpoint.name}")
         records.check_errors(record["errors"])
-        if lacking := {*ALIKE, "machine", "torch", "date", "settings"} - record.keys():
+        if lacking := {*ALIKE, "machine", "torch", "date"} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         records.check_seal(record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used: {error}; evaluate {checkpoint} again") from None
-    return record
+    return record | {"settings": read_checkpoint(checkpoint)["settings"]}
 
 
 def epoch(run: Path) -> tuple[bool, str]:
@@ -91,11 +95,8 @@ def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, 
         wrong = records.unpacked(entry["wrong"], entry["images"])
         row = {"error": attack, "images": str(len(wrong)), "SPARTA": format_error(wrong)}
         if twin is not None:
-            other = records.unpacked(twin["errors"][attack]["wrong"], entry["images"])
-            row |= {
-                "ReLU twin": format_error(other),
-                "difference": format_difference(*minus(record, twin, attack)),
-            }
+            pair = pair_of(record, twin, attack)
+            row |= {"ReLU twin": format_error(pair[1]), "difference": str(paired(pair))}
         table.append(row)
     return table
 
@@ -149,8 +150,8 @@ def export(
         "recipe": in_pixels(settings),
         "measured": table,
         "measured on": "the first test images; 95% intervals over images, of one training each; attacks of "
-        f"seed {record['seed']}; steps of PGD in {record['steps of PGD in']}, answers in float32, SPARTA's "
-        f"weights in float16 as stored; {record['machine']}, torch {record['torch']}, {record['date']}",
+        f"seed {record['seed']}; in float32, SPARTA's weights in float16 as stored; "
+        f"{record['machine']}, torch {record['torch']}, {record['date']}",
     }
     if settings.get("validation"):
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
@@ -170,15 +171,14 @@ def ship(name: str) -> None:
     folder, path = PACKAGE / "sets" / name, PACKAGE / "pretrained" / "shipped.json"
     shipped, taken = json.loads(path.read_text()), Sparta.from_pretrained(folder)
     table = {row["error"]: row for row in taken.info["measured"]}
-    worst = next(attack for attack in table if attack.startswith("worst case, "))  # at the smallest bound
     shipped[name] = {
         "sha256": {f: records.sha256((folder / f).read_bytes()) for f in (CARD, CONFIG, WEIGHTS)},
         "channels": {label: activation.in_channels for label, activation in taken.items()},
         "dataset": taken.info["dataset"],
-        "eps": worst.removeprefix("worst case, "),
+        "eps": WORST.removeprefix("worst case, "),
     }
     for column, prefix in (("SPARTA", ""), ("ReLU twin", "relu_")):
-        for attack, key in (("clean", "clean"), (worst, "worst_case")):
+        for attack, key in (("clean", "clean"), (WORST, "worst_case")):
             cell = table[attack].get(column)
             shipped[name][prefix + key] = float(cell.split("%")[0]) if cell else None
     write_text(path, json.dumps(dict(sorted(shipped.items())), indent=2) + "\n")

@@ -79,7 +79,7 @@ class Row(BaseModel, frozen=True, extra="forbid", strict=True):
 
 
 class Table(BaseModel, frozen=True, extra="forbid", strict=True):
-    """One table; `against` is a row's label, `figure` lists columns to draw."""
+    """One table; `against` is a row's label."""
 
     number: str
     title: str
@@ -88,7 +88,6 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True):
     budget: str = "short"
     note: str = ""
     against: str | None = None
-    figure: list[str] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> "Table":

@@ -128,8 +128,9 @@ def checkpoints_of(folder: Path, best: bool) -> list[Path]:
 
 def evaluated(run: Run, args: argparse.Namespace, images: str, best: bool, deadline: float) -> bool:
     """Evaluate the last epoch, and the best one if `best`; False if a part would end after the deadline."""
-    checkpoints, protocol = checkpoints_of(args.runs / run.name, best), PROTOCOLS[run.evaluation]
-    parts = evaluate.evaluations(checkpoints, protocol, data_dir=images, seed=run.seed, device=args.device)
+    places = [str(c) for c in checkpoints_of(args.runs / run.name, best)]
+    protocol = PROTOCOLS[run.evaluation]
+    parts = evaluate.evaluations(places, protocol, data_dir=images, seed=run.seed, device=args.device)
     with closing(parts):
         for seconds in parts:
             if time.monotonic() + seconds > deadline:
@@ -144,12 +145,12 @@ def file_result(run: Run, args: argparse.Namespace, best: bool) -> None:
     measured, log = _measured(folder), loop.read_log(folder / "log.csv")
     model, settings = load_trained(folder / "checkpoint.pt")
     begun = read_begun(folder)
-    copied = ("errors", "test images", "steps of PGD in", "loss per step", "machine", "torch")
+    copied = ("errors", "test images", "machine", "torch")
     result = {
         "run": run.name,
         "settings": run.settings(),
         "training images": settings["images"],
-        **{k: measured[k] for k in copied if k in measured},
+        **{k: measured[k] for k in copied},
         "seconds per epoch": statistics.median(float(row["seconds"]) for row in log),
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply-adds": multiply_adds(model),

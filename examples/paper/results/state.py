@@ -10,7 +10,8 @@ from examples.paper.common.data import DATASETS
 from examples.paper.common.lock import is_locked
 from examples.paper.common.records import check_errors
 from examples.paper.common.sets import trained_alike
-from examples.paper.evaluation.protocols import OLD_NAMES
+from examples.paper.common.statistics import rounded
+from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import Queue, Run
 from examples.paper.training.loop import PROGRESS, read_log
 from sparta_act.pretrained import CONFIG, WEIGHTS
@@ -29,9 +30,9 @@ class State:
 def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     """State of a run, from the files alone."""
     result = read_result(run.name, results)
-    lacks_best = result is not None and queue.shows_best(run) and "best errors" not in result
-    if result is not None and not lacks_best and not changes(run, result):
-        return State("done", f"clean error {result['errors']['clean']['error']:.1%}")
+    stale = "" if result is None else changes(run, result) or lacks(queue, run, result)
+    if result is not None and not stale:
+        return State("done", f"clean error {rounded(result['errors']['clean']['error'])}%")
     folder = runs / run.name
     epoch = len(read_log(folder / "log.csv"))
     if is_locked(folder):
@@ -45,9 +46,7 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     if (folder / "checkpoint.pt").exists():
         after = f"after epoch {epoch} of {run.epochs}" if epoch < run.epochs else "trained, not evaluated"
         return State("stopped", after)
-    if result is None:
-        return State("missing")
-    return State("missing", f"an older result is filed: {changes(run, result) or 'it lacks the best epoch'}")
+    return State("missing", f"an older result is filed: {stale}" if stale else "")
 
 
 def read_result(name: str, results: Path) -> dict[str, Any] | None:
@@ -76,13 +75,22 @@ def result_of(run: Run, results: Path) -> dict[str, Any] | None:
 
 def changes(run: Run, other: dict[str, Any]) -> str:
     """How the settings of a result, or of a run that began, differ from the queue; empty if they agree."""
-    now, then = run.settings(), dict(other["settings"])
-    then["evaluation"] = OLD_NAMES.get(then.get("evaluation", ""), then.get("evaluation"))
+    now, then = run.settings(), other["settings"]
     return ", ".join(
         f"{k} was {then.get(k)!r}, is {now.get(k)!r}"
         for k in sorted(now.keys() | then.keys())
         if now.get(k) != then.get(k)
     )
+
+
+def lacks(queue: Queue, run: Run, result: dict[str, Any]) -> str:
+    """What a filed result lacks of what its run measures now; empty if it lacks nothing."""
+    protocol = PROTOCOLS[run.evaluation]
+    names = [a.name for a in protocol.attacks()] + list(protocol.worst_cases())
+    missing = [name for name in names if name not in result["errors"]]
+    if queue.shows_best(run) and "best errors" not in result:
+        missing.append("the best epoch")
+    return f"it lacks {', '.join(missing)}" if missing else ""
 
 
 def pace(folder: Path, epoch: int) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.paper.results.cells import ATTACKS, Result, Rows, attacks_of, cell, heads, markdown
-from examples.paper.results.differences import between_seeds, differences, picture
+from examples.paper.results.differences import differences
+from examples.paper.results.networks import what_ships
 from examples.paper.results.queue import Queue, Row, Run, Table
 from examples.paper.results.state import result_of
 
@@ -15,8 +16,15 @@ Percent of test images that are wrong, clean or attacked, with 95% intervals; fo
 range. Columns of the paper are as printed; its attack is targeted PGD, eps 16/255, step 1/255. Networks of
 different budgets, counted in epochs, are not compared.
 
-Differences are of the same images. Their ± is over images, not over trainings: seeds of one row differ
-too, and the last table of a section says by how much.
+A difference is in points of error, of two networks on the same images; below 0 the named network makes fewer
+errors. Its ± is half the width of a 95% interval over images: other test images, the same trainings. In the
+mean of several seeds, "with seeds ±" is half the width of a 95% interval over images and trainings. Two seeds
+tell little about all trainings, so it is often wide. A seed alone says nothing about other trainings. A
+difference of one seed is **bold** if the exact McNemar test stays below 0.05 after Holm's correction for all
+differences of single seeds in its table. Even then it is about these two trainings.
+
+The first test images are those of `examples/paper/common/cifar10-test.txt`, which lists all of them in our
+order by their sha256. CIFAR-10 from the Hub is put into that order.
 
 `python -m examples.paper tables` writes this page from the files in
 [docs/results](https://github.com/sparta-act/sparta-act/tree/main/docs/results). Each of them has its
@@ -27,7 +35,7 @@ commands, seed, machine, versions and commit. What we conclude is in [robustness
 
 def render(queue: Queue, results: Path) -> str:
     """The page, as Markdown: measured tables, then one line that lists the others."""
-    parts, missing = [HEAD], []
+    parts, missing = [HEAD, *what_ships(results / "networks")], []
     for table in queue.tables.values():
         rows = rows_of(queue, table, results)
         name = f"{'Table ' if table.number[0].isdigit() else ''}{table.number}"
@@ -73,9 +81,6 @@ def _section(table: Table, rows: Rows, epochs: int) -> Iterator[str]:
         yield f"Not measured yet: {'; '.join(lacks)}.\n"
     yield _details(table, measured)
     yield from differences(table, rows)
-    if name := picture(table, rows):
-        yield f"![Differences from {rows[0][0].label}; gray: its seeds differ that much](results/{name})\n"
-    yield from between_seeds(measured)
 
 
 def _errors(table: Table, rows: Rows) -> str:

@@ -12,6 +12,7 @@ COMMANDS = {
     "status": ("results.command:status", "list the queue and what each table lacks"),
     "tables": ("results.command:tables", "write docs/results.md from the filed results"),
     "export": ("results.export:main", "make a set of trained activations"),
+    "renew": ("results.renew:main", "write the card of a set of the package anew"),
     "audit": ("audit.command:main", "look for gradient masking with every attack"),
     "maskers": ("maskers.command:main", "audit networks that mask, and honest ones"),
     "pictures": ("pictures.command:main", "draw the pictures of the documentation"),

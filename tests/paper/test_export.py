@@ -1,20 +1,29 @@
 """Sets made by `export` from real runs on a few images."""
 
+import contextlib
 import json
 import re
 import shutil
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+from examples.paper.audit import run as audit_run
+from examples.paper.audit.budget import Budget
+from examples.paper.audit.command import main as audit
 from examples.paper.common import records
 from examples.paper.common.statistics import paired, rounded
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.results import export
+from examples.paper.results.controls import OURS
+from examples.paper.results.renew import main as renew
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
 from sparta_act import Sparta
+from sparta_act.pretrained import CARD, WEIGHTS
 
 SETS = export.PACKAGE / "sets/cifar10-resnet18-w16"
 
@@ -200,3 +209,49 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     assert errors[f"worst case, {entry.pop('eps')}"].startswith(f"{entry.pop('worst_case')}% (")
     assert entry == {"relu_clean": None, "relu_worst_case": None}
     assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_card_is_renewed_from_what_was_measured_of_its_network_and_the_weights_stay(
+    tmp_path, tiny_data, monkeypatch
+):
+    shutil.copytree(SETS, tmp_path / "sets" / SETS.name)
+    (tmp_path / "pretrained").mkdir()
+    shipped = shutil.copy(export.PACKAGE / "pretrained/shipped.json", tmp_path / "pretrained/shipped.json")
+    monkeypatch.setattr(export, "PACKAGE", tmp_path)
+    monkeypatch.setattr(audit_run, "Budget", partial(Budget, 2, 1, 1, 2, 1, 1, 4))
+    networks = [f"{OURS}{end}.safetensors" for end in ("", "-relu")]
+    options = ["--data", str(tiny_data), "--device", "cpu"]
+    for network in networks:
+        out = tmp_path / Path(network).stem
+        evaluate([network, *options, "--protocol", "quick", "--out", str(tmp_path)])
+        with contextlib.suppress(SystemExit):  # of six images it can say anything
+            audit([network, *options, "--limit", "6", "--out", str(out)])
+    ours, relu = (tmp_path / Path(network).stem for network in networks)
+    words = [SETS.name, "--evaluation", ours / "evaluation.json", "--twin", relu / "evaluation.json"]
+    before = {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in (CARD, WEIGHTS)}
+    for audited, evaluation in ((relu, ours), (ours, relu)):
+        with pytest.raises(ValueError, match=r"is not that of the|no SPARTA|another network"):
+            renew(
+                [
+                    str(w)
+                    for w in (
+                        *words[:2],
+                        evaluation / "evaluation.json",
+                        *words[3:],
+                        "--audit",
+                        audited / "audit.json",
+                    )
+                ]
+            )
+    assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
+    renew([str(w) for w in (*words, "--audit", ours / "audit.json")])
+    after = {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before}
+    assert after[WEIGHTS] == before[WEIGHTS]
+    assert after[CARD] != before[CARD]
+    taken = Sparta.from_pretrained(tmp_path / "sets" / SETS.name)
+    errors = json.loads((ours / "evaluation.json").read_text())["errors"]
+    assert [row["error"] for row in taken.info["measured"]] == list(errors)
+    assert taken.info["audit"][0].startswith("Error in the worst case")
+    written = json.loads(shipped.read_text())[SETS.name]
+    assert written["sha256"][CARD] == records.sha256(after[CARD])

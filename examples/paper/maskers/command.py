@@ -8,7 +8,7 @@ informed attack.
 
 All are made of four small networks, trained on the sample (`python -m examples.paper.maskers.small`). Their
 attacks are smaller than an audit's own, see `BUDGET`. Writes docs/audits/maskers.json and the table of
-docs/audit.md; a killed call goes on. About 20 minutes on one core.
+docs/audit.md; a killed call goes on. About 8 minutes on one core.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from examples.paper.maskers.networks import HONEST, MASKERS, Case
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"(<!-- maskers -->\n).*?(<!-- end of maskers -->)", re.DOTALL)
-BUDGET = Budget(steps=20, restarts=3, draws=50, queries=1000, control=10, autoattack=20, curve=100)
+BUDGET = Budget(steps=20, restarts=2, draws=20, queries=500, control=10, autoattack=10, curve=100)
 EPS = 8 / 255
 CLOSE = 0.01  # a worst case this near to the truth has not been fooled
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--limit", type=at_least(1), default=500, help="images of the sample (default 500)")
+    p.add_argument("--limit", type=at_least(1), default=300, help="images of the sample (default 300)")
     p.add_argument("--runs", type=Path, default=Path("runs/maskers"), help="evidence (default: runs/maskers)")
     p.add_argument("--docs", type=Path, default=DOCS, help="folder of audit.md (default: docs)")
     args = p.parse_args(argv)

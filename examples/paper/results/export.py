@@ -101,8 +101,20 @@ def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, 
     return table
 
 
-def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
-    """The card's section on an audit. Raises `ValueError` for an audit of other activations."""
+def measured_on(record: dict[str, Any]) -> str:
+    """How and where an evaluation was made."""
+    return (
+        "the first test images; 95% intervals over images, of one training each; attacks of seed "
+        f"{record['seed']}; in float32, SPARTA's weights in float16 as stored; {record['machine']}, torch "
+        f"{record['torch']}, {record['date']}"
+    )
+
+
+def audited(path: Path, activations: dict[str, Sparta]) -> tuple[list[Any], str]:
+    """The card's section on an audit, and the sha256 of the audited network.
+
+    Raises `ValueError` for an audit of other activations.
+    """
     try:
         record = json.loads(path.read_text())
         model, _, content = networks.load(record["network"])
@@ -114,8 +126,10 @@ def audited(path: Path, activations: dict[str, Sparta]) -> list[Any]:
         surrogates = " and ".join(record["surrogates"]) or "no other network"
         made = provenance(record)
         by = f"By `audit` of {record['network']}; transferred from {surrogates}; {made}"
-        rows = [{"": str(row.pop("number")), **row} for row in record["checks"]]
-        return [*headline(record), rows, by]
+        rows = [
+            {"": str(row["number"]), **{k: row[k] for k in row if k != "number"}} for row in record["checks"]
+        ]
+        return [*headline(record), rows, by], str(record["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used: {error}; audit the network again") from None
 
@@ -149,13 +163,11 @@ def export(
         "pipeline_tag": "image-classification",
         "recipe": in_pixels(settings),
         "measured": table,
-        "measured on": "the first test images; 95% intervals over images, of one training each; attacks of "
-        f"seed {record['seed']}; in float32, SPARTA's weights in float16 as stored; "
-        f"{record['machine']}, torch {record['torch']}, {record['date']}",
+        "measured on": measured_on(record),
     }
     if settings.get("validation"):
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
-    info["audit"] = audited(audit, activations) if audit else [NOT_AUDITED]
+    info["audit"] = audited(audit, activations)[0] if audit else [NOT_AUDITED]
     if license:
         info["license"] = license
     if other:

@@ -15,7 +15,7 @@ TWIN = "-relu"  # NAME-relu is the twin of NAME
 
 def what_ships(folder: Path) -> Iterator[str]:
     """A table of each network NAME.json in the folder, with its ReLU twin if there is one."""
-    records = {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+    records = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
     if records:
         yield "## What ships\n"
         yield (
@@ -53,7 +53,8 @@ def _error(record: dict[str, Any], attack: str) -> str:
     return format_error(unpacked(entry["wrong"], entry["images"])) if entry else MISSING
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What `evaluate` wrote. Raises `ValueError` for a file that is something else."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         check_errors(record["errors"])

@@ -1,0 +1,53 @@
+"""Write the card of a set of the package anew, from a later evaluation and audit of its network.
+
+  N=cifar10-resnet18-w16
+  python -m examples.paper renew $N --evaluation docs/results/networks/$N.json \\
+    --twin docs/results/networks/$N-relu.json --audit docs/audits/$N/audit.json
+
+The weights stay as they are, byte for byte. The network must hold these weights, and the evaluations and the
+audit must be of the files that are there.
+"""
+
+import argparse
+from pathlib import Path
+
+from examples.paper.common import records
+from examples.paper.results import export, networks
+from sparta_act import Sparta, SpartaSet
+from sparta_act.pretrained import CARD, WEIGHTS
+
+
+def renew(name: str, evaluation: Path, twin: Path, audit: Path) -> None:
+    """Write the card. Raises `ValueError` for an evaluation or an audit that is of something else."""
+    folder = export.PACKAGE / "sets" / name
+    taken, record, other = Sparta.from_pretrained(folder), networks.read(evaluation), networks.read(twin)
+    section, network = export.audited(audit, dict(taken))
+    if record["sha256"] != network:
+        raise ValueError(f"{evaluation} is of another network than {audit}")
+    weights = (folder / WEIGHTS).read_bytes()
+    info = dict(taken.info) | {
+        "measured": export.rows(record, other),
+        "measured on": export.measured_on(record),
+        "audit": section,
+        "ReLU twin": "the same network with ReLU, trained and attacked alike",
+    }
+    SpartaSet(dict(taken), info).save_pretrained(folder)
+    if (folder / WEIGHTS).read_bytes() != weights:
+        raise ValueError(f"{folder / WEIGHTS}: {records.sha256(weights)} has changed; restore it")
+    export.ship(name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Renew as the command line says."""
+    p = argparse.ArgumentParser(
+        prog="python -m examples.paper renew",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("name", type=export.set_name, help="set of the package")
+    p.add_argument("--evaluation", type=Path, required=True, help="evaluation.json of its network")
+    p.add_argument("--twin", type=Path, required=True, help="that of the network's ReLU twin")
+    p.add_argument("--audit", type=Path, required=True, help="audit.json of its network")
+    args = p.parse_args(argv)
+    renew(args.name, args.evaluation, args.twin, args.audit)
+    print((export.PACKAGE / "sets" / args.name / CARD).read_text())

@@ -19,7 +19,7 @@ from examples.paper.common.models import ResNet
 from examples.paper.common.statistics import pair_of
 from examples.paper.evaluation import networks
 from examples.paper.results.controls import file_of, read
-from examples.paper.results.differences import mean, marked
+from examples.paper.results.differences import marked, mean
 from examples.paper.results.export import NOT_AUDITED
 from examples.paper.results.state import read_result
 from sparta_act import Sparta, SpartaError, replace_relus

@@ -248,7 +248,7 @@ def test_every_card_of_the_package_says_what_an_audit_found_or_that_there_was_no
             continue
         record = json.loads((DOCS / "audits" / name / "audit.json").read_text())
         taken = Sparta.from_pretrained(name)
-        said, checks = taken.info["audit"][0], taken.info["audit"][3]
+        said, checks = taken.info["audit"][0], next(p for p in taken.info["audit"] if isinstance(p, list))
         assert said in markdown(record)
         for row, check in zip(checks, record["checks"], strict=True):
             assert (row["figure"], row["verdict"]) == (check["figure"], check["verdict"])

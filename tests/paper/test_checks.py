@@ -565,7 +565,7 @@ def test_11_does_not_name_a_site_without_enough_data(healthy):
         (0, PASS, "no site is a hard mask"),
         (2, UNKNOWN, "a few with a hard mask"),
         (8, SUSPECT, "perhaps: hard mask at se.gate: "),
-        (60, SUSPECT, "does check 10 find a better gradient?"),  # it may be meant so
+        (60, SUSPECT, "look whether check 10 finds a better gradient"),  # it may be meant so
     ],
 )
 def test_11_another_sigmoid_that_is_saturated_is_suspect(healthy, saturated, verdict, meaning):
@@ -575,7 +575,7 @@ def test_11_another_sigmoid_that_is_saturated_is_suspect(healthy, saturated, ver
         row = gradient_checks.gate(healthy)
         assert (row.number, row.verdict) == (11, verdict)
         assert meaning in row.meaning
-        assert row.figure.endswith(f"near its ends, saturated at {saturated} of 100")
+        assert row.figure.endswith(f"near its ends, saturated at {saturated} of 100 images")
 
 
 def test_11_without_a_gate_is_neither_good_nor_bad(healthy):
@@ -603,10 +603,10 @@ UNTRUE, JUMPS = "autograd's gradient is not the derivative", "the network jumps 
         ({"along random ways": [0.31] * 600 + [0.0] * 400}, FAIL, UNTRUE),
         ({"along random ways": [math.nan] * N}, FAIL, UNTRUE),
         ({"along the attack": [0.5] * 800}, PASS, "at a point and along ways"),
-        ({"along the attack": [0.51] * 70 + [0.0] * 730}, UNKNOWN, "too few images to exclude jumps"),
+        ({"along the attack": [0.51] * 70 + [0.0] * 730}, UNKNOWN, "too few images that were right"),
         ({"along the attack": [0.51] * 90 + [0.0] * 710}, SUSPECT, f"perhaps: {JUMPS}"),
         ({"along the attack": [0.51] * 120 + [0.0] * 680}, FAIL, JUMPS),
-        ({"along the attack": []}, UNKNOWN, "too few images"),  # none was right
+        ({"along the attack": []}, UNKNOWN, "too few images that were right"),
         # wrong at a point and along the way, at the same images: a few are enough
         (
             {

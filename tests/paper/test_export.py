@@ -245,6 +245,16 @@ def test_a_card_is_renewed_from_what_was_measured_of_its_network_and_the_weights
                 ]
             )
     assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
+    lost = json.loads((ours / "audit.json").read_text())
+    lost["checks"][0]["verdict"] = "pass, of course"
+    (tmp_path / "changed.json").write_text(json.dumps(lost))
+    for twin, audited, wrong in (
+        (ours, ours / "audit.json", "not of its ReLU twin"),
+        (relu, tmp_path / "changed.json", "has changed since it was written"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            renew([str(w) for w in (*words[:4], twin / "evaluation.json", "--audit", audited)])
+    assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
     renew([str(w) for w in (*words, "--audit", ours / "audit.json")])
     after = {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before}
     assert after[WEIGHTS] == before[WEIGHTS]

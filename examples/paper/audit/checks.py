@@ -124,7 +124,11 @@ def gradient_free(store: Store) -> Check:
 
 def transfer(store: Store) -> Check:
     """6: images made for another network are weaker."""
-    found = {n: beats(w, store.wrong[a.PLAIN]) for n, w in store.wrong.items() if n.startswith(a.TRANSFER)}
+    found = {
+        n: beats(w, store.wrong[a.PLAIN])
+        for n, w in sorted(store.wrong.items(), key=lambda item: item[0])
+        if n.startswith(a.TRANSFER)
+    }
     return check(
         6,
         "transferred images are weaker",

@@ -126,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     show(record, f"{args.network}: {record['worst case']['images']} test images, {255 * args.eps:.3g}/255")
-    if status := status_of(record):
+    status = status_of(record)
+    print(f"Exit status: {status}")
+    if status:
         raise SystemExit(status)
 
 

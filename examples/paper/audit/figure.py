@@ -129,9 +129,10 @@ def _ways(ax: Axes, store: Store) -> None:
         ax.stairs(100 * counts / max(len(errors), 1), edges, color=color, label=name)
     ax.axvline(ASTRAY, color=BLUE, ls=":", lw=0.8, label=f"half of the random ways may be above {ASTRAY}")
     ax.axvline(JUMP, color=VERMILION, ls=":", lw=0.8, label=f"{JUMPS:.0%} of the attack's above {JUMP}")
-    ax.set(xlabel="part of the rise that the gradient misses", ylabel="% of images", ylim=(0, 105))
+    ax.set(xlabel="part of the rise that is missed", ylabel="% of images", xlim=(-0.02, 1.02), ylim=(0, 165))
+    ax.set_yticks(range(0, 101, 20))
     ax.set_title("gradient against rise (check 12)", fontsize=9)
-    ax.legend(fontsize=6.5)
+    ax.legend(fontsize=6.5, loc="upper right")
 
 
 def _verdicts(ax: Axes, record: Mapping[str, Any]) -> None:

@@ -74,7 +74,8 @@ def _warnings(texts: Sequence[str]) -> tuple[list[str], int]:
 
 def adaptive(store: Store) -> Check:
     """10: gradients that go around gates, through a surrogate, or are formed in float64, are no better."""
-    names = [n for n in store.wrong if n in (*a.ADAPTIVE, *a.AROUND, a.FLOAT64) or n.startswith(a.THROUGH)]
+    through = sorted(n for n in store.wrong if n.startswith(a.THROUGH))
+    names = [n for n in (*a.ADAPTIVE, *a.AROUND, *through, a.FLOAT64) if n in store.wrong]
     found = {n.removeprefix("PGD, "): beats(store.wrong[n], store.wrong[a.PLAIN]) for n in names}
     verdicts = {n: at_most(d, ADDS) for n, d in found.items()}
     certain = [n for n in found if verdicts[n] == FAIL]
@@ -109,9 +110,8 @@ def gate(store: Store) -> Check:
         saturated = torch.tensor(near) > SATURATED
         verdict = at_most(share(saturated), HARD)
         verdicts[site] = SUSPECT if verdict == FAIL else verdict  # it may scale or normalize, not gate
-        figures.append(
-            f"{site} {mean(near).value:.1%} near its ends, saturated at {int(saturated.sum())} of {len(near)}"
-        )
+        count = f"saturated at {int(saturated.sum())} of {len(near)} images"
+        figures.append(f"{site} {mean(near).value:.1%} near its ends, {count}")
     if not verdicts:
         nothing = "no SPARTA, sigmoid, hardsigmoid or tanh found"
         return Check(11, name, nothing, NO_GATE, "a gate of other operations is not seen here")
@@ -123,7 +123,7 @@ def gate(store: Store) -> Check:
         worst(verdicts.values()),
         passed="no site is a hard mask",
         failed=f"hard mask at {sites}: the gate has no gradient there",
-        unknown="does check 10 find a better gradient?"
+        unknown="it may be meant so: look whether check 10 finds a better gradient"
         if SUSPECT in verdicts.values()
         else "too few images, or a few with a hard mask",
     )
@@ -164,7 +164,7 @@ def ways(store: Store) -> Check:
         if stairs
         else "at a point and along ways",
         failed=", ".join(failed),
-        unknown="too few images to exclude jumps",
+        unknown="too few images that were right to exclude jumps",
     )
 
 

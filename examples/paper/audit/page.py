@@ -59,13 +59,13 @@ def headline(record: Mapping[str, Any]) -> list[str]:
         )
     if numbers[SUSPECT]:
         lines.append(
-            f"Suspect ({', '.join(numbers[SUSPECT])}): the figure is beyond its tolerance, on too few images "
-            "to be sure. Give more (--limit) before you trust the error under plain PGD."
+            f"Suspect ({', '.join(numbers[SUSPECT])}): beyond the tolerance, but not surely. Give more "
+            "images (--limit), or look into it, before you trust the error under plain PGD."
         )
     if numbers[UNKNOWN]:
         lines.append(
-            f"Not enough data ({', '.join(numbers[UNKNOWN])}): give more images (--limit) or surrogates "
-            "(--surrogate)."
+            f"Not enough data ({', '.join(numbers[UNKNOWN])}): give more images (--limit; below 400 some checks "
+            "cannot pass) or surrogates (--surrogate)."
         )
     if not numbers[FAIL] and not numbers[SUSPECT]:
         lines.append("No check fails: these attacks agree with each other. This is no certificate.")

@@ -21,7 +21,7 @@ from examples.paper.audit.verdicts import mean
 from examples.paper.audit.victim import Victim
 from examples.paper.common.atomic import write_text
 from examples.paper.common.console import stamp
-from examples.paper.common.records import sha256, write_record
+from examples.paper.common.records import sealed, sha256, write_record
 from examples.paper.common.statistics import entry
 from examples.paper.evaluation import networks
 from examples.pgd import check_images
@@ -57,8 +57,9 @@ def audit(
         raise ValueError(f"eps must lie between 0 and 128/255, the largest that check 4 tries, not {eps:.3g}")
     x, y, budget, surrogates = x.detach().clone(), y.clone(), budget or Budget(), surrogates or {}
     fresh = networks.copied(model.eval())
-    for network in (model, *(s.eval() for s in surrogates.values())):
-        networks.check(network, x, y)
+    networks.check(model, x, y)
+    for name, surrogate in surrogates.items():
+        _check_surrogate(name, surrogate.eval(), model, x, y)
     if any(isinstance(p, UninitializedTensorMixin) for p in fresh.parameters()):
         fresh = networks.copied(model)  # the check's images gave a lazy network its weights
     known = (about or {}) | {"eps": eps, "seed": seed, "budget": vars(budget), "surrogates": list(surrogates)}
@@ -72,11 +73,40 @@ def audit(
     attacks.attack_all(Victim(model, x, y, eps, seed), store, budget, surrogates)
     store.numbers["evidence"] = check_evidence(fresh, x, y, store, eps)
     record = known | stamp() | results(store)
+    record = sealed(record)
     write_record(out / "audit.json", record)
     title = f"# Audit: {record.get('network', 'network')}"
     write_text(out / "audit.md", f"{title}\n\n{markdown(record)}\n{provenance(record)}\n")
     draw(out / "audit.png", record, store)
     return record
+
+
+def _check_surrogate(name: str, surrogate: nn.Module, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raise `ValueError` for a surrogate that cannot be attacked, or is the audited network itself."""
+    try:
+        networks.check(surrogate, x, y)
+    except ValueError as error:
+        raise ValueError(f"surrogate {name}: {error}") from error
+    logits, slopes = zip(*(_answer(network, x[:2]) for network in (model, surrogate)), strict=True)
+    if logits[0].shape != logits[1].shape:
+        classes = [t.shape[1] for t in logits]
+        raise ValueError(
+            f"surrogate {name} tells {classes[1]} classes apart, the audited network {classes[0]}"
+        )
+    if torch.equal(*logits) and torch.equal(*slopes):
+        raise ValueError(
+            f"surrogate {name} answers like the audited network and has its gradients: it changes nothing. "
+            "Does its function find what it looks for?"
+        )
+
+
+def _answer(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of their squares."""
+    x = x.clone().requires_grad_()
+    with torch.enable_grad(), attacking(network):
+        logits = network(x.clone())
+        (grad,) = torch.autograd.grad(logits.square().sum(), x)
+    return logits.detach(), grad
 
 
 def check_evidence(fresh: nn.Module, x: Tensor, y: Tensor, store: Store, eps: float) -> dict[str, Any]:

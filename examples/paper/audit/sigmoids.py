@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.module_tracker import ModuleTracker
 
 from examples.paper.attacks.pgd import attacking
 
@@ -60,19 +59,27 @@ def saturation(model: nn.Module, x: Tensor, batch_size: int = 100) -> dict[str, 
 
 def _of_batch(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
     near: dict[str, list[float]] = {}
-    calls = Counter[str]()
+    calls, inside = Counter[str](), list[str]()  # the modules that run, the innermost last
 
     def see(function: Call, values: Tensor) -> None:
-        place = max(modules.parents - {"Global"}, key=len, default="").partition(".")[2]
-        name = place or "the network itself"
+        name = inside[-1] if inside else "the network itself"
         calls[name] += 1
-        if len(values) == len(x):
+        if values.ndim and len(values) == len(x):
             share = (values.float() - LOW[function]) / (1 - LOW[function])
-            ends = ((share < NEAR) | (share > 1 - NEAR)).float().flatten(1).mean(1)
+            ends = ((share < NEAR) | (share > 1 - NEAR)).float().reshape(len(x), -1).mean(1)
             near[name if calls[name] == 1 else f"{name} #{calls[name]}"] = ends.tolist()
 
-    with ModuleTracker() as modules, _Watching(see):
-        model(x.clone().requires_grad_())
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+                handles.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+        with _Watching(see):
+            model(x.clone().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
     return near
 
 
@@ -83,6 +90,8 @@ def constant(function: Call, z: Tensor) -> Tensor:
 
 def softened(function: Call, z: Tensor) -> Tensor:
     """The gate of a logit that is divided by its standard deviation over the image, where that is above 1."""
+    if z.ndim == 0 or z.numel() <= len(z):
+        return function(z)  # a single number an image has no deviation
     size = z.detach().flatten(1).std(1).clamp(min=1).view(-1, *[1] * (z.ndim - 1))
     return function(z / size)
 
@@ -106,7 +115,11 @@ class Around(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N, K)."""
         with _Replacing(self.substitute):
-            return self.model(x)
+            answer = self.model(x)
+        nothing = 0 * x.flatten(1).sum(
+            1
+        )  # so that there is a gradient, if only 0, where no other way is left
+        return answer + nothing.view(-1, *[1] * (answer.ndim - 1))
 
 
 class _Replacing(TorchFunctionMode):

@@ -21,11 +21,15 @@ def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha256(json.dumps([names, sorted(metadata.items())]).encode(), *parts)
 
 
+class OtherAuditError(ValueError):
+    """The folder holds the evidence of another audit, which must not be lost."""
+
+
 class Store:
     """Which images each attack broke, other numbers, and for each image the first that fooled the network.
 
     For an image that nothing broke, `images` holds the last one that a caller put there. `key` holds all that
-    the results depend on; a file with another key, or one that is damaged, is begun anew.
+    the results depend on. A damaged file is begun anew; one with another key raises `OtherAuditError`.
     Shapes: x (N, C, H, W) in [0, 1], y (N,), both on the CPU.
     """
 
@@ -80,8 +84,10 @@ class Store:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("key") != self.key:
-                    print(f"{self.path} belongs to another audit and is begun anew", file=sys.stderr)
-                    return
+                    raise OtherAuditError(
+                        f"{self.path.parent} holds another audit (of another network, surrogate, eps or "
+                        "version): name another --out, or delete it"
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
             seal = metadata.pop(SEAL, None)  # old files have none
             if seal not in (None, _seal(tensors, metadata)):
@@ -90,6 +96,8 @@ class Store:
             broken_by = json.loads(metadata["broken by"])
         except FileNotFoundError:
             return
+        except OtherAuditError:
+            raise
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             print(f"{self.path} is damaged ({error}) and is begun anew", file=sys.stderr)
             return

@@ -6,6 +6,7 @@ of the files in that folder: the first 16 hexadecimal digits of the sha256 of ea
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,12 +28,20 @@ def digests(x: Tensor) -> list[str]:
 def in_order(x: Tensor, y: Tensor, order: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Images and labels in the order of a list that names exactly these images; others as they are.
 
-    Shapes: x (N, 3, H, W) uint8, y (N,); results as they.
+    As many images as the list has, but not the same ones, are named on the terminal: their figures are not
+    ours. Shapes: x (N, 3, H, W) uint8, y (N,); results as they. Raises `ValueError` for a damaged list.
     """
+    if len(set(order)) < len(order) or any(len(name) != 16 for name in order):
+        raise ValueError(f"{LIST} is damaged: restore it, or write it anew (--help of this module)")
     if len(x) != len(order):
         return x, y
     place = {name: i for i, name in enumerate(digests(x))}
-    if len(place) < len(x) or place.keys() != set(order):
+    if others := len(set(order) - place.keys()):
+        print(
+            f"{others} of {len(x)} test images are not those of {LIST.name}: they stay in the order of their "
+            "file, and figures of the first N are not comparable with ours",
+            file=sys.stderr,
+        )
         return x, y
     index = torch.tensor([place[name] for name in order])
     return x[index], y[index]

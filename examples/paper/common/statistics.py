@@ -89,7 +89,10 @@ def pair_of(result: Mapping[str, Any], other: Mapping[str, Any], attack: str) ->
     """What two stored results got wrong. Raises `ValueError` if their images differ."""
     a, b = (r["errors"][attack] for r in (result, other))
     if (a["images"], result["test images"]) != (b["images"], other["test images"]):
-        raise ValueError(f"{attack}: {a['images']} images against {b['images']}, or of another test split")
+        raise ValueError(
+            f"{attack}: two results are of different test images, {a['images']} and {b['images']}; measure "
+            "both on the same"
+        )
     return unpacked(a["wrong"], a["images"]), unpacked(b["wrong"], b["images"])
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 import copy
+import functools
 import importlib.util
 import inspect
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,6 +44,8 @@ def load(where: str, audited: nn.Module | None = None) -> tuple[nn.Module, str |
     path, function = split_place(where)
     if not path.exists():
         raise ValueError(f"there is no {path}; give {NAMES}")
+    if path.suffix == ".py" and not function:
+        raise ValueError(f"{path} makes no network by itself: name its function, {path}:FUNCTION")
     content = path.read_bytes()
     if function:
         return _made(path, function, audited), None, content
@@ -142,22 +146,17 @@ def in_float32(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _made(path: Path, function: str, audited: nn.Module | None) -> nn.Module:
-    name = f"audited_{path.stem}"  # torch.py must not replace torch
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look for it there
-    sys.path.append(str(path.parent.resolve()))  # for its imports from the same folder
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a third-party file may raise anything, or exit
-        raise ValueError(f"{path} raised {_line(error)}") from error
+    module = _executed(path.resolve())
     make: Any = getattr(module, function, None)
     if not callable(make):
         raise ValueError(f"{path} has no function {function!r}")
+    needed = _arguments(make)
+    if needed > (audited is not None):
+        takes = "no argument" if audited is None else "none, or one: the audited network"
+        raise ValueError(f"{path}:{function} needs {needed} arguments; such a function takes {takes}")
+    given = [_copy_of(audited, f"{path}:{function}")] if audited is not None and needed else []
     try:
-        model = make(copied(audited)) if audited is not None and _takes_a_network(make) else make()
+        model = make(*given)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path}:{function} raised {_line(error)}") from error
     if not isinstance(model, nn.Module):
@@ -165,11 +164,41 @@ def _made(path: Path, function: str, audited: nn.Module | None) -> nn.Module:
     return model.eval()
 
 
-def _takes_a_network(make: Any) -> bool:
-    """Whether the function must be given an argument."""
+@functools.cache  # once a process: a class of the file is the same in the network and in its surrogate
+def _executed(path: Path) -> ModuleType:
+    name = f"audited_{path.stem}"  # torch.py must not replace torch
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look for it there
+    sys.path.append(str(path.parent))  # for its imports from the same folder
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a third-party file may raise anything, or exit
+        raise ValueError(f"{path} raised {_line(error)}") from error
+    return module
+
+
+def _copy_of(audited: nn.Module, place: str) -> nn.Module:
+    """A copy for a surrogate's function to change: the audited network itself must stay."""
+    try:
+        return copy.deepcopy(audited)
+    except Exception as error:
+        raise ValueError(
+            f"{place} takes the audited network, which cannot be copied ({_line(error)}): give a function "
+            "without arguments that makes the surrogate"
+        ) from error
+
+
+def _arguments(make: Any) -> int:
+    """How many arguments a function must be given."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(make).parameters.values()
-    return any(p.default is p.empty and p.kind in kinds for p in parameters)
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:  # of a builtin
+        return 0
+    return sum(p.default is p.empty and p.kind in kinds for p in parameters)
 
 
 def _line(error: BaseException) -> str:
@@ -185,7 +214,9 @@ def _stored(path: Path) -> tuple[nn.Module, str]:
         model = build(**settings, num_classes=len(dataset.classes))
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no file of weights that `networks.save` wrote: {error}") from None
+        raise ValueError(
+            f"{path} is no network that `network` wrote ({error!r}); it may hold other weights"
+        ) from None
     return model, settings["dataset"]
 
 

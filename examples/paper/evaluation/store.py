@@ -1,6 +1,7 @@
 """The outcomes of attacks on a network, stored next to its checkpoint in evaluation.npz."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def read(path: Path) -> dict[str, Outcome]:
                 k: Outcome(torch.from_numpy(file[f"wrong{i}"]), **rest)
                 for i, (k, rest) in enumerate(entries.items())
             }
-    except Exception:  # of numpy, json or zlib, by what is wrong with the file
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # of numpy, json or zlib, by what is wrong with the file
+        print(f"{path} is damaged ({error}); all is measured again", file=sys.stderr)
         return {}
 
 

@@ -117,6 +117,7 @@ def audited(path: Path, activations: dict[str, Sparta]) -> tuple[list[Any], str]
     """
     try:
         record = json.loads(path.read_text())
+        records.check_seal(record)
         model, _, content = networks.load(record["network"])
         if records.sha256(content) != record["sha256"]:
             raise ValueError(f"{record['network']} has changed since")

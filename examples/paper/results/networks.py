@@ -59,9 +59,12 @@ def read(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text())
         check_errors(record["errors"])
         check_seal(record)
-        if missing := {"machine", "torch", "date", "command", "sha256", "test images"} - record.keys():
+        if (
+            missing := {"machine", "torch", "date", "command", "sha256", "test images", "seed"}
+            - record.keys()
+        ):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a record of `evaluate` ({error}); copy the evaluation.json again"
         ) from None

@@ -10,8 +10,10 @@ audit must be of the files that are there.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from examples.paper.common import records
+from examples.paper.evaluation.protocols import WORST
 from examples.paper.results import export, networks
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import CARD, WEIGHTS
@@ -20,10 +22,21 @@ from sparta_act.pretrained import CARD, WEIGHTS
 def renew(name: str, evaluation: Path, twin: Path, audit: Path) -> None:
     """Write the card. Raises `ValueError` for an evaluation or an audit that is of something else."""
     folder = export.PACKAGE / "sets" / name
+    if not (folder / WEIGHTS).exists():
+        known = sorted(p.name for p in (export.PACKAGE / "sets").iterdir())
+        raise ValueError(f"the package has no set {name!r}; it has {', '.join(known)}")
     taken, record, other = Sparta.from_pretrained(folder), networks.read(evaluation), networks.read(twin)
     section, network = export.audited(audit, dict(taken))
     if record["sha256"] != network:
         raise ValueError(f"{evaluation} is of another network than {audit}")
+    if other["sha256"] == network:
+        raise ValueError(f"{twin} is of {name}'s own network, not of its ReLU twin")
+    unlike = [k for k in ("seed", "test images") if record[k] != other[k]]
+    unlike += [a for a in record["errors"] if other["errors"].get(a, {}).get("images") != _images(record, a)]
+    if unlike:
+        raise ValueError(f"{twin} was not measured like {evaluation}: {', '.join(unlike)}")
+    if not {"clean", WORST} <= record["errors"].keys():
+        raise ValueError(f"{evaluation} lacks the clean error or the {WORST}")
     weights = (folder / WEIGHTS).read_bytes()
     info = dict(taken.info) | {
         "measured": export.rows(record, other),
@@ -35,6 +48,10 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path) -> None:
     if (folder / WEIGHTS).read_bytes() != weights:
         raise ValueError(f"{folder / WEIGHTS}: {records.sha256(weights)} has changed; restore it")
     export.ship(name)
+
+
+def _images(record: dict[str, Any], attack: str) -> int:
+    return int(record["errors"][attack]["images"])
 
 
 def main(argv: list[str] | None = None) -> None:

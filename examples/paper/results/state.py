@@ -17,6 +17,8 @@ from examples.paper.training.loop import PROGRESS, read_log
 from sparta_act.pretrained import CONFIG, WEIGHTS
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
+# what the tables show of a result, beside its errors
+SHOWN = {"machine", "parameters", "multiply-adds", "seconds per epoch", "last epoch", "test images"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,9 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
         return None
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        result["settings"], result["errors"]["clean"]["error"]
+        dict(result["settings"]), dict(result["last epoch"]), result["errors"]["clean"]["error"]
+        if missing := SHOWN - result.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         for errors in ("errors", "best errors"):
             if errors in result:
                 check_errors(result[errors])

@@ -64,8 +64,8 @@ def headline(record: Mapping[str, Any]) -> list[str]:
         )
     if numbers[UNKNOWN]:
         lines.append(
-            f"Not enough data ({', '.join(numbers[UNKNOWN])}): give more images (--limit; below 400 some checks "
-            "cannot pass) or surrogates (--surrogate)."
+            f"Not enough data ({', '.join(numbers[UNKNOWN])}): give more images (--limit; below 400 some "
+            "checks cannot pass) or surrogates (--surrogate)."
         )
     if not numbers[FAIL] and not numbers[SUSPECT]:
         lines.append("No check fails: these attacks agree with each other. This is no certificate.")

@@ -202,6 +202,25 @@ def test_a_gate_in_two_places_has_one_mean_in_both_and_one_that_is_never_called_
     assert mean.idle.gate.gate.item() == 1
 
 
+def test_noisy_copies_have_the_mean_of_the_networks_logits_and_of_their_gradients():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).double(), torch.rand(3, 3, 4, 4).double()
+    noisy = adaptive.NoisyCopies(model, 0.1, copies=3)
+    torch.manual_seed(1)
+    found, slope = noisy(x), gradient(noisy, x, 1)
+    torch.manual_seed(1)
+    copies = [(x + torch.empty_like(x).uniform_(-0.1, 0.1)).clamp(0, 1) for _ in range(3)]
+    torch.testing.assert_close(found, sum(model(z) for z in copies) / 3)
+    assert not torch.equal(found, model(x))
+    assert slope.shape == x.shape
+    step = nn.Sequential(
+        nn.Flatten(), nn.Linear(48, 5), nn.Hardtanh(0, 1e-3)
+    ).double()  # flat but for ripples
+    assert (gradient(adaptive.NoisyCopies(step, 0.5, 64), x, 1) != 0).double().mean() > (
+        gradient(step, x, 1) != 0
+    ).double().mean()
+
+
 # ---- what a gate does
 
 

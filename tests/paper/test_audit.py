@@ -130,7 +130,7 @@ def test_masking_that_passed_an_earlier_audit_fails(plain, tmp_path, masked, num
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*list(MASKERS)[-6:], *list(HONEST)[1:]])
+@pytest.mark.parametrize("name", [*list(MASKERS)[-7:], *list(HONEST)[1:]])
 def test_a_masker_is_found_and_an_honest_network_is_not_accused(name, tmp_path):
     x, y = (t[:150] for t in data.load("test"))
     row = judged(name, (MASKERS | HONEST)[name], data.to_float(x), y, tmp_path, FEW)

@@ -84,6 +84,23 @@ class FixedGate(nn.Module):
         return F.relu(x) * self.gate
 
 
+class NoisyCopies(nn.Module):
+    """The mean of a network's logits over copies of the image with uniform noise of at most `size`.
+
+    Its gradient sees over ripples of the loss that are smaller than the noise.
+    Source: expectation over transformation, Athalye et al. 2018, arXiv:1802.00420.
+    """
+
+    def __init__(self, model: nn.Module, size: float, copies: int = 6) -> None:
+        super().__init__()
+        self.model, self.size, self.copies = model, size, copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, K)."""
+        noisy = (x + torch.empty_like(x).uniform_(-self.size, self.size) for _ in range(self.copies))
+        return torch.stack([self.model(z.clamp(0, 1)) for z in noisy]).mean(0)
+
+
 def bpda(model: nn.Module, substitute: Substitute) -> nn.Module:
     """A copy of the network in which each SPARTA has the gradients of the substitute."""
     return replaced(model, lambda _, sparta: BPDA(sparta, substitute))

@@ -23,7 +23,7 @@ from examples.paper.common.gates import gates
 
 CLEAN, FGSM, PLAIN, LONG, RESTARTS = "clean", "FGSM", "PGD", "PGD, twice the steps", "PGD, restarts"
 NOISE, AUTOATTACK, SQUARE = "random noise", "AutoAttack without Square", "Square"
-FLOAT64 = "PGD, float64"
+FLOAT64, NOISY = "PGD, float64", "PGD, mean of noisy copies"
 TRANSFER, THROUGH = "transfer from ", "PGD through "  # the name of a surrogate follows
 STEP_SIZES = {  # as shares of eps
     "PGD, steps of eps/16": 1 / 16,
@@ -44,7 +44,7 @@ TARGETED: dict[str, Loss] = {
 TARGETS = 3  # the likeliest wrong classes
 ADAPTIVE = {f"PGD, {name}": substitute for name, substitute in adaptive.SUBSTITUTES.items()}
 AROUND = {f"PGD, {name}": substitute for name, substitute in sigmoids.SUBSTITUTES.items()}
-WHITE_BOX = [CLEAN, FGSM, PLAIN, LONG, RESTARTS, FLOAT64, AUTOATTACK]
+WHITE_BOX = [CLEAN, FGSM, PLAIN, LONG, RESTARTS, FLOAT64, NOISY, AUTOATTACK]
 WHITE_BOX += [*STEP_SIZES, *SMALLER_EPS, *LOSSES, *TARGETED, *ADAPTIVE, *AROUND]
 
 Attack = Callable[[Victim, Store, Budget, str], None]  # the last is its name
@@ -83,7 +83,7 @@ def _plan(victim: Victim, surrogates: Mapping[str, nn.Module]) -> dict[str, Atta
         surrogates = {**adaptive.surrogates(victim.model, victim.x), **surrogates}
     if sigmoids.saturation(victim.model, victim.x[:2]):
         plan |= {name: partial(_around, substitute) for name, substitute in AROUND.items()}
-    plan |= {FLOAT64: _float64}
+    plan |= {FLOAT64: _float64, NOISY: _noisy}
     for name, surrogate in surrogates.items():
         plan |= {TRANSFER + name: partial(_transfer, surrogate)}
         plan |= {THROUGH + name: partial(_through, surrogate, losses.cross_entropy)}
@@ -152,6 +152,10 @@ def _around(
     substitute: Callable[..., Tensor], victim: Victim, store: Store, budget: Budget, name: str
 ) -> None:
     _pgd(victim, store, budget, name, fast=sigmoids.Around(victim.model, substitute))
+
+
+def _noisy(victim: Victim, store: Store, budget: Budget, name: str) -> None:
+    _pgd(victim, store, budget, name, fast=adaptive.NoisyCopies(victim.fast, victim.eps / 2))
 
 
 def _through(

@@ -19,9 +19,9 @@ from examples.paper.common.plotting import BLUE, GREEN, ORANGE, PURPLE, SERIES, 
 KINDS = {  # of the attacks: a color, and which they are
     "plain PGD": (ORANGE, lambda n: n == a.PLAIN),
     "without this network's gradient": (GREEN, lambda n: n.startswith((a.TRANSFER, a.NOISE, a.CLEAN))),
-    "adaptive: around gates, through surrogates, in float64": (
+    "adaptive: around gates, through surrogates, of noisy copies, in float64": (
         PURPLE,
-        lambda n: n in (*a.ADAPTIVE, *a.AROUND, a.FLOAT64) or n.startswith(a.THROUGH),
+        lambda n: n in (*a.ADAPTIVE, *a.AROUND, a.NOISY, a.FLOAT64) or n.startswith(a.THROUGH),
     ),
     "other attacks that follow its gradient": (BLUE, lambda n: True),
 }

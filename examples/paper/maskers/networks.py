@@ -164,6 +164,25 @@ class HashedNoise(Around):
         return self.model(x + 0.05 * noise.view_as(x).to(x.dtype))
 
 
+class Ripples(Around):
+    """Adds to each pixel a continuous function of its value, with a knot every 4/255: the loss is rugged.
+
+    By a reviewer of this audit. Autograd's gradient is right everywhere, and misleads.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        knots = 2 * torch.rand(65, generator=torch.Generator().manual_seed(5)) - 1
+        self.register_buffer("knots", 6 / 255 * knots)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, 3, 32, 32) -> (N, 10)."""
+        place = x * 255 / 4
+        left = place.detach().floor().long().clamp(0, 63)
+        share = place - left
+        return self.model(x + self.knots[left] * (1 - share) + self.knots[left + 1] * share)
+
+
 class FixedNoise(Around):
     """Adds the same noise to every image."""
 
@@ -266,6 +285,7 @@ MASKERS = {
         lambda: ClassGate(plain()), lambda: ClassGate(plain(), mixed=True)
     ),
     "noise seeded by a hash of 16 gray levels": Case(lambda: HashedNoise(plain()), plain),
+    "ripples on every pixel": Case(lambda: Ripples(plain()), plain),
     "k-winners-take-all": Case(lambda: small("k-WTA"), plain),
     "4 levels, straight-through": Case(lambda: StraightThrough(plain(), 4), plain),
 }

@@ -636,9 +636,14 @@ def test_the_metadata_has_the_measured_errors():
     rows = Sparta.from_pretrained("cifar10-resnet18-w16").info["measured"]
     assert errors_of(rows)[1] == {
         "clean (%)": 37.5,
+        "targeted PGD-10, 16/255 (%)": 44.8,
+        "targeted PGD-30, 16/255 (%)": 60.9,
+        "targeted PGD-50, 16/255 (%)": 62.4,
         "untargeted PGD-50, 8/255 (%)": 64.8,
         "targeted DLR PGD-50, 8/255 (%)": 68.5,
+        "AutoAttack, 8/255 (%)": 69.8,
         "worst case, 8/255 (%)": 68.7,
+        "worst case with AutoAttack, 8/255 (%)": 69.8,
     }
     assert errors_of({"clean": 37, "PGD-10": 64.8})[1] == {"clean": 37, "PGD-10": 64.8}
     assert errors_of({"mean IoU": 0.5}, pipeline_tag="image-segmentation")[1] == {"mean IoU": 0.5}

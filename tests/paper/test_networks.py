@@ -181,7 +181,7 @@ def test_a_function_that_returns_no_network(tmp_path, value, kind):
 
 def test_a_python_file_without_a_function_named(tmp_path):
     path = python(tmp_path, "def make():\n    pass\n")
-    assert_refused(path, f"{path} cannot be read as a checkpoint")
+    assert_refused(path, f"{path} makes no network by itself: name its function, {path}:FUNCTION")
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", b"\0" * 64])

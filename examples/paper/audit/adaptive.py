@@ -114,6 +114,8 @@ def surrogates(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     means: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, calls in gate_inputs(model, x).items():
+            if not calls:
+                continue
             sparta = model.get_submodule(name)
             parts = [(sparta.attention(z).float(), (z > 0).float()) for z in calls]
             total = sum((g * on).sum((0, 2, 3), keepdim=True) for g, on in parts)

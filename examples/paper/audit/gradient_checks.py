@@ -140,7 +140,9 @@ def ways(store: Store) -> Check:
     ]
     if isinstance(point, list):
         wrong = ~(torch.tensor(point) <= WRONG)
-        both = wrong[~store.wrong[a.CLEAN]] & jumps
+        both = wrong.clone()
+        both[store.wrong[a.CLEAN]] = False
+        both[~store.wrong[a.CLEAN]] &= jumps
         found["wrong"] = at_most(share(both), ONLY)
         figures.append(
             f"wrong at a point at {int(wrong.sum())}, and along the attack too at {int(both.sum())}"

@@ -83,15 +83,15 @@ class Store:
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("key") != self.key:
-                    raise OtherAuditError(
-                        f"{self.path.parent} holds another audit (of another network, surrogate, eps or "
-                        "version): name another --out, or delete it"
-                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
             seal = metadata.pop(SEAL, None)  # old files have none
             if seal not in (None, _seal(tensors, metadata)):
                 raise ValueError("a bit of it has changed since it was written")
+            if metadata["key"] != self.key:
+                raise OtherAuditError(
+                    f"{self.path.parent} holds another audit (of another network, surrogate, eps or "
+                    "version): name another --out, or delete it"
+                )
             images, numbers = tensors["images"], json.loads(metadata["numbers"])
             broken_by = json.loads(metadata["broken by"])
         except FileNotFoundError:

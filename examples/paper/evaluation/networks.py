@@ -214,9 +214,7 @@ def _stored(path: Path) -> tuple[nn.Module, str]:
         model = build(**settings, num_classes=len(dataset.classes))
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is no network that `network` wrote ({error!r}); it may hold other weights"
-        ) from None
+        raise ValueError(f"{path} is no file of weights that `networks.save` wrote: {error}") from None
     return model, settings["dataset"]
 
 

@@ -293,11 +293,15 @@ def test_a_fail_is_an_exit_with_1(made, tmp_path, tiny_data):
 def test_a_figure_beyond_its_tolerance_on_few_images_is_an_exit_with_3(made, tmp_path, tiny_data, capsys):
     file = tmp_path / "open.py"
     file.write_text(
-        "import torch\nfrom mine import network as inner\nfrom torch import nn\n\n"
+        "import torch\nfrom torch import nn\n\n"
         "class Open(nn.Module):  # a gate that is saturated, but hides nothing\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.net = inner()\n"
+        "        levels = (25 * torch.arange(10) + 15) / 255\n"
+        "        linear = nn.Linear(3072, 10)\n"
+        "        linear.weight.data = 200 * levels[:, None].repeat(1, 3072) / 3072\n"
+        "        linear.bias.data = -100 * levels**2\n"
+        "        self.net = nn.Sequential(nn.Flatten(), linear)\n"
         "    def forward(self, x):\n"
         "        return self.net(x) * torch.sigmoid(40 + x.mean((1, 2, 3)))[:, None]\n\n"
         "def network():\n    return Open()\n"

@@ -116,9 +116,8 @@ class Around(nn.Module):
         """Shapes: (N, C, H, W) -> (N, K)."""
         with _Replacing(self.substitute):
             answer = self.model(x)
-        nothing = 0 * x.flatten(1).sum(
-            1
-        )  # so that there is a gradient, if only 0, where no other way is left
+        # where no other way is left, the gradient is 0, and PGD stays where it is
+        nothing = 0 * x.flatten(1).sum(1)
         return answer + nothing.view(-1, *[1] * (answer.ndim - 1))
 
 

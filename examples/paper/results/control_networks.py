@@ -4,9 +4,9 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.paper.audit.adaptive import FixedGate
 from examples.paper.common.gates import gate_inputs, gates
 from examples.paper.common.models import ACTIVATIONS, ResNet
 from examples.paper.common.sets import shuffled
@@ -49,18 +49,6 @@ def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:
         "SPARTA, identity=True": changed("sparta-identity", SITES),
         "SiLU": changed("silu", "*act*"),
     }
-
-
-class FixedGate(nn.Module):
-    """max(x, 0) times numbers that do not depend on x. Shapes: (N, C, H, W), kept."""
-
-    def __init__(self, gate: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("gate", gate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W), kept."""
-        return F.relu(x) * self.gate
 
 
 def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SEEDED = torch.Tag.nondeterministic_seeded
 FILLING = {"rand_like": "uniform_", "randn_like": "normal_"}  # which take no generator in older versions
-LONGEST_WAIT = 0.1  # seconds
+GLANCES = 100  # at numbers that another thread may draw, a millisecond between two
 
 
 class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -100,7 +100,6 @@ class ProcessNumbers:
         gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         tensors = (*model.parameters(), *model.buffers()) if gpu else ()
         self._gpus = sorted({t.device.index for t in tensors if t.is_cuda})
-        self._since = time.monotonic()
         self._before = self._states()
 
     def restore(self) -> None:
@@ -123,12 +122,15 @@ class ProcessNumbers:
         return [random.getstate(), np.random.get_state(), torch.get_rng_state(), *gpus]  # noqa: NPY002
 
     def _others_draw(self) -> bool:
-        """Whether they change while this thread does nothing, for as long as it did something."""
+        """Whether they change while this thread does nothing. Each sleep lets the others go first."""
         if threading.active_count() == 1:
             return False
         before = self.now()
-        time.sleep(min(time.monotonic() - self._since, LONGEST_WAIT))
-        return self.now() != before
+        for _ in range(GLANCES):
+            time.sleep(1e-3)
+            if self.now() != before:
+                return True
+        return False
 
 
 def _comparable(states: list[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ import dataclasses
 import random
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -402,14 +403,18 @@ def test_no_number_of_another_thread_comes_twice(draw, block):
         while not stop.wait(1e-4):
             drawn.append(draw())
 
+    def late_probe(channels):
+        while len(drawn) < 20:
+            time.sleep(1e-3)
+        return Probe(channels)
+
     thread = threading.Thread(target=keep_drawing)
     thread.start()
     try:
-        replace_relus(net, "G1.B1", Probe, example=X)
+        replace_relus(net, "G1.B1", late_probe, example=X)
     finally:
         stop.set()
         thread.join()
-    assert len(drawn) > 20
     assert len({*drawn}) == len(drawn)
 
 

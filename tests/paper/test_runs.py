@@ -155,6 +155,14 @@ def test_part_of_a_data_set_is_not_taken_for_the_whole(place, capsys):
     assert not (place / "runs").exists()
 
 
+def test_the_data_of_all_named_runs_is_looked_for_before_the_first_begins(place):
+    whole = SMALL.replace('activation = "sparta" }', 'activation = "sparta", sample = false, limit = 0 }')
+    (place / "queue.toml").write_text(whole)
+    with pytest.raises(ValueError, match="short-sparta needs the whole cifar10"):
+        run(place, "short-relu", "short-sparta")
+    assert not (place / "runs").exists()
+
+
 def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place):
     (place / "queue.toml").write_text(SMALL.replace("seed = 0", "seed = 3"))
     run(place, "short-relu")

@@ -17,6 +17,9 @@ def work(queue: Queue, args: argparse.Namespace) -> None:
         near = {name: difflib.get_close_matches(name, queue.runs, 3) for name in unknown}
         close = "; ".join(f"{name} (close: {', '.join(n) or 'none'})" for name, n in near.items())
         raise ValueError(f"no such run: {close}; `python -m examples.paper status` lists all")
+    for name in args.names:
+        if state(queue, queue.runs[name], args.runs, args.results).word != "done":
+            source(queue.runs[name], args.data)  # before hours of another run, not after them
     deadline = time.monotonic() + args.budget if args.budget else float("inf")
     finished, failed = 0, list[str]()
     for name in args.names or queue.runs:

@@ -91,7 +91,11 @@ def test_a_base_and_what_is_compared_with_it_are_of_one_network_and_data_set(tab
             assert run.arch.removesuffix("-wide") == base.arch, row
 
 
-@pytest.mark.parametrize("path", [*RESULTS.glob("*.json")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*RESULTS.glob("*.json"), *RESULTS.glob("earlier/*.json")],
+    ids=lambda path: f"{path.parent.stem}-{path.stem}",
+)
 def test_a_filed_result_is_of_its_run(path):
     run, filed = QUEUE.runs[path.stem], json.loads(path.read_text())
     assert not changes(run, filed)

@@ -81,6 +81,27 @@ def test_the_gate_is_compared_with_relu_and_half_of_it_in_both_seeds(tmp_path):
                 assert found[f"| {label}, {row}"] == f"{100 * (other - error):+.1f}"
 
 
+def test_a_network_trained_again_is_compared_with_what_it_was(place):
+    file_errors(place, {"relu": 0.2, "sparta": 0.3})
+    assert "earlier" not in page(place)
+    (place / "results/earlier").mkdir()
+    old = json.loads((place / "results/short-sparta.json").read_text())
+    old["errors"] = {"clean": entry(torch.arange(500) < 170)}
+    (place / "results/earlier/short-sparta.json").write_text(json.dumps(old))
+    assert page(place).endswith(
+        """
+| points, minus an earlier training with the same seed | clean |
+| --- | --- |
+| SPARTA, seed 0 alone | **-4.0 ± 1.8** |
+
+Root of the mean square of these 1: clean 4.0.
+"""
+    )
+    (place / "results/earlier/short-sparta.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"earlier/short-sparta\.json is not a result"):
+        page(place)
+
+
 def test_rows_are_compared_with_the_last_base_above_them(place):
     base = '{ label = "MNIST-M, ReLU", run = "sparta", base = true }, { label = "more", run = "other" }'
     text = SMALL.replace('run = "sparta", paper = [15.48] }', f'run = "sparta" }}, {base}', 1).replace(

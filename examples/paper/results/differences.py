@@ -1,5 +1,6 @@
 """Differences between networks, image by image: of each seed, and of all seeds of a row."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from examples.paper.common.statistics import Pair, holm, p_value, pair_of, paired, rounded, with_seeds
@@ -22,6 +23,19 @@ def differences(table: Table, rows: Rows) -> Iterator[str]:
         }
         if attacks := [a for a in attacks_of(group[:1]) if a in known]:
             yield difference_table(group[0][0].label, pairs, attacks)
+
+
+def trained_again(pairs: Pairs) -> Iterator[str]:
+    """Networks minus what the same training gave before: what chance does to one network."""
+    if pairs:
+        measured = [result["errors"] for pair in pairs.values() for result in pair]
+        attacks = [a for a in measured[0] if all(a in errors for errors in measured)]
+        yield difference_table("an earlier training with the same seed", pairs, attacks)
+        squares = [[paired(pair_of(*pair, a)).value ** 2 for pair in pairs.values()] for a in attacks]
+        typical = [
+            f"{a} {rounded(math.sqrt(sum(s) / len(s)))}" for a, s in zip(attacks, squares, strict=True)
+        ]
+        yield f"Root of the mean square of these {len(pairs)}: {'; '.join(typical)}.\n"
 
 
 def pairs_with_first(rows: Rows) -> dict[tuple[str, int], tuple[Result, Result]]:

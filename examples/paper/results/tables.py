@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.paper.results.cells import ATTACKS, Result, Rows, attacks_of, cell, heads, markdown
-from examples.paper.results.differences import differences
+from examples.paper.results.differences import Pairs, differences, trained_again
 from examples.paper.results.networks import what_ships
 from examples.paper.results.queue import Queue, Row, Run, Table
 from examples.paper.results.state import result_of
@@ -42,6 +42,7 @@ def render(queue: Queue, results: Path) -> str:
         if any(found for _, found in rows):
             epochs = queue.runs_of(table, table.rows[0])[0].epochs
             parts += [f"## {name[0].upper()}{name[1:]}\n", *_section(table, rows, epochs)]
+            parts += trained_again(_with_earlier(queue, table, results))
         else:
             missing.append(name)
     if missing:
@@ -61,6 +62,16 @@ def _found(row: Row, runs: list[Run], results: Path) -> Iterator[Result]:
             yield result
         elif result is not None and "best errors" in result:
             yield result | {"errors": result["best errors"], "last epoch": result["best epoch"]}
+
+
+def _with_earlier(queue: Queue, table: Table, results: Path) -> Pairs:
+    """By label and seed, each result with the earlier one of the same run, where one is kept."""
+    return {
+        (row.label, run.seed): (now, before)
+        for row in table.rows
+        for run in queue.runs_of(table, row)
+        if (now := result_of(run, results)) and (before := result_of(run, results / "earlier"))
+    }
 
 
 def lacking(queue: Queue, results: Path) -> Iterator[str]:

@@ -72,6 +72,11 @@ def with_seeds(pairs: Sequence[Pair]) -> Difference:
     return Difference(value, (low + high) / 2 - half, (low + high) / 2 + half)
 
 
+def root_mean_square(pairs: Sequence[Pair]) -> float:
+    """Of the differences of several pairs: how large one of them is, whatever its sign."""
+    return math.sqrt(sum(paired(pair).value ** 2 for pair in pairs) / len(pairs))
+
+
 def p_value(pair: Pair) -> float:
     """Of the exact McNemar test: both get as many images wrong that the other gets right."""
     more, less = (int((one & ~other).sum()) for one, other in (pair, pair[::-1]))

@@ -1,9 +1,17 @@
 """Differences between networks, image by image: of each seed, and of all seeds of a row."""
 
-import math
 from collections.abc import Iterator, Mapping
 
-from examples.paper.common.statistics import Pair, holm, p_value, pair_of, paired, rounded, with_seeds
+from examples.paper.common.statistics import (
+    Pair,
+    holm,
+    p_value,
+    pair_of,
+    paired,
+    root_mean_square,
+    rounded,
+    with_seeds,
+)
 from examples.paper.results.cells import MISSING, Result, Rows, attacks_of, markdown
 from examples.paper.results.queue import Table
 
@@ -31,10 +39,8 @@ def trained_again(pairs: Pairs) -> Iterator[str]:
         measured = [result["errors"] for pair in pairs.values() for result in pair]
         attacks = [a for a in measured[0] if all(a in errors for errors in measured)]
         yield difference_table("an earlier training with the same seed", pairs, attacks)
-        squares = [[paired(pair_of(*pair, a)).value ** 2 for pair in pairs.values()] for a in attacks]
-        typical = [
-            f"{a} {rounded(math.sqrt(sum(s) / len(s)))}" for a, s in zip(attacks, squares, strict=True)
-        ]
+        found = {a: [pair_of(*pair, a) for pair in pairs.values()] for a in attacks}
+        typical = [f"{a} {rounded(root_mean_square(of))}" for a, of in found.items()]
         yield f"Root of the mean square of these {len(pairs)}: {'; '.join(typical)}.\n"
 
 

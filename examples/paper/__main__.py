@@ -17,7 +17,7 @@ COMMANDS = {
     "maskers": ("maskers.command:main", "audit networks that mask, and honest ones"),
     "pictures": ("pictures.command:main", "draw the pictures of the documentation"),
     "figures": ("pictures.figures:main", "draw the paper's Figures 1 and 3"),
-    "controls": ("results.controls:main", "small experiments with their controls"),
+    "controls": ("controls.command:main", "small experiments with their controls"),
     "network": ("evaluation.networks:main", "write a network's weights to pass on"),
 }
 

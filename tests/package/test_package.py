@@ -23,6 +23,7 @@ LABORATORY = [
     "evaluation",
     "audit",
     "maskers",
+    "controls",
     "results",
     "pictures",
     "benchmarks",

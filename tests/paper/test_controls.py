@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from examples.paper.common import data
-from examples.paper.common.models import HalvedReLU, build
+from examples.paper.common.models import HalvedReLU, ResNet, build
 from examples.paper.common.sets import shuffled
-from examples.paper.results import controls
+from examples.paper.controls import command, experiment, networks, pretraining, transfers
+from examples.paper.results.transfers import elsewhere
 from sparta_act import Sparta, SpartaError, SpartaSet
+
+TINY = "transfer", "resnet18", "--limit", 8, "--seeds", 0
+RELU = command.NETWORKS / "cifar10-resnet18-w16-relu.safetensors"
 
 
 def slim_set(seed=0):
@@ -32,16 +36,25 @@ def test_shuffled_numbers_are_the_same_numbers_elsewhere():
 
 def test_the_networks_of_a_transfer_differ_in_the_activation_alone():
     taken = slim_set().freeze()
-    made = {name: make() for name, make in controls.transfer(taken, 5).items()}
-    first = made["ReLU"]
+    robust = build("resnet18", "sparta", "G*.B-1", width=16)
+    made = {
+        name: make()
+        for name, (make, _) in transfers.cases(
+            lambda: ResNet("resnet18", width=16), {"ours": taken}, {"robust": robust}, 5
+        ).items()
+    }
+    whole, first = made.pop("the whole network robust"), made["ReLU"]
     for model in made.values():
         assert torch.equal(model.layer4[1].conv2.weight, first.layer4[1].conv2.weight)
-    assert isinstance(made[controls.HALF].layer1[1].act2, HalvedReLU)
-    frozen, there = made["the set, frozen"].layer2[1].act2, made["SPARTA trained there"].layer2[1].act2
+    assert isinstance(made[transfers.HALF].layer1[1].act2, HalvedReLU)
+    frozen, there = made["ours, frozen"].layer2[1].act2, made["SPARTA trained there"].layer2[1].act2
     assert torch.equal(frozen.conv3, taken["G2.B2"].conv3)
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for p in there.parameters())
-    assert not torch.equal(made["the set shuffled, frozen"].layer2[1].act2.conv3, frozen.conv3)
+    assert not torch.equal(made["ours, shuffled, frozen"].layer2[1].act2.conv3, frozen.conv3)
+    assert torch.equal(whole.layer2[1].act2.conv3, robust.layer2[1].act2.conv3)
+    assert not torch.equal(whole.fc.weight, robust.fc.weight)
+    assert all(p.requires_grad for p in whole.parameters())
 
 
 def test_a_mean_gate_is_the_mean_over_active_elements():
@@ -55,7 +68,7 @@ def test_a_mean_gate_is_the_mean_over_active_elements():
     with torch.no_grad():
         expected = model(x)
     handle.remove()
-    made = {name: make() for name, make in controls.mean_gate(model, x).items()}
+    made = {name: make() for name, make in networks.mean_gate(model, x).items()}
     with torch.no_grad():
         assert torch.equal(made["SPARTA"](x), expected)
     active = seen["x"] > 0
@@ -75,9 +88,10 @@ def test_a_mean_gate_is_the_mean_over_active_elements():
 @pytest.mark.slow
 def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypatch):
     slim_set().save_pretrained(tmp_path / "set")
-    monkeypatch.setattr(controls, "PGD", controls.PGD | {"steps": 1})
+    monkeypatch.setattr(experiment, "PGD", experiment.PGD | {"steps": 1})
     call = [
         "transfer",
+        "resnet18",
         "--data",
         tiny_data,
         "--set",
@@ -88,20 +102,20 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
         "8",
     ]
     call += ["--epochs", "1", "--out", str(tmp_path / "out")]
-    controls.main(call)
+    command.main(call)
     printed = capsys.readouterr().out
-    assert "the set shuffled" in " ".join(printed.split())
+    assert "set, shuffled, frozen" in " ".join(printed.split())
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 5
     images = len(data.load("test", tiny_data)[0])
-    assert "seeds" not in controls.parser().parse_args(["mean-gate", "--data", "x"])
+    assert "seeds" not in command.parser().parse_args(["mean-gate", "--data", "x"])
     record = json.loads(files[0].read_text())
     assert record["errors"]["clean"]["images"] == images - 8  # none that it was trained on
     assert record["options"]["epochs"] == 1
 
     before = [f.stat().st_mtime_ns for f in files]
     files[2].unlink()  # a call that was killed
-    controls.main(call)
+    command.main(call)
     after = [f.stat().st_mtime_ns for f in files]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
 
@@ -114,14 +128,15 @@ def stub(monkeypatch):
     def run(make, x, y, test, options):
         seen.append((len(x), len(test[0])))
         right = torch.zeros(len(test[0]), dtype=torch.bool)
-        return {"options": options, "errors": {"clean": controls.entry(right)}, "gate": {}}
+        errors = {"clean": experiment.entry(right)}
+        return {"options": options, "errors": errors, "gate": {}, "date": "today", "machine": "", "torch": ""}
 
-    monkeypatch.setattr(controls, "run", run)
+    monkeypatch.setattr(experiment, "run", run)
     return seen
 
 
-def call(tmp_path, experiment, *more):
-    controls.main([experiment, "--out", str(tmp_path / "out"), *map(str, more)])
+def call(tmp_path, *words):
+    command.main([*map(str, words), "--out", str(tmp_path / "out")])
 
 
 def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
@@ -137,23 +152,49 @@ def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
 @pytest.mark.parametrize("limit", [500, 2000])
 def test_images_to_test_on_are_never_those_to_train_on(tmp_path, stub, limit):
     with pytest.raises(ValueError, match=f"--limit {limit}: no test image of 500 would be left to test"):
-        call(tmp_path, "transfer", "--data", "sample", "--limit", limit)
-    call(tmp_path, "transfer", "--data", "sample", "--limit", 499, "--seeds", 0)
+        call(tmp_path, "transfer", "resnet18", "--data", "sample", "--limit", limit)
+    call(tmp_path, "transfer", "resnet18", "--data", "sample", "--limit", 499, "--seeds", 0)
     assert stub == [(499, 1)] * 5
 
 
 def test_results_of_other_options_are_not_this_calls(tmp_path, tiny_data, stub):
     for n, epochs in enumerate((1, 1, 2), 1):
-        call(tmp_path, "transfer", "--data", tiny_data, "--limit", 8, "--seeds", 0, "--epochs", epochs)
+        call(
+            tmp_path,
+            "transfer",
+            "resnet18",
+            "--data",
+            tiny_data,
+            "--limit",
+            8,
+            "--seeds",
+            0,
+            "--epochs",
+            epochs,
+        )
         assert len(stub) == 5 * (n - n // 2)
 
 
 def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
     SpartaSet({"G1.B2": Sparta(8)}).save_pretrained(tmp_path / "narrow")
     with pytest.raises(SpartaError, match="8 channels"):
-        call(tmp_path, "transfer", "--data", "sample", "--limit", 8, "--set", tmp_path / "narrow")
+        call(tmp_path, "transfer", "resnet18", "--data", "sample", "--limit", 8, "--set", tmp_path / "narrow")
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    with pytest.raises(ValueError, match=r"there is no .*one\.safetensors"):
+        call(tmp_path, *TINY, "--data", "sample", "--whole", tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="--whole takes networks of `train` or `network`, not a Sequential"):
+        call(tmp_path, *TINY, "--data", "sample", "--whole", f"{tmp_path}/nets.py:one")
+    with pytest.raises(ValueError, match="our sample is of cifar10, not of mnist-m"):
+        call(tmp_path, "transfer", "mnist-m", "--data", "sample")
     with pytest.raises(ValueError, match="has no SPARTA, so no gate to replace"):
-        call(tmp_path, "mean-gate", "--data", "sample", "--network", f"{controls.OURS}-relu.safetensors")
+        call(
+            tmp_path,
+            "mean-gate",
+            "--data",
+            "sample",
+            "--network",
+            command.NETWORKS / "cifar10-resnet18-w16-relu.safetensors",
+        )
     assert stub == []
 
 
@@ -221,3 +262,43 @@ def test_a_file_that_is_not_a_result_is_named(tmp_path, stub, text, tiny_data):
     with pytest.raises(ValueError, match=r"one-number-seed0\.json is not a result of `controls`"):
         call(tmp_path, "mean-gate", "--data", tiny_data)
     assert path.read_text() == text
+
+
+def test_another_set_trains_what_depends_on_it_alone(tmp_path, tiny_data, stub):
+    slim_set().save_pretrained(tmp_path / "mine")
+    call(tmp_path, *TINY, "--data", tiny_data)
+    call(tmp_path, *TINY, "--data", tiny_data, "--set", transfers.SLIM, tmp_path / "mine")
+    assert len(stub) == 5 + 2
+    call(tmp_path, *TINY, "--data", tiny_data, "--whole", RELU)
+    assert len(stub) == 5 + 2 + 1
+
+
+def test_a_torchvision_network_is_trained_first_and_keeps_all_but_its_classifier(tmp_path, tiny_data, stub):
+    pytest.importorskip("torchvision")
+    path = tmp_path / "new/trained.safetensors"
+    options = "--data", tiny_data, "--trained", path
+    with pytest.raises(ValueError, match=r"make it with: python -m examples\.paper controls pretrain"):
+        pretraining.load(path)
+    command.main(["pretrain", *map(str, options), "--limit", "8", "--epochs", "1"])
+    torch.manual_seed(0)
+    before, after = pretraining.fresh(), [pretraining.load(path) for _ in range(2)]
+    assert torch.equal(after[0][1].conv1.weight, after[1][1].conv1.weight)
+    assert not torch.equal(after[0][1].conv1.weight, before[1].conv1.weight)  # it was trained
+    assert not torch.equal(after[0][1].fc.weight, after[1][1].fc.weight)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="is not a network of `controls pretrain`"):
+        pretraining.load(path)
+    assert stub == []
+
+
+def test_the_page_has_a_table_of_each_destination(tmp_path, tiny_data, stub):
+    assert list(elsewhere(tmp_path / "out")) == []
+    call(tmp_path, *TINY, 1, "--data", tiny_data)
+    page = "\n".join(elsewhere(tmp_path / "out"))
+    assert "### A fresh ResNet-18 of width 16" in page
+    assert "| ReLU | 0.0%, 0.0% |" in page
+    row = next(line for line in page.splitlines() if line.startswith("| cifar10-resnet18-w16, frozen | +0.0"))
+    assert row.count("+0.0 ± ") == 3  # minus ReLU, the constant, and its numbers shuffled
+    (tmp_path / "out/transfer-resnet18-relu-seed1.json").unlink()
+    with pytest.raises(ValueError, match="have different seeds"):
+        list(elsewhere(tmp_path / "out"))

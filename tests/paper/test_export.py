@@ -15,9 +15,9 @@ from examples.paper.audit.budget import Budget
 from examples.paper.audit.command import main as audit
 from examples.paper.common import records
 from examples.paper.common.statistics import paired, rounded
+from examples.paper.controls.command import NETWORKS
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.results import export
-from examples.paper.results.controls import OURS
 from examples.paper.results.renew import main as renew
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained
@@ -220,7 +220,7 @@ def test_a_card_is_renewed_from_what_was_measured_of_its_network_and_the_weights
     shipped = shutil.copy(export.PACKAGE / "pretrained/shipped.json", tmp_path / "pretrained/shipped.json")
     monkeypatch.setattr(export, "PACKAGE", tmp_path)
     monkeypatch.setattr(audit_run, "Budget", partial(Budget, 2, 1, 1, 2, 1, 1, 4))
-    networks = [f"{OURS}{end}.safetensors" for end in ("", "-relu")]
+    networks = [str(NETWORKS / f"cifar10-resnet18-w16{end}.safetensors") for end in ("", "-relu")]
     options = ["--data", str(tiny_data), "--device", "cpu"]
     for network in networks:
         out = tmp_path / Path(network).stem

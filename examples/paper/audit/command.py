@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model, dataset, content = networks.load(args.network)
     if args.dataset and dataset and args.dataset != dataset:
         raise ValueError(f"--dataset {args.dataset}: the network was trained on {dataset}")
-    loaded = {_name(where): networks.load(where, audited=model) for where in args.surrogate}
+    loaded = {networks.short_name(where): networks.load(where, audited=model) for where in args.surrogate}
     if len(loaded) < len(args.surrogate):
-        raise ValueError(f"two surrogates have one name: {', '.join(map(_name, args.surrogate))}")
+        raise ValueError(f"two surrogates have one name: {', '.join(map(networks.short_name, args.surrogate))}")
     check_device(args.device)
     x, y = (t[: args.limit] for t in data.load("test", args.data_dir, args.dataset or dataset or "cifar10"))
     about = {"network": args.network, "sha256": sha256(content)}
@@ -95,19 +95,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             model.to(args.device),
             data.to_float(x, args.device),
             y.to(args.device),
-            out=args.out or Path("runs/audit") / _name(args.network),
+            out=args.out or Path("runs/audit") / networks.short_name(args.network),
             eps=args.eps,
             seed=args.seed,
             surrogates={name: surrogate.to(args.device) for name, (surrogate, _, _) in loaded.items()},
             about=about,
         )
-
-
-def _name(where: str) -> str:
-    """Short name of a network: the folder of a checkpoint, a file's name, or a function's."""
-    if ".py:" in where:
-        return where.rpartition(":")[2]
-    return Path(where).parent.name if where.endswith(".pt") else Path(where).stem
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -72,6 +72,11 @@ def with_seeds(pairs: Sequence[Pair]) -> Difference:
     return Difference(value, (low + high) / 2 - half, (low + high) / 2 + half)
 
 
+def mean_difference(pairs: Sequence[Pair]) -> str:
+    """The mean of `paired` over two or more seeds, with both intervals."""
+    return f"{paired(*pairs)}; with seeds ± {rounded(with_seeds(pairs).half)}"
+
+
 def root_mean_square(pairs: Sequence[Pair]) -> float:
     """Of the differences of several pairs: how large one of them is, whatever its sign."""
     return math.sqrt(sum(paired(pair).value ** 2 for pair in pairs) / len(pairs))

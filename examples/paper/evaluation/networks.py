@@ -33,6 +33,12 @@ def split_place(where: str) -> tuple[Path, str]:
     return Path(path), function
 
 
+def short_name(where: str) -> str:
+    """Short name of a network: the folder of a checkpoint, a file's name, or a function's."""
+    path, function = split_place(where)
+    return function or (path.parent.name if path.suffix == ".pt" else path.stem)
+
+
 def load(where: str, audited: nn.Module | None = None) -> tuple[nn.Module, str | None, bytes]:
     """Network in evaluation mode, its data set where that is known, and the bytes it was made from.
 

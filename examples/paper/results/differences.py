@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from examples.paper.common.statistics import (
     Pair,
     holm,
+    mean_difference,
     p_value,
     pair_of,
     paired,
     root_mean_square,
     rounded,
-    with_seeds,
 )
 from examples.paper.results.cells import MISSING, Result, Rows, attacks_of, markdown
 from examples.paper.results.queue import Table
@@ -74,7 +74,7 @@ def difference_table(base: str, pairs: Pairs, attacks: list[str]) -> str:
         if len(seeds) > 1:
             labels.append(f"{label}, mean of {len(seeds)} seeds")
             found = [[wrong.get((label, seed, a)) for seed in seeds] for a in attacks]
-            lines.append([mean([p for p in ps if p]) if all(ps) else MISSING for ps in found])
+            lines.append([mean_difference([p for p in ps if p]) if all(ps) else MISSING for ps in found])
     return markdown(labels, lines)
 
 
@@ -82,8 +82,3 @@ def marked(pairs: list[Pair]) -> list[str]:
     """Differences as cells of one table, in bold those that Holm's correction for their number leaves."""
     bold = holm([p_value(pair) for pair in pairs])
     return [f"**{paired(p)}**" if b else str(paired(p)) for p, b in zip(pairs, bold, strict=True)]
-
-
-def mean(pairs: list[Pair]) -> str:
-    """The mean difference of two or more seeds, with both intervals."""
-    return f"{paired(*pairs)}; with seeds ± {rounded(with_seeds(pairs).half)}"

@@ -9,6 +9,7 @@ from examples.paper.results.differences import Pairs, differences, trained_again
 from examples.paper.results.networks import what_ships
 from examples.paper.results.queue import Queue, Row, Run, Table
 from examples.paper.results.state import result_of
+from examples.paper.results.transfers import elsewhere
 
 HEAD = """# Results
 
@@ -35,7 +36,7 @@ commands, seed, machine, versions and commit. What we conclude is in [robustness
 
 def render(queue: Queue, results: Path) -> str:
     """The page, as Markdown: measured tables, then one line that lists the others."""
-    parts, missing = [HEAD, *what_ships(results / "networks")], []
+    parts, missing = [HEAD, *what_ships(results / "networks"), *elsewhere(results / "controls")], []
     for table in queue.tables.values():
         rows = rows_of(queue, table, results)
         name = f"{'Table ' if table.number[0].isdigit() else ''}{table.number}"

@@ -1,36 +1,17 @@
-"""The networks of the small experiments: their activations and gates replaced."""
+"""Trained networks with other activations, or with their gates replaced by means."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from examples.paper.audit.adaptive import FixedGate
 from examples.paper.common.gates import gate_inputs, gates
-from examples.paper.common.models import ACTIVATIONS, ResNet
-from examples.paper.common.sets import shuffled
-from sparta_act import Sparta, SpartaSet, replace_relus
+from examples.paper.common.models import ACTIVATIONS
+from examples.paper.controls.experiment import Make
+from sparta_act import replace_relus
 
-SITES, WIDTH = "G*.B-1", 16
-HALF, SHUFFLED = "ReLU times one half", "the set shuffled, frozen"  # the controls
-Make = Callable[[], nn.Module]
-
-
-def transfer(taken: SpartaSet, seed: int) -> dict[str, Make]:
-    """Fresh networks by name, all of the same first weights."""
-
-    def fresh() -> ResNet:
-        torch.manual_seed(seed)
-        return ResNet("resnet18", width=WIDTH)
-
-    return {
-        "ReLU": fresh,
-        HALF: lambda: replace_relus(fresh(), SITES, ACTIVATIONS["relu-half"]),
-        "the set, frozen": lambda: replace_relus(fresh(), SITES, taken),
-        SHUFFLED: lambda: replace_relus(fresh(), SITES, shuffled(taken, seed)),
-        "SPARTA trained there": lambda: replace_relus(fresh(), SITES, Sparta),
-    }
+SITES = "G*.B-1"
 
 
 def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:

@@ -1,0 +1,1 @@
+"""Small experiments with controls: `python -m examples.paper controls`."""

@@ -1,0 +1,147 @@
+"""Trained activations in networks that they were not trained in, next to their controls."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from examples.paper.common import data
+from examples.paper.common.models import ACTIVATIONS, ResNet
+from examples.paper.common.records import sha256
+from examples.paper.common.sets import shuffled
+from examples.paper.controls import pretraining
+from examples.paper.controls.experiment import TEST, Make, Results, once
+from examples.paper.controls.networks import SITES
+from examples.paper.evaluation.networks import load, numbers, short_name
+from sparta_act import Sparta, SpartaSet, replace_relus
+
+RELU, HALF, THERE = "ReLU", "ReLU times one half", "SPARTA trained there"
+FROZEN, SHUFFLED, WHOLE = "{}, frozen", "{}, shuffled, frozen", "the whole network {}"  # of a set or network
+FRESH, TRAINED = 0.1, 0.01  # learning rates at the start
+SLIM, WIDE = "cifar10-resnet18-w16", "cifar10-resnet18"
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where activations are taken to: a network with ReLU, and the data set that it learns."""
+
+    what: str
+    network: Callable[[Path], nn.Module]  # of the file of a torchvision network that is trained already
+    dataset: str = "cifar10"
+    trained: bool = False  # on other images
+    sets: tuple[str, ...] = (SLIM,)
+    whole: tuple[str, ...] = ()  # robust networks of ours to start from instead
+
+
+def _slim(arch: str, dataset: str = "cifar10") -> Callable[[Path], nn.Module]:
+    return lambda _: ResNet(arch, width=16, dataset=dataset)
+
+
+DESTINATIONS = {
+    "resnet18": Destination("a fresh ResNet-18 of width 16", _slim("resnet18")),
+    "resnet34": Destination("a fresh ResNet-34 of width 16", _slim("resnet34")),
+    "mnist-m": Destination(
+        "a fresh ResNet-18 of width 16, on MNIST-M",
+        _slim("resnet18", "mnist-m"),
+        "mnist-m",
+        whole=(SLIM, f"{SLIM}-relu"),
+    ),
+    "torchvision": Destination(
+        "torchvision's ResNet-18, trained on CIFAR-10 without attacks, on MNIST-M",
+        pretraining.load,
+        "mnist-m",
+        trained=True,
+        sets=(WIDE,),
+        whole=(SLIM, f"{SLIM}-relu"),
+    ),
+}
+
+
+def transfers(
+    to: str,
+    out: Path,
+    *,
+    source: str,
+    sets: list[str],
+    whole: list[str],
+    trained: Path,
+    seeds: list[int],
+    limit: int,
+    epochs: int,
+) -> Results:
+    """Each network's results, by seed: trained on the last `limit` test images, attacked on the first ones.
+
+    No set and no network has seen them. Raises `ValueError` or `SpartaError` for what does not fit, before
+    anything is trained.
+    """
+    there = DESTINATIONS[to]
+    x, y = data.load("test", source, there.dataset)
+    if limit >= len(x):
+        raise ValueError(f"--limit {limit}: no test image of {len(x)} would be left to test on")
+    train, test = (x[-limit:], y[-limit:]), (x[:-limit][:TEST], y[:-limit][:TEST])
+    taken = {Path(s).name: Sparta.from_pretrained(s) for s in sets}
+    robust = {short_name(where): load(where)[0] for where in whole}
+    network = partial(there.network, trained)
+    here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
+    here |= {"batch_size": 64, "lr": TRAINED if there.trained else FRESH}
+    for make, _ in cases(network, taken, robust, seeds[0]).values():
+        make()
+    if there.trained:
+        here["trained"] = sha256(trained.read_bytes())
+    results: Results = {}
+    for seed in seeds:
+        for label, (make, own) in cases(network, taken, robust, seed).items():
+            found = once(out, label, make, train, test, {"seed": seed, **here, **own})
+            results.setdefault(label, []).append(found)
+    return results
+
+
+def is_control(label: str) -> bool:
+    """Whether other networks are compared with the one of this label, beside ReLU."""
+    return label == HALF or label.endswith(SHUFFLED.format(""))
+
+
+def cases(
+    network: Make, sets: dict[str, SpartaSet], robust: dict[str, nn.Module], seed: int
+) -> dict[str, tuple[Make, dict[str, Any]]]:
+    """Networks by label, and the options of each alone. Their random numbers are the same."""
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(seed)
+        return network()
+
+    def with_activation(activation: Any) -> Make:
+        return lambda: replace_relus(fresh(), SITES, activation)
+
+    cases: dict[str, tuple[Make, dict[str, Any]]] = {
+        RELU: (fresh, {}),
+        HALF: (with_activation(ACTIVATIONS["relu-half"]), {}),
+    }
+    for name, taken in sets.items():
+        own = {"set": name, "sha256": _digest(taken)}
+        cases[FROZEN.format(name)] = with_activation(taken), own
+        cases[SHUFFLED.format(name)] = with_activation(shuffled(taken, seed)), own
+    cases[THERE] = with_activation(Sparta), {}
+    for name, model in robust.items():
+        own = {"network": name, "sha256": sha256(*numbers(model)), "lr": TRAINED}
+        cases[WHOLE.format(name)] = partial(_whole, model, seed), own
+    return cases
+
+
+def _digest(taken: SpartaSet) -> str:
+    return sha256(*(p.detach().numpy().tobytes() for a in taken.values() for p in a.parameters()))
+
+
+def _whole(robust: nn.Module, seed: int) -> nn.Module:
+    """A copy of a network of ours, its classifier new. Raises `ValueError` for another network."""
+    torch.manual_seed(seed)
+    model = copy.deepcopy(robust)
+    if not isinstance(model, ResNet):
+        raise ValueError(f"--whole takes networks of `train` or `network`, not a {type(model).__name__}")
+    model.fc = nn.Linear(model.fc.in_features, model.fc.out_features)
+    return model

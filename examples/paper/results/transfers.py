@@ -1,0 +1,94 @@
+"""The sections of the page on activations in other networks, from the results of `controls transfer`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from examples.paper.common.statistics import mean_difference, paired, rounded
+from examples.paper.controls.experiment import Result, Results, pairs_of, read
+from examples.paper.controls.transfers import DESTINATIONS, FROZEN, HALF, RELU, SHUFFLED, THERE
+from examples.paper.results.cells import markdown
+
+HEAD = """## Frozen sets in other networks
+
+Each network is trained on 2,000 test images that no set has seen, the last ones, and attacked on the first
+2,000, by PGD-10 at 8/255, judged at every step. Errors are by seed. Differences are means over the seeds, in
+points of error, with 95% intervals over images, and over images and trainings.
+"""
+
+
+def elsewhere(folder: Path) -> Iterator[str]:
+    """A table of errors and one of differences for each destination that has results in the folder."""
+    found = {to: results for to in DESTINATIONS if (results := results_of(to, folder))}
+    if found:
+        yield HEAD
+    for to, results in found.items():
+        first = results[RELU][0]
+        epochs, machine = first["options"]["epochs"], f"{first['machine']}, torch {first['torch']}"
+        dates = sorted({r["date"] for rs in results.values() for r in rs})
+        yield f"### {DESTINATIONS[to].what[0].upper()}{DESTINATIONS[to].what[1:]}\n"
+        yield _errors(results)
+        yield _differences(results)
+        yield (
+            f"{epochs} epochs; {machine}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
+            f"`python -m examples.paper controls transfer {to}`.\n"
+        )
+
+
+def results_of(to: str, folder: Path) -> Results:
+    """By label, the results of one destination, in the order of their seeds; ReLU and the constant first.
+
+    Raises `ValueError` for a file that is not a result, or if networks were trained with other options.
+    """
+    results: Results = {}
+    for path in sorted(folder.glob(f"transfer-{to}-*-seed*.json")):
+        result = read(path)
+        results.setdefault(result["label"], []).append(result)
+    for found in results.values():
+        found.sort(key=lambda r: r["options"]["seed"])
+    seeds = {label: [r["options"]["seed"] for r in rs] for label, rs in results.items()}
+    if any(s != seeds.get(RELU) for s in seeds.values()):
+        raise ValueError(f"{folder}: the networks of transfer {to} have different seeds: {seeds}")
+    return dict(sorted(results.items(), key=lambda item: _order(item[0])))
+
+
+def _order(label: str) -> tuple[int, str]:
+    kinds = [label == RELU, label == HALF, label.endswith(FROZEN.format("")), label == THERE, True]
+    return kinds.index(True), label
+
+
+def _errors(results: Results) -> str:
+    attacks = list(results[RELU][0]["errors"])
+    cells = [
+        [", ".join(f"{rounded(r['errors'][a]['error'])}%" for r in found) for a in attacks]
+        for found in results.values()
+    ]
+    return markdown(["", *results], [attacks, *cells])
+
+
+def _differences(results: Results) -> str:
+    """Each network minus ReLU, minus ReLU times one half, and a set minus its numbers shuffled."""
+    attacks = list(results[RELU][0]["errors"])
+    heads = [f"{a}, minus {other}" for a in attacks for other in (RELU, HALF, "its numbers shuffled")]
+    others = {label: (RELU, HALF, _shuffled(label)) for label in results if label != RELU}
+    lines = [
+        [
+            _minus(results[label], results.get(other, []), a) if other != label else ""
+            for a in attacks
+            for other in against
+        ]
+        for label, against in others.items()
+    ]
+    return markdown(["points", *others], [heads, *lines])
+
+
+def _minus(results: list[Result], others: list[Result], attack: str) -> str:
+    if not others:
+        return ""
+    pairs = pairs_of(results, others, attack)
+    return mean_difference(pairs) if len(pairs) > 1 else str(paired(*pairs))
+
+
+def _shuffled(label: str) -> str:
+    """Label of the control of a frozen set; of other networks there is none."""
+    name = label.removesuffix(FROZEN.format(""))
+    return SHUFFLED.format(name) if name != label else ""

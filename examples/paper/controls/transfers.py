@@ -84,7 +84,7 @@ def transfers(
     if limit >= len(x):
         raise ValueError(f"--limit {limit}: no test image of {len(x)} would be left to test on")
     train, test = (x[-limit:], y[-limit:]), (x[:-limit][:TEST], y[:-limit][:TEST])
-    taken = {Path(s).name: Sparta.from_pretrained(s) for s in sets}
+    taken = {_name(s): Sparta.from_pretrained(s) for s in sets}
     robust = {short_name(where): load(where)[0] for where in whole}
     network = partial(there.network, trained)
     here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
@@ -99,6 +99,11 @@ def transfers(
             found = once(out, label, make, train, test, {"seed": seed, **here, **own})
             results.setdefault(label, []).append(found)
     return results
+
+
+def _name(taken: str) -> str:
+    """What a set is called: its name, or the folder of the run that made it."""
+    return Path(taken).parent.name if Path(taken).name == "set" else Path(taken).name
 
 
 def is_control(label: str) -> bool:

@@ -87,7 +87,7 @@ def test_a_mean_gate_is_the_mean_over_active_elements():
 
 @pytest.mark.slow
 def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypatch):
-    slim_set().save_pretrained(tmp_path / "set")
+    slim_set().save_pretrained(tmp_path / "run/set")
     monkeypatch.setattr(experiment, "PGD", experiment.PGD | {"steps": 1})
     call = [
         "transfer",
@@ -95,7 +95,7 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
         "--data",
         tiny_data,
         "--set",
-        str(tmp_path / "set"),
+        str(tmp_path / "run/set"),
         "--seeds",
         "0",
         "--limit",
@@ -104,7 +104,7 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
     call += ["--epochs", "1", "--out", str(tmp_path / "out")]
     command.main(call)
     printed = capsys.readouterr().out
-    assert "set, shuffled, frozen" in " ".join(printed.split())
+    assert "run, shuffled, frozen" in " ".join(printed.split())
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 5
     images = len(data.load("test", tiny_data)[0])

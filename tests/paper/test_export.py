@@ -15,8 +15,8 @@ from examples.paper.audit.budget import Budget
 from examples.paper.audit.command import main as audit
 from examples.paper.common import records
 from examples.paper.common.statistics import paired, rounded
-from examples.paper.controls.command import NETWORKS
 from examples.paper.evaluation.command import main as evaluate
+from examples.paper.evaluation.networks import NETWORKS
 from examples.paper.results import export
 from examples.paper.results.renew import main as renew
 from examples.paper.training import loop
@@ -255,6 +255,8 @@ def test_a_card_is_renewed_from_what_was_measured_of_its_network_and_the_weights
         with pytest.raises(ValueError, match=wrong):
             renew([str(w) for w in (*words[:4], twin / "evaluation.json", "--audit", audited)])
     assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
+    renew([str(w) for w in words])
+    assert Sparta.from_pretrained(tmp_path / "sets" / SETS.name).info["audit"] == [export.NOT_AUDITED]
     renew([str(w) for w in (*words, "--audit", ours / "audit.json")])
     after = {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before}
     assert after[WEIGHTS] == before[WEIGHTS]

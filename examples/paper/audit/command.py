@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--dataset {args.dataset}: the network was trained on {dataset}")
     loaded = {networks.short_name(where): networks.load(where, audited=model) for where in args.surrogate}
     if len(loaded) < len(args.surrogate):
-        raise ValueError(f"two surrogates have one name: {', '.join(map(networks.short_name, args.surrogate))}")
+        raise ValueError(
+            f"two surrogates have one name: {', '.join(map(networks.short_name, args.surrogate))}"
+        )
     check_device(args.device)
     x, y = (t[: args.limit] for t in data.load("test", args.data_dir, args.dataset or dataset or "cifar10"))
     about = {"network": args.network, "sha256": sha256(content)}

@@ -36,8 +36,7 @@ from examples.paper.controls.networks import drop_in, mean_gate
 from examples.paper.controls.pretraining import pretrain
 from examples.paper.controls.transfers import DESTINATIONS, SLIM
 from examples.paper.evaluation import networks
-
-NETWORKS = Path(__file__).parents[2] / "networks"
+from examples.paper.evaluation.networks import NETWORKS
 
 
 def show(results: Results) -> None:

@@ -24,6 +24,7 @@ from examples.paper.common.records import sha256
 from examples.paper.training.checkpoint import load_trained
 
 NAMES = "the checkpoint.pt of `train`, a .safetensors of `network`, or FILE.py:FUNCTION"
+NETWORKS = Path(__file__).parents[2] / "networks"  # those that ship, and their twins
 SETTINGS = ("arch", "activation", "sites", "width", "dataset")
 
 

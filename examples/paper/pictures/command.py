@@ -24,7 +24,7 @@ DOCS = RESULTS.parent
 
 def draw_gate(path: Path) -> None:
     """The gate of the network whose activations ship, and in the title that of its second seed."""
-    model, *_ = networks.load(str(DOCS.parent / "examples/networks/cifar10-resnet18-w16.safetensors"))
+    model, *_ = networks.load(str(networks.NETWORKS / "cifar10-resnet18-w16.safetensors"))
     x, _ = data.load("test", "sample")
     other = json.loads((RESULTS / "w16-sparta-seed1.json").read_text())
     gate.draw(path, model, data.to_float(x), 4, other["last epoch"])

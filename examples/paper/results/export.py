@@ -122,7 +122,7 @@ def audited(path: Path, activations: dict[str, Sparta]) -> tuple[list[Any], str]
         if records.sha256(content) != record["sha256"]:
             raise ValueError(f"{record['network']} has changed since")
         theirs = activations_of(model)
-        if theirs.keys() != activations.keys() or not all(_equal(theirs[k], activations[k]) for k in theirs):
+        if not same(theirs, activations):
             raise ValueError(f"the SPARTA of {record['network']} is not that of the run")
         surrogates = " and ".join(record["surrogates"]) or "no other network"
         made = provenance(record)
@@ -133,6 +133,11 @@ def audited(path: Path, activations: dict[str, Sparta]) -> tuple[list[Any], str]
         return [*headline(record), rows, by], str(record["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used: {error}; audit the network again") from None
+
+
+def same(some: dict[str, Sparta], others: dict[str, Sparta]) -> bool:
+    """Whether activations have the same labels and numbers."""
+    return some.keys() == others.keys() and all(_equal(some[k], others[k]) for k in some)
 
 
 def _equal(one: Sparta, other: Sparta) -> bool:

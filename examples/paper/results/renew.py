@@ -4,8 +4,9 @@
   python -m examples.paper renew $N --evaluation docs/results/networks/$N.json \\
     --twin docs/results/networks/$N-relu.json --audit docs/audits/$N/audit.json
 
-The weights stay as they are, byte for byte. The network must hold these weights, and the evaluations and the
-audit must be of the files that are there.
+The weights stay as they are, byte for byte. The network, examples/networks/$N.safetensors, must hold these
+weights, and the evaluations and the audit must be of the files that are there. Without an audit the card says
+that there is none.
 """
 
 import argparse
@@ -13,22 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from examples.paper.common import records
+from examples.paper.common.gates import activations_of
+from examples.paper.evaluation.networks import NETWORKS, load
 from examples.paper.evaluation.protocols import WORST
 from examples.paper.results import export, networks
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import CARD, WEIGHTS
 
 
-def renew(name: str, evaluation: Path, twin: Path, audit: Path) -> None:
+def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) -> None:
     """Write the card. Raises `ValueError` for an evaluation or an audit that is of something else."""
     folder = export.PACKAGE / "sets" / name
     if not (folder / WEIGHTS).exists():
         known = sorted(p.name for p in (export.PACKAGE / "sets").iterdir())
         raise ValueError(f"the package has no set {name!r}; it has {', '.join(known)}")
     taken, record, other = Sparta.from_pretrained(folder), networks.read(evaluation), networks.read(twin)
-    section, network = export.audited(audit, dict(taken))
+    section, network = [export.NOT_AUDITED], _network(name, taken)
+    if audit:
+        section, network = export.audited(audit, dict(taken))
     if record["sha256"] != network:
-        raise ValueError(f"{evaluation} is of another network than {audit}")
+        raise ValueError(f"{evaluation} is of another network than {audit or name}")
     if other["sha256"] == network:
         raise ValueError(f"{twin} is of {name}'s own network, not of its ReLU twin")
     unlike = [k for k in ("seed", "test images") if record[k] != other[k]]
@@ -50,6 +55,15 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path) -> None:
     export.ship(name)
 
 
+def _network(name: str, taken: SpartaSet) -> str:
+    """The sha256 of the network whose SPARTA the set is. Raises `ValueError` if there is none."""
+    path = NETWORKS / f"{name}.safetensors"
+    model, _, content = load(str(path))
+    if not export.same(activations_of(model), dict(taken)):
+        raise ValueError(f"the SPARTA of {path} is not that of the set")
+    return records.sha256(content)
+
+
 def _images(record: dict[str, Any], attack: str) -> int:
     return int(record["errors"][attack]["images"])
 
@@ -64,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("name", type=export.set_name, help="set of the package")
     p.add_argument("--evaluation", type=Path, required=True, help="evaluation.json of its network")
     p.add_argument("--twin", type=Path, required=True, help="that of the network's ReLU twin")
-    p.add_argument("--audit", type=Path, required=True, help="audit.json of its network")
+    p.add_argument("--audit", type=Path, help="audit.json of its network, if there is one")
     args = p.parse_args(argv)
     renew(args.name, args.evaluation, args.twin, args.audit)
     print((export.PACKAGE / "sets" / args.name / CARD).read_text())

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import re
+import shlex
 import shutil
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from examples.paper.audit import run as audit_run
 from examples.paper.audit.budget import Budget
 from examples.paper.audit.command import main as audit
 from examples.paper.common import records
+from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import paired, rounded
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.networks import NETWORKS
@@ -22,6 +25,9 @@ from examples.paper.results.renew import main as renew
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
+from examples.paper.training.command import parser as train_parser
+from examples.paper.training.loop import Settings
+from examples.paper.training.recipes import chosen
 from sparta_act import Sparta
 from sparta_act.pretrained import CARD, WEIGHTS
 
@@ -209,6 +215,25 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     assert errors[f"worst case, {entry.pop('eps')}"].startswith(f"{entry.pop('worst_case')}% (")
     assert entry == {"relu_clean": None, "relu_worst_case": None}
     assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"recipe": "paper", "eps": "16/255", "epochs": 3, "limit": 2000, "images": 1500},
+        {"amp": "bf16", "nesterov": True, "targeted": True, "validation": None, "images": 50_000},
+    ],
+)
+def test_the_command_on_a_card_trains_with_its_recipe(changed):
+    recipe = Sparta.from_pretrained(SETS).info["recipe"] | changed
+    limit = recipe.pop("limit", None)
+    words = shlex.split(export.training_command(recipe))
+    assert words[:4] == ["python", "-m", "examples.paper", "train"]
+    args = train_parser().parse_args(words[4:])
+    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    assert settings.limit == limit
+    assert in_pixels(settings.recorded(chosen(args), recipe["images"])) == recipe
 
 
 @pytest.mark.slow

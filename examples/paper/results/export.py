@@ -8,8 +8,11 @@ twin if there is one. The set is read back and compared with the evaluated weigh
 """
 
 import argparse
+import dataclasses
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,10 @@ from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import format_error, pair_of, paired
 from examples.paper.evaluation import networks
 from examples.paper.evaluation.protocols import WORST
+from examples.paper.results.queue import FOLDERS
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
+from examples.paper.training.loop import Settings
+from examples.paper.training.recipes import RECIPES
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import CARD, CONFIG, WEIGHTS
 
@@ -31,6 +37,10 @@ PACKAGE = Path(__file__).parents[3] / "sparta_act"
 NOT_AUDITED = (
     "Not audited yet: no figure here was held against gradient masking "
     "(`python -m examples.paper audit` does it)."
+)
+ELSEWHERE = (
+    "- What a frozen set does in other networks, beside its controls, is in docs/robustness.md of the "
+    "repository: https://github.com/sparta-act/sparta-act"
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared
 
@@ -110,6 +120,24 @@ def measured_on(record: dict[str, Any]) -> str:
     )
 
 
+def training_command(recipe: Mapping[str, Any]) -> str:
+    """The command that trains a network with the settings of a set's card, on any machine."""
+    preset = in_pixels(dataclasses.asdict(RECIPES[recipe["recipe"]]))
+    data_folder = f"DATA/{FOLDERS[recipe['dataset']]}"
+    words = ["python", "-m", "examples.paper", "train", "--data", data_folder, "--out", "runs/again"]
+    for key in (f.name for f in dataclasses.fields(Settings)):
+        if recipe.get(key) is not None:
+            words += [f"--{key}", str(recipe[key])]
+    seen = recipe["images"] + (recipe.get("validation") or 0)
+    if seen < data.DATASETS[recipe["dataset"]].images["train"]:
+        words += ["--limit", str(seen)]
+    for key in (k for k in preset if recipe[k] != preset[k]):
+        option = key.replace("_", "-")
+        flag = isinstance(preset[key], bool)
+        words += [f"--{'' if recipe[key] else 'no-'}{option}"] if flag else [f"--{option}", str(recipe[key])]
+    return shlex.join(words)
+
+
 def audited(path: Path, activations: dict[str, Sparta]) -> tuple[list[Any], str]:
     """The card's section on an audit, and the sha256 of the audited network.
 
@@ -146,7 +174,7 @@ def _equal(one: Sparta, other: Sparta) -> bool:
 
 
 def export(
-    run: Path, twin: Path | None, out: Path, audit: Path | None = None, license: str | None = None
+    run: Path, twin: Path | None, out: Path, audit: Path | None = None, *, shipped: bool = False
 ) -> None:
     """Write the set and read it back. Raises `ValueError` if a run or the folder does not fit."""
     if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
@@ -168,14 +196,15 @@ def export(
         "dataset": data.DATASETS[settings["dataset"]].hub or settings["dataset"],
         "pipeline_tag": "image-classification",
         "recipe": in_pixels(settings),
+        "train it again": training_command(in_pixels(settings)),
         "measured": table,
         "measured on": measured_on(record),
     }
     if settings.get("validation"):
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
     info["audit"] = audited(audit, activations)[0] if audit else [NOT_AUDITED]
-    if license:
-        info["license"] = license
+    if shipped:
+        info |= {"license": "apache-2.0", "limits": ELSEWHERE}
     if other:
         info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
@@ -229,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = p.parse_args(argv)
     out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
-    export(args.run, args.twin, out, args.audit, license="apache-2.0" if args.ship else None)
+    export(args.run, args.twin, out, args.audit, shipped=bool(args.ship))
     if args.ship:
         ship(args.ship)
     print((out / CARD).read_text())

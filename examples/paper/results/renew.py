@@ -44,9 +44,11 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) ->
         raise ValueError(f"{evaluation} lacks the clean error or the {WORST}")
     weights = (folder / WEIGHTS).read_bytes()
     info = dict(taken.info) | {
+        "train it again": export.training_command(taken.info["recipe"]),
         "measured": export.rows(record, other),
         "measured on": export.measured_on(record),
         "audit": section,
+        "limits": export.ELSEWHERE,
         "ReLU twin": "the same network with ReLU, trained and attacked alike",
     }
     SpartaSet(dict(taken), info).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""SPARTA in a minute on a CPU, without a download: look, replace, attack, draw a picture."""
+"""SPARTA in a minute on a CPU, without a download: load, look, attack, draw a picture."""
 
 from pathlib import Path
 
@@ -87,16 +87,16 @@ def draw(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, curves: dict[str
 def main() -> None:
     """Go through the four steps."""
     torch.manual_seed(0)
-    print("1. Look: which ReLUs can be replaced?")
-    network = ResNet18(width=16)
-    print(relu_sites(network))
-
-    print("\n2. Replace the last ReLU of each group by a trained, frozen SPARTA.")
-    replace_relus(network, "G*.B-1", Sparta.from_pretrained("cifar10-resnet18-w16"))
+    print("1. Load trained activations, frozen, into a new network: the last ReLU of each group.")
+    network = ResNet18(num_classes=100)
+    replace_relus(network, "G*.B-1", Sparta.from_pretrained("cifar10-resnet18"))
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {trained:,} of them train")
 
-    print("\n3. Attack the network that the set was trained in, and its twin with ReLU.")
+    print("\n2. Look: which ReLUs can be replaced, and which are?")
+    print(relu_sites(network))
+
+    print("\n3. Attack a slim network with trained SPARTA, and its twin with ReLU.")
     x, y = (t[:200] for t in data.read_cifar("test"))
     x, curves = x.float() / 255, {}
     for name, file in (("ReLU", "cifar10-resnet18-w16-relu"), ("SPARTA", "cifar10-resnet18-w16")):

@@ -42,7 +42,7 @@ def list_sets() -> SetList:
     """List the sets that `Sparta.from_pretrained` knows by a short name; asks no network.
 
     >>> [s.name for s in list_sets()]
-    ['cifar10-resnet18-w16']
+    ['cifar10-resnet18', 'cifar10-resnet18-w16']
     """
     return SetList(
         ListedSet(

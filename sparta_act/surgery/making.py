@@ -40,7 +40,7 @@ def maker_of(activation: Activation) -> Make | Mapping[str, nn.Module]:
         raise SiteError(
             "activation must be a class such as nn.SiLU, a function from channel count to module such as "
             "lambda channels: Sparta(channels, hidden=8), a module without parameters, a mapping from labels "
-            f'to modules, or the name of a set such as "cifar10-resnet18-w16", not {activation!r}'
+            f'to modules, or the name of a set such as "cifar10-resnet18", not {activation!r}'
         )
     make: Callable[..., nn.Module] = activation
     return make if _takes_channels(make) else lambda channels: make()

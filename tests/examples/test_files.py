@@ -86,7 +86,7 @@ def test_the_quickstart(tmp_path):
     folder = copied(tmp_path / "copy", "quickstart.py", "pgd.py", "models.py", "data.py", "data", "networks")
     *printed, imported = run("-c", QUICKSTART, cwd=tmp_path, folder=folder).splitlines()
     assert imported == "[]"
-    assert "783,478 parameters, 701,466 of them train" in printed
+    assert "11,962,240 parameters, 11,220,132 of them train" in printed
     wrong = r"\d of 8 wrong \(\d+\.\d%\)"
     for name in ("ReLU", "SPARTA"):
         assert re.search(rf"^{name}: clean {wrong}; PGD-10 at 8/255 {wrong}$", "\n".join(printed), re.M)

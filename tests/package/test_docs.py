@@ -113,17 +113,16 @@ def snippets(page):
 
 @pytest.mark.slow
 def test_the_snippets_of_the_readme():
-    """The networks that it names for the first, and a step of fine-tuning."""
-    timm = pytest.importorskip("timm")
+    """A network for the first, and a step of fine-tuning."""
     torchvision = pytest.importorskip("torchvision")
     first, fine_tuning = snippets("README.md")
-    scope = {"my_resnet": eval(re.search(r"`(timm\.[^`]*)`", README)[1], {"timm": timm})}
+    scope = {"my_resnet": torchvision.models.resnet34()}
     exec(first, scope)
     assert [m.frozen for m in scope["my_resnet"].modules() if isinstance(m, Sparta)] == 4 * [True]
     fresh = eval(
         re.search(r"`(replace_relus\(torchvision[^`]*)`", README)[1], {**scope, "torchvision": torchvision}
     )
-    assert [m.in_channels for m in fresh.modules() if isinstance(m, Sparta)] == [64, 128, 256, 512]
+    assert [m.in_channels for m in fresh.modules() if isinstance(m, Sparta)] == [256, 512, 1024, 2048]
 
     trained = torchvision.models.resnet18(num_classes=10)
     x, y = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
@@ -150,7 +149,7 @@ def test_the_snippets_of_the_page_on_sets(tmp_path, monkeypatch):
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.chdir(tmp_path)
     net = replace_relus(torchvision.models.resnet18(), "G1.B2")
-    scope = {"net": net, "model": ResNet("resnet34", width=16)}
+    scope = {"net": net, "model": torchvision.models.resnet34()}
     for snippet in snippets("docs/pretrained.md"):
         exec(snippet, scope)
     assert sum(isinstance(m, Sparta) for m in scope["model"].modules()) == 4

@@ -165,7 +165,7 @@ def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    program = f"import models\nmy_resnet = models.ResNet18(width=16)\n{snippet}"
+    program = f"import models\nmy_resnet = models.ResNet18()\n{snippet}"
     program += "import sparta_act\nprint(sparta_act.__file__, my_resnet.layer4[1].act2)"
     paths = os.pathsep.join([str(site), str(ROOT / "examples")])
     run = subprocess.run(
@@ -177,4 +177,4 @@ def test_a_wheel_has_the_weights_and_runs_the_first_snippet(tmp_path):
         text=True,
     )
     assert run.stdout.startswith(str(site))
-    assert re.search(r" Sparta\(128, hidden=.*, frozen; conv1 ", run.stdout)
+    assert re.search(r" Sparta\(512, hidden=.*, frozen; conv1 ", run.stdout)

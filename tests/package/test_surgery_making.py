@@ -94,6 +94,19 @@ def test_the_name_or_folder_of_a_set(tmp_path):
     assert_untouched(net, before)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+@pytest.mark.parametrize("library", ["torchvision.models", "timm"])
+def test_the_wide_set_fits_the_networks_that_it_is_for(library, name):
+    make = pytest.importorskip(library)
+    net = make.create_model(name) if library == "timm" else getattr(make, name)()
+    replace_relus(net, "G*.B-1", "cifar10-resnet18")
+    found = [(n, m) for n, m in net.named_modules() if isinstance(m, Sparta)]
+    assert [m.in_channels for _, m in found] == [64, 128, 256, 512]
+    assert all(m.frozen for _, m in found)
+    assert [n.split(".")[0] for n, _ in found] == ["layer1", "layer2", "layer3", "layer4"]
+    assert torch.isfinite(net.eval()(torch.rand(1, 3, 64, 64))).all()
+
+
 def test_a_set_fits_by_the_name_of_the_site_where_channels_are_equal():
     halves = {name: Sparta(4) for name in ("layer1.0.act1", "G1.B1", "stem.2")}
     for i, module in enumerate(halves.values()):

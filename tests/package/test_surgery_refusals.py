@@ -187,7 +187,7 @@ SHARED = nn.GELU()
         (lambda c: nn.LazyConv2d(c, 1), "weight has no values yet"),
         (Probe(4), "activation is one Probe with parameters or buffers, for all sites; give a function"),
         (nn.Threshold, "is called with the channel count, which failed: .*For a module that takes other arg"),
-        (4, 'a mapping from labels to modules, or the name of a set such as "cifar10-resnet18-w16", not 4'),
+        (4, 'a mapping from labels to modules, or the name of a set such as "cifar10-resnet18", not 4'),
         ({"G1.B1": Probe(4), "G2.B1": 8}, r"each label a module, .*; no module: 'G2.B1' \(int\)"),
         ({}, "each label a module, .*; this one is empty"),
         (nn.ModuleDict({"G1": Probe(4)}), "activation is one ModuleDict with parameters or buffers"),

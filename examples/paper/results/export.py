@@ -39,7 +39,7 @@ NOT_AUDITED = (
     "(`python -m examples.paper audit` does it)."
 )
 ELSEWHERE = (
-    "- What a frozen set does in other networks, beside its controls, is in docs/robustness.md of the "
+    "What a frozen set does in other networks, beside its controls, is in docs/robustness.md of the "
     "repository: https://github.com/sparta-act/sparta-act"
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared

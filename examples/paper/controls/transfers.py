@@ -22,7 +22,6 @@ from sparta_act import Sparta, SpartaSet, replace_relus
 
 RELU, HALF, THERE = "ReLU", "ReLU times one half", "SPARTA trained there"
 FROZEN, SHUFFLED, WHOLE = "{}, frozen", "{}, shuffled, frozen", "the whole network {}"  # of a set or network
-FRESH, TRAINED = 0.1, 0.01  # learning rates at the start
 SLIM, WIDE = "cifar10-resnet18-w16", "cifar10-resnet18"
 
 
@@ -88,7 +87,7 @@ def transfers(
     robust = {short_name(where): load(where)[0] for where in whole}
     network = partial(there.network, trained)
     here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
-    here |= {"batch_size": 64, "lr": TRAINED if there.trained else FRESH}
+    here |= {"batch_size": 64, "lr": 0.1}
     for make, _ in cases(network, taken, robust, seeds[0]).values():
         make()
     if there.trained:
@@ -133,7 +132,7 @@ def cases(
         cases[SHUFFLED.format(name)] = with_activation(shuffled(taken, seed)), own
     cases[THERE] = with_activation(Sparta), {}
     for name, model in robust.items():
-        own = {"network": name, "sha256": sha256(*numbers(model)), "lr": TRAINED}
+        own = {"network": name, "sha256": sha256(*numbers(model))}
         cases[WHOLE.format(name)] = partial(_whole, model, seed), own
     return cases
 

@@ -29,9 +29,10 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) ->
         known = sorted(p.name for p in (export.PACKAGE / "sets").iterdir())
         raise ValueError(f"the package has no set {name!r}; it has {', '.join(known)}")
     taken, record, other = Sparta.from_pretrained(folder), networks.read(evaluation), networks.read(twin)
-    section, network = [export.NOT_AUDITED], _network(name, taken)
     if audit:
         section, network = export.audited(audit, dict(taken))
+    else:
+        section, network = [export.NOT_AUDITED], _network(name, taken)
     if record["sha256"] != network:
         raise ValueError(f"{evaluation} is of another network than {audit or name}")
     if other["sha256"] == network:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from examples.paper.common import data
 from examples.paper.common.models import HalvedReLU, ResNet, build
 from examples.paper.common.sets import shuffled
+from examples.paper.common.statistics import entry
 from examples.paper.controls import command, experiment, networks, pretraining, transfers
-from examples.paper.results.transfers import elsewhere
+from examples.paper.results.transfers import elsewhere, verdict
 from sparta_act import Sparta, SpartaError, SpartaSet
 
 TINY = "transfer", "resnet18", "--limit", 8, "--seeds", 0
@@ -302,3 +303,25 @@ def test_the_page_has_a_table_of_each_destination(tmp_path, tiny_data, stub):
     (tmp_path / "out/transfer-resnet18-relu-seed1.json").unlink()
     with pytest.raises(ValueError, match="have different seeds"):
         list(elsewhere(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "relu", "half", "shuffled", "said"),
+    [
+        (0, 90, 90, 90, "it helps"),
+        (0, 90, 90, 3, "no help is shown, and no harm"),  # its numbers shuffled do as well
+        (0, 90, 3, 90, "no help is shown, and no harm"),
+        (90, 0, 90, 90, "it hurts"),
+        (90, 90, 0, 0, "it hurts"),
+        (90, 93, 93, 0, "no help is shown, and no harm"),
+    ],
+)
+def test_a_set_helps_or_hurts_by_the_registered_rule(frozen, relu, half, shuffled, said):
+    def results(wrong):
+        errors = {a: entry(torch.arange(100) < wrong) for a in ("clean", "PGD-10, 8/255")}
+        return [{"errors": errors, "options": {"images": "the same"}}] * 3
+
+    labels = "ReLU", "ReLU times one half", "A, frozen", "A, shuffled, frozen"
+    made = {label: results(w) for label, w in zip(labels, (relu, half, frozen, shuffled), strict=True)}
+    assert {label: verdict(made, label) for label in made if verdict(made, label)} == {"A, frozen": said}
+    assert verdict({label: found[:1] for label, found in made.items()}, "A, frozen") == ""

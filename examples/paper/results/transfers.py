@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from examples.paper.common.statistics import mean_difference, paired, rounded
+from examples.paper.common.statistics import mean_difference, paired, rounded, with_seeds
 from examples.paper.controls.experiment import Result, Results, pairs_of, read
 from examples.paper.controls.transfers import DESTINATIONS, FROZEN, HALF, RELU, SHUFFLED, THERE
 from examples.paper.results.cells import markdown
@@ -12,7 +12,8 @@ HEAD = """## Frozen sets in other networks
 
 Each network is trained on 2,000 test images that no set has seen, the last ones, and attacked on the first
 2,000, by PGD-10 at 8/255, judged at every step. Errors are by seed. Differences are means over the seeds, in
-points of error, with 95% intervals over images, and over images and trainings.
+points of error, with 95% intervals over images, and over images and trainings. [When a set helps, and when it
+hurts](robustness.md#elsewhere-what-counts-as-help), was written down first.
 """
 
 
@@ -28,6 +29,9 @@ def elsewhere(folder: Path) -> Iterator[str]:
         yield f"### {DESTINATIONS[to].what[0].upper()}{DESTINATIONS[to].what[1:]}\n"
         yield _errors(results)
         yield _differences(results)
+        for label in results:
+            if said := verdict(results, label):
+                yield f"**{label}: {said}.**\n"
         yield (
             f"{epochs} epochs; {machine}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
             f"`python -m examples.paper controls transfer {to}`.\n"
@@ -49,6 +53,22 @@ def results_of(to: str, folder: Path) -> Results:
     if any(s != seeds.get(RELU) for s in seeds.values()):
         raise ValueError(f"{folder}: the networks of transfer {to} have different seeds: {seeds}")
     return dict(sorted(results.items(), key=lambda item: _order(item[0])))
+
+
+def verdict(results: Results, label: str) -> str:
+    """Whether a frozen set helps, by the rule of docs/robustness.md; "" for another network, or for one seed.
+
+    It helps if it makes fewer errors under attack than ReLU, than the constant and than its numbers shuffled;
+    it hurts if it makes more than one of the first two. Each time the interval with seeds has to agree.
+    """
+    others = (RELU, HALF, _shuffled(label))
+    if others[-1] not in results or len(results[label]) < 2:
+        return ""
+    *_, attack = results[RELU][0]["errors"]
+    found = [with_seeds(pairs_of(results[label], results[other], attack)) for other in others]
+    if any(d.low > 0 for d in found[:2]):
+        return "it hurts"
+    return "it helps" if all(d.high < 0 for d in found) else "no help is shown, and no harm"
 
 
 def _order(label: str) -> tuple[int, str]:

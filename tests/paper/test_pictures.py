@@ -43,7 +43,7 @@ def test_the_gate_that_is_drawn_is_that_of_a_typical_channel(tmp_path):
             channel = min(range(16), key=lambda j: abs(c[i, j].item() - 1))  # the gain is 1 at the start
             assert torch.equal(drawn[i], full[i, channel])
         assert torch.equal(gate.active_gates(sparta, site), full[site > 0])
-    gate.draw(tmp_path / "gate.png", model, x, 2, {f"layer{i}.1.act2 std": 0.1 for i in range(1, 5)})
+    gate.draw(tmp_path / "gate.png", model, x, 2)
     assert (tmp_path / "gate.png").read_bytes().startswith(b"\x89PNG")
 
 

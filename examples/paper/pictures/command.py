@@ -14,7 +14,7 @@ from examples.paper.results.state import RESULTS
 DESCRIPTION = """Draw the pictures of the documentation, all of them or those that are named.
 
   method   the activation, and where it is in a residual block
-  gate     the gate of examples/networks/cifar10-resnet18-w16 on test images of the sample
+  gate     the gate of examples/networks/cifar10-resnet18 on test images of the sample
   loss     the loss at each step of PGD, from OUT/loss.json, which `figures` writes
   contest  what SPARTA and its controls differ by, from docs/results
   cost     what SPARTA costs, from docs/speed, which `benchmarks.network --record` writes
@@ -23,11 +23,10 @@ DOCS = RESULTS.parent
 
 
 def draw_gate(path: Path) -> None:
-    """The gate of the network whose activations ship, and in the title that of its second seed."""
-    model, *_ = networks.load(str(networks.NETWORKS / "cifar10-resnet18-w16.safetensors"))
+    """The gate of the network whose activations ship."""
+    model, *_ = networks.load(str(networks.NETWORKS / "cifar10-resnet18.safetensors"))
     x, _ = data.load("test", "sample")
-    other = json.loads((RESULTS / "w16-sparta-seed1.json").read_text())
-    gate.draw(path, model, data.to_float(x), 4, other["last epoch"])
+    gate.draw(path, model, data.to_float(x), 4)
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {

@@ -31,11 +31,8 @@ def active_gates(sparta: Sparta, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def draw(path: Path, model: nn.Module, x: Tensor, shown: int, other: Mapping[str, float]) -> None:
-    """Draw a typical gate at each site for the first images x (N, 3, H, W), and a histogram of all gates.
-
-    `other`: the last epoch of another seed's log, whose standard deviations the title adds.
-    """
+def draw(path: Path, model: nn.Module, x: Tensor, shown: int) -> None:
+    """Draw a typical gate at each site for the first images x (N, 3, H, W), and a histogram of all gates."""
     statistics, inputs, sites = gate_statistics(model, x), gate_inputs(model, x), activations_of(model)
     figure = plt.figure(figsize=(8, 1.17 * shown + 2.2), layout="constrained")
     axes = figure.subplots(shown + 1, len(sites) + 1)
@@ -49,18 +46,16 @@ def draw(path: Path, model: nn.Module, x: Tensor, shown: int, other: Mapping[str
         _histogram(column[-1], active_gates(sparta, site), statistics[name])
     axes[-1, 1].set_ylabel("% of elements", fontsize=8)
     for ax in axes[-1, 2:]:
+        ax.sharey(axes[-1, 1])
         ax.tick_params(labelleft=False)
     bar = figure.colorbar(drawn, ax=axes[:-1], ticks=(0, 0.5, 1), shrink=0.7, aspect=25)
     bar.ax.set_yticklabels(["0, closed", "0.5", "1, ReLU"])
     bar.set_label("gate of a channel of typical score", fontsize=9)
-    here, there = (
-        " / ".join(f"{v:.2f}" for v in deviations)
-        for deviations in ([statistics[n]["std"] for n in inputs], [other[f"{n} std"] for n in inputs])
-    )
+    deviations = " / ".join(f"{statistics[n]['std']:.2f}" for n in inputs)
     least = min(statistics[n]["spatial"] for n in inputs)
     figure.suptitle(
         f"At least {least:.0%} of the gate's variance is over places; its standard deviation is\n"
-        f"{here} from the first site to the last ({there} with another seed)",
+        f"{deviations} from the first site to the last",
         fontsize=10,
     )
     save(figure, path)
@@ -80,7 +75,7 @@ def _histogram(ax: Axes, gates: Tensor, numbers: Mapping[str, float]) -> None:
     """Share of gates (elements,) in each of 40 bins."""
     counts = torch.histc(gates, 40, 0, 1)
     ax.stairs((100 * counts / counts.sum()).numpy(), np.linspace(0, 1, 41), fill=True, color=BLUE)
-    ax.set(xlim=(0, 1), ylim=(0, 17), xticks=(0, 0.5, 1), yticks=(0, 5, 10, 15))
+    ax.set(xlim=(0, 1), ylim=(0, None), xticks=(0, 0.5, 1))
     ax.set_xlabel("gate", fontsize=8)
     ax.tick_params(labelsize=8)
     ax.set_title(f"std {numbers['std']:.2f}; {numbers['spatial']:.0%} of\nvariance over places", fontsize=8)

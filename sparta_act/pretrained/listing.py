@@ -17,7 +17,8 @@ class ListedSet:
     where: str  # "in the package" or "on the Hub"
     channels: dict[str, int]  # by site
     dataset: str
-    eps: str  # of the worst case: the bound of its attacks
+    eps: str  # of the worst case: the bound of its attacks, and how many test images they attacked
+    images: int
     clean: float
     worst_case: float
     relu_clean: float | None
@@ -31,7 +32,7 @@ class SetList(list[ListedSet]):
         rows = [("name", "channels", "data set", "clean error", "worst-case error", "")]
         for s in self:
             channels = ", ".join(map(str, s.channels.values()))
-            worst = f"{_error(s.worst_case, s.relu_worst_case)} at {s.eps}"
+            worst = f"{_error(s.worst_case, s.relu_worst_case)} at {s.eps}, {s.images:,} images"
             rows.append((s.name, channels, s.dataset, _error(s.clean, s.relu_clean), worst, s.where))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

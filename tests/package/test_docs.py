@@ -77,6 +77,12 @@ def test_the_sessions_of_a_page(page, examples):
     assert (failed, tried > examples) == (0, True)
 
 
+def test_the_files_to_copy_are_on_their_page():
+    included = re.findall(r'^--8<-- "examples/(.+)"$', (DOCS / "example.md").read_text(), re.MULTILINE)
+    files = {path.name for path in (ROOT / "examples").glob("[a-z]*.py")}
+    assert set(included) == files - {"quickstart.py"}
+
+
 def test_the_architecture_names_every_file_of_the_package():
     table = (DOCS / "architecture.md").read_text().split("## The package")[1].split("\n## ")[0]
     named = " ".join(line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `"))

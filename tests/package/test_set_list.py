@@ -35,6 +35,7 @@ def test_the_list_shows_every_set_and_what_its_configuration_says():
             assert rows[attack]["SPARTA"].startswith(f"{ours}% (")
             assert ("ReLU twin" in rows[attack]) == (relu is not None)
             assert rows[attack].get("ReLU twin", f"{relu}% (").startswith(f"{relu}% (")
+        assert rows[attack]["images"] == str(known.images)
 
 
 def test_the_list_prints_as_a_table():
@@ -44,7 +45,7 @@ def test_the_list_prints_as_a_table():
     cells = re.split(" {2,}", row)
     assert cells[1:4] == ["16, 32, 64, 128", "uoft-cs/cifar10", "37.5% (ReLU 38.0%)"]
     assert cells[4].startswith("68.7%")
-    assert row.endswith("(ReLU 69.4%) at 8/255  in the package")
+    assert row.endswith("(ReLU 69.4%) at 8/255, 2,000 images  in the package")
 
 
 def test_the_page_on_sets_shows_the_list():
@@ -57,15 +58,8 @@ def test_a_set_without_a_twin_and_one_that_is_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.setitem(hub.PUBLISHED, "lonely", lonely)
     last = list_sets()[-1]
     assert (last.name, last.where) == ("lonely", "on the Hub")
-    assert repr(list_sets()).splitlines()[-1].split("cifar10")[1].split() == [
-        "37.5%",
-        "68.7%",
-        "at",
-        "8/255",
-        "on",
-        "the",
-        "Hub",
-    ]
+    shown = repr(list_sets()).splitlines()[-1].split("cifar10")[1]
+    assert re.split(" {2,}", shown.strip()) == ["37.5%", "68.7% at 8/255, 2,000 images", "on the Hub"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         last.clean = 0.0
 

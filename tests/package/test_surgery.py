@@ -295,7 +295,8 @@ def test_a_set_that_does_not_fit():
         "G1.B2 has 4 channels: G1.B1 and G1.B3 fit",
         "G2.B2 has 8 channels: none fits",
         "stem.2 has 4 channels: G1.B1 and G1.B3 fit",
-        "The set has G1.B1 with 4, G1.B3 with 4.",
+        "The set has G1.B1 with 4, G1.B3 with 4. Name other sites, or give no set: then each gets a fresh "
+        "`Sparta`.",
         "Nothing was changed.",
     ]
     assert_untouched(net, before)

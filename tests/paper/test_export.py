@@ -210,9 +210,12 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     config = json.loads((tmp_path / "sets/a-new-set/config.json").read_text())
     assert entry.pop("channels") == {label: site["in_channels"] for label, site in config["sites"].items()}
     assert entry.pop("dataset") == config["info"]["dataset"]
-    errors = {row["error"]: row["SPARTA"] for row in config["info"]["measured"]}
+    rows = {row["error"]: row for row in config["info"]["measured"]}
+    errors = {attack: row["SPARTA"] for attack, row in rows.items()}
     assert errors["clean"].startswith(f"{entry.pop('clean')}% (")
-    assert errors[f"worst case, {entry.pop('eps')}"].startswith(f"{entry.pop('worst_case')}% (")
+    worst = f"worst case, {entry.pop('eps')}"
+    assert errors[worst].startswith(f"{entry.pop('worst_case')}% (")
+    assert rows[worst]["images"] == str(entry.pop("images"))
     assert entry == {"relu_clean": None, "relu_worst_case": None}
     assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()
 

@@ -38,6 +38,8 @@ from examples.paper.controls.transfers import DESTINATIONS, SLIM
 from examples.paper.evaluation import networks
 from examples.paper.evaluation.networks import NETWORKS
 
+NETWORK = f"{networks.NAMES} (default %(default)s)"
+
 
 def show(results: Results) -> None:
     """Print errors by seed, and the paired differences to the first network and to the controls."""
@@ -139,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     )
     experiments = p.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
     t, r, d, m = (
-        experiments.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        experiments.add_parser(name, help=text)
         for name, text in (
             ("transfer", "a frozen set in other networks, with its controls"),
             ("pretrain", "train the network of `transfer torchvision` without attacks"),
@@ -148,32 +150,42 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     t.add_argument(
-        "to", choices=DESTINATIONS, help="; ".join(f"{n}: {there.what}" for n, there in DESTINATIONS.items())
+        "to",
+        metavar="DESTINATION",
+        choices=DESTINATIONS,
+        help="; ".join(f"{n}: {there.what}" for n, there in DESTINATIONS.items()),
     )
-    t.add_argument("--set", nargs="+", help="sets to freeze: names or folders (default: those of TO)")
-    t.add_argument("--whole", nargs="*", help="robust networks to fine-tune (default: those of TO)")
-    t.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of the trainings")
-    t.add_argument("--limit", type=at_least(1), default=2000, help="test images, the last, to train on")
-    t.add_argument("--epochs", type=at_least(1), default=15, help="of training")
+    t.add_argument("--set", nargs="+", help="sets to freeze: names or folders (default: the destination's)")
+    t.add_argument("--whole", nargs="*", help="robust networks to fine-tune (default: the destination's)")
+    t.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of the trainings (default 0 1 2)"
+    )
+    t.add_argument(
+        "--limit",
+        type=at_least(1),
+        default=2000,
+        help="how many of the test images to train on, from the end (default %(default)s)",
+    )
+    t.add_argument("--epochs", type=at_least(1), default=15, help="of training (default %(default)s)")
     for one in (t, r):
         one.add_argument(
             "--trained",
             type=Path,
             default=Path("runs/torchvision-resnet18.safetensors"),
-            help="weights that `pretrain` writes and `transfer torchvision` reads",
+            help="weights that `pretrain` writes and `transfer torchvision` reads (default %(default)s)",
         )
-    r.add_argument("--limit", type=at_least(1), default=None, help="images to train on, the first")
-    r.add_argument("--epochs", type=at_least(1), default=3, help="of training")
-    d.add_argument("--network", default=f"{NETWORKS / SLIM}-relu.safetensors", help=networks.NAMES)
-    d.add_argument("--seed", type=at_least(0), default=0, help="of the fine-tuning")
-    d.add_argument("--limit", type=at_least(1), default=None, help="images to fine-tune on, the first")
-    d.add_argument("--epochs", type=at_least(1), default=2, help="of fine-tuning")
-    m.add_argument("--network", default=f"{NETWORKS / SLIM}.safetensors", help=networks.NAMES)
+    r.add_argument("--limit", type=at_least(1), help="images to train on, the first (default: all)")
+    r.add_argument("--epochs", type=at_least(1), default=3, help="of training (default %(default)s)")
+    d.add_argument("--network", default=f"{NETWORKS / SLIM}-relu.safetensors", help=NETWORK)
+    d.add_argument("--seed", type=at_least(0), default=0, help="of the fine-tuning (default %(default)s)")
+    d.add_argument("--limit", type=at_least(1), help="images to fine-tune on, the first (default: all)")
+    d.add_argument("--epochs", type=at_least(1), default=2, help="of fine-tuning (default %(default)s)")
+    m.add_argument("--network", default=f"{NETWORKS / SLIM}.safetensors", help=NETWORK)
     for one, do in ((t, _transfers), (r, _pretrain), (d, _drop_ins), (m, _mean_gates)):
         what = "the data set's parquet files" if one is t else "CIFAR-10's parquet files"
         one.add_argument("--data", dest="data_dir", required=True, help=f"folder of {what}, hub or sample")
         if one is not r:
-            one.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+            one.add_argument("--out", type=Path, default=OUT, help="for the results (default %(default)s)")
         one.set_defaults(do=do)
     return p
 

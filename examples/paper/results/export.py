@@ -38,9 +38,11 @@ NOT_AUDITED = (
     "Not audited yet: no figure here was held against gradient masking "
     "(`python -m examples.paper audit` does it)."
 )
-ELSEWHERE = (
-    "What a frozen set does in other networks, beside its controls, is in docs/robustness.md of the "
-    "repository: https://github.com/sparta-act/sparta-act"
+CONTROLS = (
+    "Errors lower than the ReLU twin's are no gain of the activation yet: another training moves them too, "
+    "and ReLU times one half, a gate that never moves, is the control that decides. What such controls, and "
+    "a frozen set in other networks, showed until now is in docs/robustness.md of the repository: "
+    "https://github.com/sparta-act/sparta-act"
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared
 
@@ -204,7 +206,7 @@ def export(
         info["epoch"] = which + (f"; of the twin {epoch(twin)[1]}" if twin else "")
     info["audit"] = audited(audit, activations)[0] if audit else [NOT_AUDITED]
     if shipped:
-        info |= {"license": "apache-2.0", "limits": ELSEWHERE}
+        info |= {"license": "apache-2.0", "limits": CONTROLS}
     if other:
         info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
@@ -223,6 +225,7 @@ def ship(name: str) -> None:
         "channels": {label: activation.in_channels for label, activation in taken.items()},
         "dataset": taken.info["dataset"],
         "eps": WORST.removeprefix("worst case, "),
+        "images": int(table[WORST]["images"]),
     }
     for column, prefix in (("SPARTA", ""), ("ReLU twin", "relu_")):
         for attack, key in (("clean", "clean"), (WORST, "worst_case")):

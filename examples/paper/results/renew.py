@@ -49,7 +49,7 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) ->
         "measured": export.rows(record, other),
         "measured on": export.measured_on(record),
         "audit": section,
-        "limits": export.ELSEWHERE,
+        "limits": export.CONTROLS,
         "ReLU twin": "the same network with ReLU, trained and attacked alike",
     }
     SpartaSet(dict(taken), info).save_pretrained(folder)

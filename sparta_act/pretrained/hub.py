@@ -40,12 +40,15 @@ class Found:
 
     def check(self) -> None:
         """Raise `WeightsError` where a file of a set of ours is not as we made it."""
-        wrong = [
-            name
-            for name, sha256 in self.hashes.items()
-            if not (file := self.folder / name).is_file()
-            or hashlib.sha256(file.read_bytes()).hexdigest() != sha256
-        ]
+        try:
+            wrong = [
+                name
+                for name, sha256 in self.hashes.items()
+                if not (file := self.folder / name).is_file()
+                or hashlib.sha256(file.read_bytes()).hexdigest() != sha256
+            ]
+        except OSError as error:
+            raise WeightsError(f"a file of it cannot be read: {error}") from None
         if wrong:
             raise WeightsError(
                 f"it does not hold {self.name!r} as sparta-act made it: {', '.join(wrong)} missing or "
@@ -77,7 +80,7 @@ def locate(
             )
         if is_folder:
             return Found(name, Path(name))
-        if (SETS / name).is_dir():
+        if os.path.isdir(SETS / name):
             return Found(name, SETS / name, "Install sparta-act again, or restore the files", SHIPPED[name])
     near = did_you_mean(name, SHIPPED)
     is_path = isinstance(name_or_path, os.PathLike) or os.path.lexists(name)

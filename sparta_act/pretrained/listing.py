@@ -1,5 +1,6 @@
 """The sets that ship with the package or are published on the Hub, and whether they are here."""
 
+import os
 from dataclasses import dataclass
 
 from sparta_act.pretrained.fetching import cached
@@ -48,7 +49,7 @@ def list_sets() -> SetList:
     return SetList(
         ListedSet(
             name=name,
-            where=PACKAGE if (SETS / name).is_dir() else HUB,
+            where=PACKAGE if os.path.isdir(SETS / name) else HUB,
             **{key: value for key, value in known.items() if key != "sha256"},
         )
         for name, known in PUBLISHED.items()
@@ -60,7 +61,7 @@ def check_files(name: str) -> str:
 
     Raises `WeightsError` where one is missing or changed.
     """
-    if (SETS / name).is_dir():
+    if os.path.isdir(SETS / name):
         Found(name, SETS / name, hashes=SHIPPED[name]).check()
         return f"in {SETS / name}, sha256 as published"
     folder = cached(f"{ORGANIZATION}/{name}", None, None)

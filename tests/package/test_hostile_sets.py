@@ -37,6 +37,19 @@ def refused(name, *words, **arguments):
 # ---- files
 
 
+@pytest.mark.parametrize("name", [CARD, CONFIG, WEIGHTS])
+def test_a_file_of_ours_that_cannot_be_read_is_named(monkeypatch, name):
+    read = Path.read_bytes
+
+    def denied(path):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    refused("cifar10-resnet18", "a file of it cannot be read", name, "Install sparta-act again")
+
+
 def device(path):
     path.symlink_to("/dev/zero")
 

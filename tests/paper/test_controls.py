@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from examples.paper.common import data
+from examples.paper.common.lock import lock
 from examples.paper.common.models import HalvedReLU, ResNet, build
 from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import entry
@@ -106,7 +108,7 @@ def test_a_transfer_from_the_command_line(tmp_path, tiny_data, capsys, monkeypat
     command.main(call)
     printed = capsys.readouterr().out
     assert "run, shuffled, frozen" in " ".join(printed.split())
-    files = sorted((tmp_path / "out").iterdir())
+    files = sorted((tmp_path / "out").glob("*.json"))
     assert len(files) == 5
     images = len(data.load("test", tiny_data)[0])
     assert "seeds" not in command.parser().parse_args(["mean-gate", "--data", "x"])
@@ -140,14 +142,24 @@ def call(tmp_path, *words):
     command.main([*map(str, words), "--out", str(tmp_path / "out")])
 
 
-def test_results_of_other_images_are_not_this_calls(tmp_path, tiny_data, stub):
+def refused_and_kept(tmp_path, stub, match, *words):
+    """A call that is refused before anything is trained, and leaves all results as they were."""
+    files = sorted((tmp_path / "out").glob("*.json"))
+    before, calls = {f: f.read_bytes() for f in files}, len(stub)
+    with pytest.raises(ValueError, match=match):
+        call(tmp_path, *words)
+    assert {f: f.read_bytes() for f in sorted((tmp_path / "out").glob("*.json"))} == before
+    assert len(stub) == calls
+
+
+def test_results_of_other_images_are_never_overwritten(tmp_path, tiny_data, stub):
     (tmp_path / "nets.py").write_text(NETWORKS)
     one = "--network", f"{tmp_path}/nets.py:other"
     call(tmp_path, "mean-gate", *one, "--data", tiny_data)
     call(tmp_path, "mean-gate", *one, "--data", tiny_data)
     assert len(stub) == 4
-    call(tmp_path, "mean-gate", *one, "--data", "sample")
-    assert len(stub) == 8
+    other = "is a result of other options, which would be lost \\(images\\)"
+    refused_and_kept(tmp_path, stub, other, "mean-gate", *one, "--data", "sample")
 
 
 @pytest.mark.parametrize("limit", [500, 2000])
@@ -158,22 +170,45 @@ def test_images_to_test_on_are_never_those_to_train_on(tmp_path, stub, limit):
     assert stub == [(499, 1)] * 5
 
 
-def test_results_of_other_options_are_not_this_calls(tmp_path, tiny_data, stub):
-    for n, epochs in enumerate((1, 1, 2), 1):
-        call(
-            tmp_path,
-            "transfer",
-            "resnet18",
-            "--data",
-            tiny_data,
-            "--limit",
-            8,
-            "--seeds",
-            0,
-            "--epochs",
-            epochs,
-        )
-        assert len(stub) == 5 * (n - n // 2)
+def test_results_of_other_options_are_never_overwritten(tmp_path, tiny_data, stub):
+    words = *TINY, "--data", tiny_data, "--epochs"
+    call(tmp_path, *words, 1)
+    call(tmp_path, *words, 1)
+    assert len(stub) == 5
+    refused_and_kept(tmp_path, stub, r"relu-seed0\.json is a result of other options.*\(epochs\)", *words, 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--seeds", 0, 0], "several results would go into transfer-resnet18-relu-seed0.json"),
+        (["--set", "a/mine", "b/mine"], r"needs a name of its own, of letters.*not \['mine', 'mine'\]"),
+        (["--set", "a/mine", "a/mi-ne", "a/mi_ne"], "several results would go into .*mi-ne-frozen"),
+        (["--set", "a/mine", "mine, shuffled"], "needs a name of its own.*'mine, shuffled'"),
+        (["--set", "\u65e5\u672c"], "needs a name of its own"),
+        (["--whole", RELU, "x/cifar10-resnet18-w16-relu.safetensors"], "needs a name of its own"),
+    ],
+)
+def test_what_would_be_one_result_is_refused(tmp_path, tiny_data, stub, monkeypatch, more, match):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/mine", "b/mine", "a/mi-ne", "a/mi_ne", "mine, shuffled", "\u65e5\u672c"):
+        slim_set().save_pretrained(tmp_path / name)
+    refused_and_kept(tmp_path, stub, match, *TINY, "--data", tiny_data, *more)
+
+
+def test_another_process_works_in_the_folder(tmp_path, tiny_data, stub):
+    (tmp_path / "out").mkdir()
+    with lock(tmp_path / "out"):
+        refused_and_kept(tmp_path, stub, "another process works in", *TINY, "--data", tiny_data)
+
+
+def test_a_result_that_lacks_an_attack_is_no_result_of_the_others(tmp_path, tiny_data, stub):
+    call(tmp_path, *TINY, "--data", tiny_data)
+    path = tmp_path / "out/transfer-resnet18-relu-seed0.json"
+    record = json.loads(path.read_text())
+    record["errors"]["PGD"] = record["errors"]["clean"]
+    path.write_text(json.dumps(record))
+    refused_and_kept(tmp_path, stub, "are of different attacks", *TINY, "--data", tiny_data)
 
 
 def test_what_does_not_fit_is_refused_before_any_training(tmp_path, stub):
@@ -230,9 +265,9 @@ def half():
 
 def test_networks_of_one_file_are_not_taken_for_each_other(tmp_path, tiny_data, stub):
     (tmp_path / "nets.py").write_text(NETWORKS)
-    for n, name in enumerate(("one", "other", "other"), 1):
-        call(tmp_path, "mean-gate", "--data", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
-        assert len(stub) == 4 * min(n, 2)
+    words = "mean-gate", "--data", tiny_data, "--network"
+    call(tmp_path, *words, f"{tmp_path}/nets.py:one")
+    refused_and_kept(tmp_path, stub, r"\(sha256\)", *words, f"{tmp_path}/nets.py:other")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +278,7 @@ def test_a_gate_that_its_mean_cannot_replace_is_named(name, expected, tmp_path, 
     with pytest.raises(ValueError, match=expected):
         call(tmp_path, "mean-gate", "--data", tiny_data, "--network", f"{tmp_path}/nets.py:{name}")
     assert stub == []
-    assert [*(tmp_path / "out").iterdir()] == []
+    assert [*(tmp_path / "out").glob("*")] == []
 
 
 @pytest.mark.parametrize(
@@ -254,6 +289,7 @@ def test_a_gate_that_its_mean_cannot_replace_is_named(name, expected, tmp_path, 
         "null",
         "{}",
         '{"options": {}, "gate": {}, "errors": {"clean": {}}}',
+        "[" * 100_000,
     ],
 )
 def test_a_file_that_is_not_a_result_is_named(tmp_path, stub, text, tiny_data):
@@ -286,9 +322,20 @@ def test_a_torchvision_network_is_trained_first_and_keeps_all_but_its_classifier
     assert torch.equal(after[0][1].conv1.weight, after[1][1].conv1.weight)
     assert not torch.equal(after[0][1].conv1.weight, before[1].conv1.weight)  # it was trained
     assert not torch.equal(after[0][1].fc.weight, after[1][1].fc.weight)
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="is not a network of `controls pretrain`"):
-        pretraining.load(path)
+    content = path.read_bytes()
+    for name in ("new/trained.safetensors", "new", "notes.md"):
+        with pytest.raises(ValueError, match="must be a new file"):
+            command.main(["pretrain", "--data", str(tiny_data), "--trained", str(tmp_path / name)])
+    assert path.read_bytes() == content
+    tensors = load_file(path)
+    for wrong in (tensors["1.fc.bias"] * float("nan"), tensors["1.fc.bias"].half(), torch.zeros(9)):
+        save_file(tensors | {"1.fc.bias": wrong}, path)
+        with pytest.raises(ValueError, match=r"is not a network of `controls pretrain`: .*1\.fc\.bias"):
+            pretraining.load(path)
+    path.write_bytes(content[:-4])
+    for place in (path, path.parent):
+        with pytest.raises(ValueError, match=f"{place} is not a network of `controls pretrain`"):
+            pretraining.load(place)
     assert stub == []
 
 
@@ -300,7 +347,13 @@ def test_the_page_has_a_table_of_each_destination(tmp_path, tiny_data, stub):
     assert "| ReLU | 0.0%, 0.0% |" in page
     row = next(line for line in page.splitlines() if line.startswith("| cifar10-resnet18-w16, frozen | +0.0"))
     assert row.count("+0.0 ± ") == 3  # minus ReLU, the constant, and its numbers shuffled
-    (tmp_path / "out/transfer-resnet18-relu-seed1.json").unlink()
+    path = tmp_path / "out/transfer-resnet18-relu-seed1.json"
+    record = json.loads(path.read_text())
+    record["options"]["epochs"] = 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="the results of transfer resnet18 differ in epochs"):
+        list(elsewhere(tmp_path / "out"))
+    path.unlink()
     with pytest.raises(ValueError, match="have different seeds"):
         list(elsewhere(tmp_path / "out"))
 

@@ -42,6 +42,15 @@ def test_a_folder_in_the_hubs_layout_is_read_in_order(tmp_path, column):
     assert labels.tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("command", ["cifar10", "svhn"])
+def test_images_of_another_data_set_are_known_by_their_number(tmp_path, command):
+    x = np.zeros((9001, 2, 2, 3), np.uint8)
+    write_parquet(tmp_path / "test-0.parquet", x, [0] * len(x))
+    with pytest.raises(ValueError, match=f"the 9,001 test images of mnist-m, and those of {command} are"):
+        data.load("test", str(tmp_path), command)
+    assert len(data.load("test", str(tmp_path), "mnist-m")[0]) == 9001
+
+
 def test_files_are_decoded_once_and_again_when_they_change(tmp_path):
     path = tmp_path / "train-0.parquet"
     write_parquet(path, np.full((2, 4, 4, 3), 7, np.uint8), [0, 1])

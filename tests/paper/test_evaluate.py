@@ -475,6 +475,13 @@ def test_a_kept_part_of_another_length_is_measured_again(checkpoint, tiny_data, 
     }
 
 
+def test_two_calls_at_once_keep_what_both_measured(tmp_path):
+    file, one = tmp_path / "evaluation.npz", Outcome(torch.tensor([True]), 1.0, [])
+    store.add(file, {"a": one})
+    assert list(store.add(file, {"b": one})) == ["a", "b"]  # what another call wrote meanwhile is kept
+    assert list(store.read(file)) == ["a", "b"]
+
+
 def test_parts_joined_are_the_whole():
     one, two = (
         Outcome(torch.tensor(w), s, [f"{n} points of a kind", "flat"], {"a": n, "b": 1})

@@ -218,6 +218,10 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     assert rows[worst]["images"] == str(entry.pop("images"))
     assert entry == {"relu_clean": None, "relu_worst_case": None}
     assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()
+    (tmp_path / "sets/a-new-set/config.json").write_text("of another set")
+    with pytest.raises(ValueError, match="a set never changes: give another name"):
+        _export(runs / "sparta", "--ship", "a-new-set")
+    assert (tmp_path / "sets/a-new-set/config.json").read_text() == "of another set"
 
 
 @pytest.mark.parametrize(
@@ -276,12 +280,18 @@ def test_a_card_is_renewed_from_what_was_measured_of_its_network_and_the_weights
     lost = json.loads((ours / "audit.json").read_text())
     lost["checks"][0]["verdict"] = "pass, of course"
     (tmp_path / "changed.json").write_text(json.dumps(lost))
+    del lost[records.SEAL]
+    (tmp_path / "unsealed.json").write_text(json.dumps(lost))
+    foreign = json.loads((relu / "evaluation.json").read_text()) | {"sha256": "0" * 64}
+    records.write_record(tmp_path / "foreign.json", records.sealed(foreign))
     for twin, audited, wrong in (
-        (ours, ours / "audit.json", "not of its ReLU twin"),
-        (relu, tmp_path / "changed.json", "has changed since it was written"),
+        (ours / "evaluation.json", ours / "audit.json", "is not of its ReLU twin"),
+        (tmp_path / "foreign.json", ours / "audit.json", "is not of its ReLU twin"),
+        (relu / "evaluation.json", tmp_path / "changed.json", "has changed since it was written"),
+        (relu / "evaluation.json", tmp_path / "unsealed.json", "has changed since it was written"),
     ):
         with pytest.raises(ValueError, match=wrong):
-            renew([str(w) for w in (*words[:4], twin / "evaluation.json", "--audit", audited)])
+            renew([str(w) for w in (*words[:4], twin, "--audit", audited)])
     assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
     renew([str(w) for w in words])
     assert Sparta.from_pretrained(tmp_path / "sets" / SETS.name).info["audit"] == [export.NOT_AUDITED]

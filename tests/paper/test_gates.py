@@ -2,8 +2,19 @@ import pytest
 import torch
 from torch import nn
 
-from examples.paper.common.gates import gate_inputs
+from examples.paper.common.gates import activations_of, gate_inputs
+from examples.paper.common.models import build
 from sparta_act import Sparta
+
+
+@pytest.mark.parametrize(
+    ("sites", "count"), [("G*.B-1", 4), ("layer*.*.act*", 16), ("*act*", 17), ("all", 17)]
+)
+def test_every_activation_of_a_network_is_in_its_set(sites, count):
+    found = activations_of(build("resnet18", "sparta", sites, width=8))
+    assert len({id(a) for a in found.values()}) == count
+    assert {"G1.B2", "G4.B2"} <= found.keys()
+    assert activations_of(build("resnet18", "relu", sites, width=8)) == {}
 
 
 def test_gate_inputs_are_those_of_each_call_in_evaluation_mode():

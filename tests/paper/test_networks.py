@@ -187,7 +187,7 @@ def test_a_python_file_without_a_function_named(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", b"\0" * 64])
 def test_a_damaged_file(tmp_path, content):
     for name, text in [
-        ("w.safetensors", "no file of weights that `networks.save` wrote"),
+        ("w.safetensors", "no file of weights that `network` wrote"),
         ("w.pt", "checkpoint"),
     ]:
         path = tmp_path / name
@@ -199,7 +199,7 @@ def test_a_damaged_file(tmp_path, content):
 def test_a_truncated_file(weights, tmp_path, left):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(weights.read_bytes()[:left])
-    assert_refused(path, f"{path} is no file of weights that `networks.save` wrote")
+    assert_refused(path, f"{path} is no file of weights that `network` wrote")
 
 
 class Tripped:
@@ -228,11 +228,12 @@ GOOD = {k: SETTINGS[k] for k in ("arch", "activation", "sites", "width", "datase
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (None, "settings"),
+        (None, "it has no settings"),
         ("{", "Expecting"),
-        ([1], "indices"),
-        ({k: v for k, v in GOOD.items() if k != "dataset"}, "'dataset'"),
-        ({k: v for k, v in GOOD.items() if k != "width"}, "width"),
+        ([1], "its settings are [1], must be"),
+        (3, "not iterable"),
+        ({k: v for k, v in GOOD.items() if k != "dataset"}, "must be"),
+        ({k: v for k, v in GOOD.items() if k != "width"}, "must be"),
         (GOOD | {"dataset": "imagenet"}, "'imagenet'"),
         (GOOD | {"activation": "magic"}, "'magic'"),
         (GOOD | {"arch": "vgg"}, "'vgg'"),
@@ -243,13 +244,14 @@ GOOD = {k: SETTINGS[k] for k in ("arch", "activation", "sites", "width", "datase
         (GOOD | {"arch": "resnet34"}, "Missing key"),
         (GOOD | {"sites": "G9.B1"}, "G9.B1"),
         (GOOD | {"surprise": 1}, "surprise"),
+        (GOOD | {"pretrained": "cifar10-resnet18"}, "pretrained"),
     ],
 )
 def test_wrong_settings(weights, tmp_path, settings, text):
     path = tmp_path / "other.safetensors"
     told = {"settings": settings if isinstance(settings, str) else json.dumps(settings)}
     save_file(load_file(weights), path, None if settings is None else told)
-    assert_refused(path, f"{path} is no file of weights that `networks.save` wrote: ", text)
+    assert_refused(path, f"{path} is no file of weights that `network` wrote: ", text)
 
 
 def test_weights_that_are_missing_or_too_many(weights, tmp_path):
@@ -262,6 +264,41 @@ def test_weights_that_are_missing_or_too_many(weights, tmp_path):
     ]:
         save_file(changed, path, told)
         assert_refused(path, "no file of weights", text)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.bfloat16, torch.float32])
+def test_weights_of_another_dtype(weights, tmp_path, dtype):
+    path, tensors = tmp_path / "other.safetensors", load_file(weights)
+    changed = tensors | {"fc.weight": tensors["fc.weight"].to(dtype)}
+    save_file(changed, path, {"settings": json.dumps(GOOD)})
+    assert_refused(path, "no file of weights", "wrong dtype: fc.weight is")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(weights, tmp_path, number):
+    path, tensors = tmp_path / "other.safetensors", load_file(weights)
+    tensors["fc.weight"][0, 0] = number
+    save_file(tensors, path, {"settings": json.dumps(GOOD)})
+    assert_refused(path, "no file of weights", "fc.weight has numbers that are not finite")
+
+
+def test_a_listed_file_that_has_changed(weights, tmp_path):
+    path = tmp_path / weights.name
+    content = bytearray(weights.read_bytes())
+    path.write_bytes(content)
+    (tmp_path / networks.SUMS).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    networks.load(str(path))
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert_refused(path, f"{path} has changed: its sha256 is not that in {tmp_path / networks.SUMS}")
+
+
+def test_the_networks_that_ship_are_those_that_are_listed():
+    files = networks.NETWORKS.glob("*.safetensors")
+    sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in sorted(files)]
+    listed = (networks.NETWORKS / networks.SUMS).read_text().splitlines(keepends=True)
+    assert set(sums) <= set(listed)  # the source distribution lacks the wide ones
+    assert sums
 
 
 def test_what_is_no_checkpoint_is_not_saved(tmp_path):

@@ -101,6 +101,13 @@ def test_the_cost_is_that_of_the_records(tmp_path):
         cost.read(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"loss per step": {"ReLU": 3}, "minus the first": {}}'])
+def test_a_record_of_something_else_is_no_picture(tmp_path, text):
+    (tmp_path / "loss.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{tmp_path}/loss.json is not what `figures` wrote"):
+        command.main(["loss", "--out", str(tmp_path)])
+
+
 def test_the_command_draws_what_is_named(tmp_path, capsys):
     command.main(["method", "cost", "--out", str(tmp_path / "new")])
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"method.png", "cost.png"}

@@ -22,7 +22,7 @@ from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results import command, export, schedule
 from examples.paper.results.queue import read_queue
-from examples.paper.results.state import State
+from examples.paper.results.state import RESULTS, State
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from examples.paper.training.command import parser
@@ -312,7 +312,23 @@ def test_bad_input_is_one_error_that_names_what_is_wrong(place):
     (place / "results").mkdir()
     entry = {"error": 0.5, "low": 0.4, "high": 0.6, "images": 8, "wrong": packed(torch.arange(8) < 3)}
     flipped = json.dumps({"settings": {}, "errors": {"clean": entry}})
-    for text in ("{half", "[]", "null", "{}", '{"settings": {}, "errors": []}', flipped):
+    filed = json.loads((RESULTS / "smoke-sparta.json").read_text())
+    damaged = [
+        json.dumps(filed | {key: value})
+        for key in ("settings", "last epoch", "parameters", "multiply-adds", "seconds per epoch", "machine")
+        for value in ([], None, {"epoch": None})
+        if (key, value) != ("settings", {"epoch": None})
+    ]
+    for text in (
+        "{half",
+        "[]",
+        "null",
+        "{}",
+        '{"settings": {}, "errors": []}',
+        "[" * 10**5,
+        flipped,
+        *damaged,
+    ):
         (place / "results/short-sparta.json").write_text(text)
         for name in ("status", "tables"):
             with pytest.raises(

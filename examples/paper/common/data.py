@@ -64,7 +64,8 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
     `source`: "sample" (2,500 images of CIFAR-10), "hub" (downloads the whole data set), or a folder that
     holds `train-*.parquet` and `test-*.parquet` at any depth, as data sets of the Hub do. The 10,000 test
     images of CIFAR-10 come in the order of our figures (`image_order.py`), wherever they are from.
-    Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError` or `ValueError`.
+    Shapes: (N, 3, H, W) uint8, (N,) int64. Raises `FileNotFoundError`, or `ValueError`, also for as many
+    images as another data set has.
     """
     if split not in ("train", "test"):
         raise ValueError(f"no split {split!r}; ask for 'train' or 'test'")
@@ -76,7 +77,13 @@ def load(split: str, source: str = "sample", dataset: str = "cifar10") -> tuple[
         return decode(pq.read_table(SAMPLE, filters=[("split", "==", split)], partitioning=None))
     files = _from_hub(split, dataset) if source == "hub" else _from_folder(split, Path(source), dataset)
     listed = split == "test" and dataset == "cifar10"
-    return _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files), listed)
+    x, y = _read(tuple((f.resolve(), f.stat().st_mtime_ns, f.stat().st_size) for f in files), listed)
+    counts = {name: known.images[split] for name, known in DATASETS.items()}
+    if others := [name for name, count in counts.items() if count == len(x) != counts[dataset]]:
+        raise ValueError(
+            f"{source} has the {len(x):,} {split} images of {others[0]}, and those of {dataset} are wanted"
+        )
+    return x, y
 
 
 def check_whole(source: str, dataset: str) -> None:

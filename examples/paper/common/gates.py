@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sparta_act import Sparta
+from sparta_act import Sparta, SpartaSet
 
 
 def gates(model: nn.Module) -> dict[str, Sparta]:
@@ -40,12 +40,8 @@ def _append_input(calls: list[Tensor], _: nn.Module, inputs: tuple[Tensor]) -> N
 
 
 def activations_of(model: nn.Module) -> dict[str, Sparta]:
-    """SPARTA modules of a network of `models.py` by site label: `layer1.1.act2` is at G1.B2."""
-    found = {}
-    for name, module in gates(model).items():
-        group, block, _ = name.removeprefix("layer").split(".")
-        found[f"G{group}.B{int(block) + 1}"] = module
-    return found
+    """The SPARTA modules of a network by the labels of a set of it; none where there is none."""
+    return dict(SpartaSet.of(model)) if gates(model) else {}
 
 
 def round_to_half(activations: dict[str, Sparta]) -> None:

@@ -37,6 +37,17 @@ def unpacked(text: str, images: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(raw, count=images).astype(bool))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises `OSError`, or `ValueError` if it holds something else."""
+    try:
+        record = json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    return record
+
+
 def check_errors(errors: Any) -> None:
     """Raise `ValueError` unless these are the errors of an evaluation.json that match their packed images."""
     try:
@@ -56,8 +67,8 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(record: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a record that was changed after it was `sealed`; old ones have no seal."""
-    if record.get(SEAL) not in (None, _seal(record)):
+    """Raise `ValueError` for a record that was not `sealed`, or changed afterwards."""
+    if record.get(SEAL) != _seal(record):
         raise ValueError("a number or word in it has changed since it was written")
 
 

@@ -15,7 +15,8 @@
       over active elements of training images: one number, one of each channel, one of each place. Nothing is
       trained.
 
-Each network is one file in --out, so a killed call goes on where it was. At the end the errors are printed,
+Each network is one file in --out, so a killed call goes on where it was; the result of other options is never
+overwritten. At the end the errors are printed,
 and what the gates of the first seed do.
 """
 
@@ -25,13 +26,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from examples.paper.common import data
-from examples.paper.common.cli import at_least
+from examples.paper.common.cli import at_least, seed
 from examples.paper.common.console import print_table
 from examples.paper.common.gates import gates
 from examples.paper.common.records import sha256
 from examples.paper.common.statistics import mean_difference, paired
 from examples.paper.controls import transfers
-from examples.paper.controls.experiment import OUT, TEST, Result, Results, once, pairs_of
+from examples.paper.controls.experiment import OUT, TEST, Job, Result, Results, pairs_of, results
 from examples.paper.controls.networks import drop_in, mean_gate
 from examples.paper.controls.pretraining import pretrain
 from examples.paper.controls.transfers import DESTINATIONS, SLIM
@@ -41,18 +42,18 @@ from examples.paper.evaluation.networks import NETWORKS
 NETWORK = f"{networks.NAMES} (default %(default)s)"
 
 
-def show(results: Results) -> None:
+def show(found: Results) -> None:
     """Print errors by seed, and the paired differences to the first network and to the controls."""
-    first, *labels = results
-    attacks = list(results[first][0]["errors"])
+    first, *labels = found
+    attacks = list(found[first][0]["errors"])
     columns = {
-        a: {n: ", ".join(f"{r['errors'][a]['error']:.2%}" for r in rs) for n, rs in results.items()}
+        a: {n: ", ".join(f"{r['errors'][a]['error']:.2%}" for r in rs) for n, rs in found.items()}
         for a in attacks
     }
     print_table("errors on test images, by seed", columns)
     for other in (first, *(n for n in labels if transfers.is_control(n))):
         columns = {
-            a: {n: _minus(rs, results[other], a) for n, rs in results.items() if n != other} for a in attacks
+            a: {n: _minus(rs, found[other], a) for n, rs in found.items() if n != other} for a in attacks
         }
         print_table(f"minus {other}, points: by seed, ± over images; then the mean", columns)
 
@@ -101,10 +102,8 @@ def _drop_ins(args: argparse.Namespace) -> Results:
     x, y = x[: args.limit], y[: args.limit]
     here = {"experiment": args.experiment, "seed": args.seed, "limit": len(x), "epochs": args.epochs}
     here |= {"batch_size": 128, "lr": 0.01, "dataset": "cifar10", "sha256": key}
-    return {
-        n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
-        for n, make in drop_in(model, args.seed).items()
-    }
+    jobs = [Job(label, make, here) for label, make in drop_in(model, args.seed).items()]
+    return results(args.out, jobs, (x, y), (test[0][:TEST], test[1][:TEST]))
 
 
 def _mean_gates(args: argparse.Namespace) -> Results:
@@ -115,11 +114,8 @@ def _mean_gates(args: argparse.Namespace) -> Results:
     if not gates(model):
         raise ValueError(f"{args.network} has no SPARTA, so no gate to replace")
     here = {"experiment": args.experiment, "seed": 0, "epochs": 0, "sha256": key}
-    made = mean_gate(model, data.to_float(x))
-    return {
-        n: [once(args.out, n, make, (x, y), (test[0][:TEST], test[1][:TEST]), here)]
-        for n, make in made.items()
-    }
+    jobs = [Job(label, make, here) for label, make in mean_gate(model, data.to_float(x)).items()]
+    return results(args.out, jobs, (x, y), (test[0][:TEST], test[1][:TEST]))
 
 
 def loaded(network: str, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
@@ -158,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--set", nargs="+", help="sets to freeze: names or folders (default: the destination's)")
     t.add_argument("--whole", nargs="*", help="robust networks to fine-tune (default: the destination's)")
     t.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="of the trainings (default 0 1 2)"
+        "--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of the trainings (default 0 1 2)"
     )
     t.add_argument(
         "--limit",
@@ -177,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--limit", type=at_least(1), help="images to train on, the first (default: all)")
     r.add_argument("--epochs", type=at_least(1), default=3, help="of training (default %(default)s)")
     d.add_argument("--network", default=f"{NETWORKS / SLIM}-relu.safetensors", help=NETWORK)
-    d.add_argument("--seed", type=at_least(0), default=0, help="of the fine-tuning (default %(default)s)")
+    d.add_argument("--seed", type=seed, default=0, help="of the fine-tuning (default %(default)s)")
     d.add_argument("--limit", type=at_least(1), help="images to fine-tune on, the first (default: all)")
     d.add_argument("--epochs", type=at_least(1), default=2, help="of fine-tuning (default %(default)s)")
     m.add_argument("--network", default=f"{NETWORKS / SLIM}.safetensors", help=NETWORK)
@@ -193,10 +189,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Train, measure and compare as the command line says."""
     args = parser().parse_args(argv)
-    if "out" in args:
-        args.out.mkdir(parents=True, exist_ok=True)
-    if results := args.do(args):
-        show(results)
-    for name, (first, *_) in results.items():
+    found = args.do(args)
+    if found:
+        show(found)
+    for name, (first, *_) in found.items():
         if first["gate"]:
             show_gates(name, first)

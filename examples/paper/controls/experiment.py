@@ -1,11 +1,12 @@
-"""One network of an experiment: trained, measured, and kept in a file, so that a killed call goes on."""
+"""The networks of an experiment: trained, measured, each kept in a file, so that a killed call goes on."""
 
-import json
+import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from examples.paper.attacks.pgd import attacking
 from examples.paper.attacks.robust_error import clean_errors, robust_errors
 from examples.paper.common import data
 from examples.paper.common.console import stamp
-from examples.paper.common.records import check_errors, sha256, write_record
+from examples.paper.common.lock import lock
+from examples.paper.common.records import check_errors, read_json, sha256, write_record
 from examples.paper.common.statistics import Pair, entry, pair_of
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import RECIPES
@@ -30,32 +32,70 @@ Result = dict[str, Any]
 Results = dict[str, list[Result]]  # of each network, by seed
 
 
-def once(out: Path, name: str, make: Make, train: Images, test: Images, options: dict[str, Any]) -> Result:
-    """The result of `run` with these options on these images: from its file, or into it.
+class Job(NamedTuple):
+    """A network of an experiment."""
 
-    Raises `ValueError` if that file is something else.
+    label: str
+    make: Make
+    options: dict[str, Any]  # all that its result depends on, but the images
+
+
+def results(out: Path, jobs: Sequence[Job], train: Images, test: Images) -> Results:
+    """The result of `run` of each job on these images: from its file, or into it.
+
+    Raises `ValueError` before anything is trained: if two jobs have one file, if a file is something else or
+    the result of other options, and if another process works in the folder.
     """
-    path = file_of(out, options["experiment"], name, options["seed"])
-    options = options | {"images": sha256(*(t.numpy().tobytes() for t in (*train, *test)))}
-    if not path.exists() or read(path)["options"] != options:
-        print(f"{name}, seed {options['seed']}", flush=True)
-        write_record(path, {"label": name, **run(make, *train, test, options)})
-    return read(path)
+    images = sha256(*(t.numpy().tobytes() for t in (*train, *test)))
+    jobs = [job._replace(options=job.options | {"images": images}) for job in jobs]
+    paths = [file_of(out, job.options["experiment"], job.label, job.options["seed"]) for job in jobs]
+    if twice := [path.name for path, count in Counter(paths).items() if count > 1]:
+        raise ValueError(f"several results would go into {', '.join(twice)}: give each seed and name once")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise ValueError(f"{out} cannot be written to; name another --out")
+    found: Results = {}
+    with lock(out):
+        for path, job in zip(paths, jobs, strict=True):
+            _check(path, job.options)
+        for path, (label, make, options) in zip(paths, jobs, strict=True):
+            if not path.exists():
+                print(f"{label}, seed {options['seed']}", flush=True)
+                write_record(path, {"label": label, **run(make, *train, test, options)})
+            found.setdefault(label, []).append(read(path))
+    if len({tuple(result["errors"]) for of_one in found.values() for result in of_one}) > 1:
+        raise ValueError(f"the results in {out} are of different attacks; delete those that lack one")
+    return found
+
+
+def _check(path: Path, options: dict[str, Any]) -> None:
+    """Raise `ValueError` if there is a result of other options."""
+    if not path.exists():
+        return
+    then = read(path)["options"]
+    if unlike := sorted(k for k in then.keys() | options.keys() if then.get(k) != options.get(k)):
+        raise ValueError(
+            f"{path} is a result of other options, which would be lost ({', '.join(unlike)}): name another "
+            "--out, or move it"
+        )
 
 
 def file_of(out: Path, experiment: str, name: str, seed: int) -> Path:
-    """Where `once` keeps the result of a network of that name."""
+    """Where `results` keeps the result of a network of that name."""
     experiment, name = (re.sub("[^a-z0-9]+", "-", text.lower()) for text in (experiment, name))
     return out / f"{experiment}-{name}-seed{seed}.json"
 
 
 def read(path: Path) -> Result:
-    """What `once` wrote. Raises `ValueError` for a file that is not a result."""
+    """What `results` wrote. Raises `ValueError` for a file that is not a result."""
     try:
-        result: Result = json.loads(path.read_text())
-        result["label"], result["options"]["seed"], result["gate"]
+        result: Result = read_json(path)
+        texts = [result[k] for k in ("label", "machine", "torch", "date")] + [result["options"]["images"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{texts} are not all texts")
+        int(result["options"]["seed"]), [dict(numbers) for numbers in result["gate"].values()]
         check_errors(result["errors"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a result of `controls` ({error!r}); delete it, or name another --out"
         ) from None

@@ -13,6 +13,7 @@ from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write
 from examples.paper.common.statistics import format_error
 from examples.paper.controls.experiment import Images, trained
+from examples.paper.evaluation.networks import check_tensors
 
 CIFAR = data.DATASETS["cifar10"]
 
@@ -35,20 +36,26 @@ def load(path: Path) -> nn.Module:
         )
     network = fresh()
     try:
-        state = load_file(path) | {k: v for k, v in network.state_dict().items() if k.startswith("1.fc.")}
-        network.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
+        state = load_file(path)
+        check_tensors(state, network.state_dict(), torch.float32)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a network of `controls pretrain`: {error}") from None
+    network.load_state_dict(state | {k: v for k, v in network.state_dict().items() if k.startswith("1.fc.")})
     return network
 
 
 def pretrain(train: Images, test: Images, path: Path, epochs: int) -> None:
-    """Train it, write it, and print its clean error on test images."""
+    """Train it, write it, and print its clean error on test images.
+
+    Raises `ValueError` or `OSError` before the training if `path` is not a new file that can be written.
+    """
+    if path.exists() or path.suffix != ".safetensors":
+        raise ValueError(f"--trained {path} must be a new file, NAME.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
     options = {"recipe": "standard", "dataset": "cifar10", "seed": 0, "epochs": epochs}
     torch.manual_seed(0)
-    network = trained(fresh(), *train, options | {"batch_size": 128, "lr": 0.1}).eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as scratch:
+        network = trained(fresh(), *train, options | {"batch_size": 128, "lr": 0.1}).eval()
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, scratch)
     wrong = clean_errors(network, data.to_float(test[0]), test[1])
     print(f"written: {path}; its clean error is {format_error(wrong)}")

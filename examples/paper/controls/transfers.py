@@ -2,10 +2,11 @@
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,11 +16,12 @@ from examples.paper.common.models import ACTIVATIONS, ResNet
 from examples.paper.common.records import sha256
 from examples.paper.common.sets import shuffled
 from examples.paper.controls import pretraining
-from examples.paper.controls.experiment import TEST, Make, Results, once
+from examples.paper.controls.experiment import TEST, Job, Make, Results, results
 from examples.paper.controls.networks import SITES
 from examples.paper.evaluation.networks import load, numbers, short_name
 from sparta_act import Sparta, SpartaSet, replace_relus
 
+T = TypeVar("T")
 RELU, HALF, THERE = "ReLU", "ReLU times one half", "SPARTA trained there"
 FROZEN, SHUFFLED, WHOLE = "{}, frozen", "{}, shuffled, frozen", "the whole network {}"  # of a set or network
 SLIM, WIDE = "cifar10-resnet18-w16", "cifar10-resnet18"
@@ -83,8 +85,8 @@ def transfers(
     if limit >= len(x):
         raise ValueError(f"--limit {limit}: no test image of {len(x)} would be left to test on")
     train, test = (x[-limit:], y[-limit:]), (x[:-limit][:TEST], y[:-limit][:TEST])
-    taken = {_name(s): Sparta.from_pretrained(s) for s in sets}
-    robust = {short_name(where): load(where)[0] for where in whole}
+    taken = _named(sets, _name, Sparta.from_pretrained)
+    robust = _named(whole, short_name, lambda where: load(where)[0])
     network = partial(there.network, trained)
     here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
     here |= {"batch_size": 64, "lr": 0.1}
@@ -92,17 +94,28 @@ def transfers(
         make()
     if there.trained:
         here["trained"] = sha256(trained.read_bytes())
-    results: Results = {}
-    for seed in seeds:
-        for label, (make, own) in cases(network, taken, robust, seed).items():
-            found = once(out, label, make, train, test, {"seed": seed, **here, **own})
-            results.setdefault(label, []).append(found)
-    return results
+    jobs = [
+        Job(label, make, {"seed": seed, **here, **own})
+        for seed in seeds
+        for label, (make, own) in cases(network, taken, robust, seed).items()
+    ]
+    return results(out, jobs, train, test)
 
 
 def _name(taken: str) -> str:
     """What a set is called: its name, or the folder of the run that made it."""
-    return Path(taken).parent.name if Path(taken).name == "set" else Path(taken).name
+    path = Path(taken).resolve()
+    return path.parent.name if path.name == "set" else path.name
+
+
+def _named(places: list[str], name: Callable[[str], str], read: Callable[[str], T]) -> dict[str, T]:
+    """What is at each place, by name. Raises `ValueError` for a name that is there twice or no file's."""
+    names = [name(place) for place in places]
+    if wrong := [n for n in names if names.count(n) > 1 or not re.fullmatch(r"[\w.-]*[a-zA-Z0-9][\w.-]*", n)]:
+        raise ValueError(
+            f"each set or network needs a name of its own, of letters, digits, dots and dashes, not {wrong}"
+        )
+    return {n: read(place) for n, place in zip(names, places, strict=True)}
 
 
 def is_control(label: str) -> bool:

@@ -129,8 +129,7 @@ def _measure(
                 device=subject.device,
                 title=subject.name,
             )
-            stored |= {keys[a]: outcome for a, outcome in new.items()}
-            store.write(path, stored)
+            stored = store.add(path, {keys[a]: outcome for a, outcome in new.items()})
         for attack in part:
             outcome = stored[keys[attack.name]]
             found[attack.name].append(outcome)

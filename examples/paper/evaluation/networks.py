@@ -26,6 +26,7 @@ from examples.paper.training.checkpoint import load_trained
 NAMES = "the checkpoint.pt of `train`, a .safetensors of `network`, or FILE.py:FUNCTION"
 NETWORKS = Path(__file__).parents[2] / "networks"  # those that ship, and their twins
 SETTINGS = ("arch", "activation", "sites", "width", "dataset")
+SUMS = "SHA256SUMS"  # of the files beside it, as `sha256sum` writes them
 
 
 def split_place(where: str) -> tuple[Path, str]:
@@ -57,6 +58,7 @@ def load(where: str, audited: nn.Module | None = None) -> tuple[nn.Module, str |
     if function:
         return _made(path, function, audited), None, content
     if path.suffix == ".safetensors":
+        _check_sum(path, content)
         model, dataset = _stored(path)
     else:
         model, settings = load_trained(path)
@@ -215,14 +217,44 @@ def _line(error: BaseException) -> str:
 def _stored(path: Path) -> tuple[nn.Module, str]:
     try:
         with safe_open(path, "pt") as file:
-            settings = json.loads((file.metadata() or {})["settings"])
+            metadata = file.metadata() or {}
+            if "settings" not in metadata:
+                raise ValueError("it has no settings")
+            settings = json.loads(metadata["settings"])
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no mapping)
-        dataset = data.DATASETS[settings["dataset"]]
-        model = build(**settings, num_classes=len(dataset.classes))
+        if set(settings) != set(SETTINGS):
+            raise ValueError(f"its settings are {list(settings)}, must be {list(SETTINGS)}")
+        if settings["dataset"] not in data.DATASETS:
+            raise ValueError(f"no data set {settings['dataset']!r}; there are {', '.join(data.DATASETS)}")
+        model = build(**settings, num_classes=len(data.DATASETS[settings["dataset"]].classes))
+        check_tensors(state, model.state_dict(), torch.float16)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no file of weights that `networks.save` wrote: {error}") from None
+    except KeyError as error:  # of a network or an activation that there is not
+        raise ValueError(f"{path} is no file of weights that `network` wrote: unknown {error}") from None
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no file of weights that `network` wrote: {error}") from None
     return model, settings["dataset"]
+
+
+def check_tensors(state: dict[str, Tensor], wanted: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Raise `ValueError` unless tensors of a file are those of a network, floats finite and of this dtype."""
+    for name in (*wanted, *state):
+        if name not in wanted or name not in state:
+            raise ValueError(f"{'Unexpected' if name in state else 'Missing'} key {name}")
+        kind = dtype if wanted[name].is_floating_point() else wanted[name].dtype
+        found, given = (tuple(wanted[name].shape), kind), (tuple(state[name].shape), state[name].dtype)
+        if found != given:
+            raise ValueError(f"size mismatch or wrong dtype: {name} is {given}, must be {found}")
+        if state[name].is_floating_point() and not state[name].isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+
+
+def _check_sum(path: Path, content: bytes) -> None:
+    """Raise `ValueError` if the folder's list has the file with another sha256."""
+    listed = path.with_name(SUMS)
+    sums = dict(reversed(line.split()) for line in listed.read_text().splitlines()) if listed.exists() else {}
+    if sums.get(path.name, sha256(content)) != sha256(content):
+        raise ValueError(f"{path} has changed: its sha256 is not that in {listed}; restore it")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from examples.paper.common.atomic import atomic_write
@@ -43,6 +44,14 @@ def read(path: Path) -> dict[str, Outcome]:
 def holds(stored: Mapping[str, Outcome], key: str, attack: Attack) -> bool:
     """Whether there is an outcome of this attack on all its images."""
     return key in stored and len(stored[key].wrong) == attack.images
+
+
+def add(path: Path, new: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """All outcomes, with new ones, as the file holds them then; another call may write into it too."""
+    with FileLock(f"{path}.lock"):
+        stored = read(path) | dict(new)
+        write(path, stored)
+    return stored
 
 
 def write(path: Path, stored: Mapping[str, Outcome]) -> None:

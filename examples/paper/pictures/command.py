@@ -1,11 +1,11 @@
 """The command `pictures`: draw the documentation's pictures from what lies in the repository."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from examples.paper.common import data
+from examples.paper.common.records import read_json
 from examples.paper.evaluation import networks
 from examples.paper.pictures import contest, cost, gate, loss, method
 from examples.paper.results.queue import read_queue
@@ -29,10 +29,19 @@ def draw_gate(path: Path) -> None:
     gate.draw(path, model, data.to_float(x), 4)
 
 
+def draw_loss(path: Path) -> None:
+    """The loss that `figures` wrote beside the picture. Raises `ValueError` for a file of something else."""
+    file = path.with_suffix(".json")
+    try:
+        loss.draw(path, read_json(file))
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        raise ValueError(f"{file} is not what `figures` wrote ({error!r}); write it again") from None
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "method": method.draw,
     "gate": draw_gate,
-    "loss": lambda path: loss.draw(path, json.loads(path.with_suffix(".json").read_text())),
+    "loss": draw_loss,
     "contest": lambda path: contest.draw(path, read_queue(), RESULTS),
     "cost": lambda path: cost.draw(path, DOCS / "speed"),
 }

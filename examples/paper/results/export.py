@@ -58,7 +58,7 @@ def measured(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"there is no {path}; write it with: python -m examples.paper evaluate {checkpoint}")
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = records.read_json(path)
         if record["sha256"] != records.sha256(checkpoint.read_bytes()):
             raise ValueError(f"it is of another {checkpoint.name}")
         records.check_errors(record["errors"])
@@ -146,7 +146,7 @@ def audited(path: Path, activations: dict[str, Sparta]) -> tuple[list[Any], str]
     Raises `ValueError` for an audit of other activations.
     """
     try:
-        record = json.loads(path.read_text())
+        record = records.read_json(path)
         records.check_seal(record)
         model, _, content = networks.load(record["network"])
         if records.sha256(content) != record["sha256"]:
@@ -261,6 +261,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = p.parse_args(argv)
     out = args.out if args.out is not None else PACKAGE / "sets" / args.ship
+    if args.ship and (out / WEIGHTS).exists():
+        raise ValueError(
+            f"the package has a set {args.ship!r}, and a set never changes: give another name, or, if it was "
+            f"never published, delete {out} first"
+        )
     export(args.run, args.twin, out, args.audit, shipped=bool(args.ship))
     if args.ship:
         ship(args.ship)

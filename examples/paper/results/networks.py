@@ -1,11 +1,10 @@
 """The section of the page on the networks in this repository, from the records of `evaluate`."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from examples.paper.common.records import check_errors, check_seal, unpacked
+from examples.paper.common.records import check_errors, check_seal, read_json, unpacked
 from examples.paper.common.statistics import format_error, pair_of
 from examples.paper.results.cells import MISSING, markdown
 from examples.paper.results.differences import marked
@@ -56,7 +55,7 @@ def _error(record: dict[str, Any], attack: str) -> str:
 def read(path: Path) -> dict[str, Any]:
     """What `evaluate` wrote. Raises `ValueError` for a file that is something else."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = read_json(path)
         check_errors(record["errors"])
         check_seal(record)
         if (

@@ -5,8 +5,8 @@
     --twin docs/results/networks/$N-relu.json --audit docs/audits/$N/audit.json
 
 The weights stay as they are, byte for byte. The network, examples/networks/$N.safetensors, must hold these
-weights, and the evaluations and the audit must be of the files that are there. Without an audit the card says
-that there is none.
+weights, and the evaluations must be of it and of $N-relu.safetensors there, as the audit must be. Without an
+audit the card says that there is none. A killed call can leave a set that does not load: call it again.
 """
 
 import argparse
@@ -35,8 +35,9 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) ->
         section, network = [export.NOT_AUDITED], _network(name, taken)
     if record["sha256"] != network:
         raise ValueError(f"{evaluation} is of another network than {audit or name}")
-    if other["sha256"] == network:
-        raise ValueError(f"{twin} is of {name}'s own network, not of its ReLU twin")
+    relu = NETWORKS / f"{name}-relu.safetensors"
+    if other["sha256"] != records.sha256(relu.read_bytes()):
+        raise ValueError(f"{twin} is not of its ReLU twin, {relu}")
     unlike = [k for k in ("seed", "test images") if record[k] != other[k]]
     unlike += [a for a in record["errors"] if other["errors"].get(a, {}).get("images") != _images(record, a)]
     if unlike:

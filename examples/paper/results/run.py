@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import datetime
-import json
 import os
 import shlex
 import statistics
@@ -22,7 +21,7 @@ from examples.paper.attacks import autoattack
 from examples.paper.common import data
 from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.lock import lock
-from examples.paper.common.records import RECORD, check_errors, check_seal, write_record
+from examples.paper.common.records import RECORD, check_errors, check_seal, read_json, write_record
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import FOLDERS, Queue, Run
@@ -189,7 +188,7 @@ def _command(name: str, places: list[Path], options: dict[str, Any]) -> str:
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    record = read_json(folder / RECORD)
     check_errors(record["errors"])
     check_seal(record)
     return record

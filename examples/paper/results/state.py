@@ -8,7 +8,7 @@ from typing import Any
 
 from examples.paper.common.data import DATASETS
 from examples.paper.common.lock import is_locked
-from examples.paper.common.records import check_errors
+from examples.paper.common.records import check_errors, read_json
 from examples.paper.common.sets import trained_alike
 from examples.paper.common.statistics import rounded
 from examples.paper.evaluation.protocols import PROTOCOLS
@@ -18,7 +18,8 @@ from sparta_act.pretrained import CONFIG, WEIGHTS
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 # what the tables show of a result, beside its errors
-SHOWN = {"machine", "parameters", "multiply-adds", "seconds per epoch", "last epoch", "test images"}
+SHOWN = {"settings": dict, "last epoch": dict, "machine": str, "parameters": int, "multiply-adds": int}
+SHOWN |= {"seconds per epoch": float, "test images": str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +58,13 @@ def read_result(name: str, results: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        dict(result["settings"]), dict(result["last epoch"]), result["errors"]["clean"]["error"]
-        if missing := SHOWN - result.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        for errors in ("errors", "best errors"):
-            if errors in result:
-                check_errors(result[errors])
+        result = read_json(path)
+        if missing := [k for k, kind in SHOWN.items() if not isinstance(result.get(k), kind)]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        [float(number) for number in (result["last epoch"]["epoch"], *result["last epoch"].values())]
+        check_errors(result["errors"])
+        if "best errors" in result:
+            check_errors(result["best errors"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a result ({error!r}); restore it, or delete it and run again"

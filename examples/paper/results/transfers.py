@@ -15,6 +15,7 @@ Each network is trained on 2,000 test images that no set has seen, the last ones
 points of error, with 95% intervals over images, and over images and trainings. [When a set helps, and when it
 hurts](robustness.md#elsewhere-what-counts-as-help), was written down first.
 """
+SHARED = ("epochs", "limit", "batch_size", "lr", "dataset", "trained", "images")  # options of all networks
 
 
 def elsewhere(folder: Path) -> Iterator[str]:
@@ -49,6 +50,9 @@ def results_of(to: str, folder: Path) -> Results:
         results.setdefault(result["label"], []).append(result)
     for found in results.values():
         found.sort(key=lambda r: r["options"]["seed"])
+    options = [r["options"] for found in results.values() for r in found]
+    if unlike := [k for k in SHARED if len({str(o.get(k)) for o in options}) > 1]:
+        raise ValueError(f"{folder}: the results of transfer {to} differ in {', '.join(unlike)}")
     seeds = {label: [r["options"]["seed"] for r in rs] for label, rs in results.items()}
     if any(s != seeds.get(RELU) for s in seeds.values()):
         raise ValueError(f"{folder}: the networks of transfer {to} have different seeds: {seeds}")

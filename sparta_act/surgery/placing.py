@@ -97,13 +97,6 @@ def _matched(sites: list[Site], activations: Mapping[str, nn.Module]) -> list[nn
             )
     if problems:
         has = ", ".join(f"{label} with {n or 'no in_channels'}" for label, n in channels.items())
-        raise SiteError(
-            "\n".join(
-                [
-                    "the activations do not fit the sites:",
-                    *problems,
-                    f"The set has {has}. Name other sites, or give no set: then each gets a fresh `Sparta`.",
-                ]
-            )
-        )
+        advice = f"The set has {has}. Name other sites, or give no set: then each gets a fresh `Sparta`."
+        raise SiteError("\n".join(["the activations do not fit the sites:", *problems, advice]))
     return new

@@ -16,8 +16,7 @@
       trained.
 
 Each network is one file in --out, so a killed call goes on where it was; the result of other options is never
-overwritten. At the end the errors are printed,
-and what the gates of the first seed do.
+overwritten. At the end the errors are printed, and what the gates of the first seed do.
 """
 
 import argparse

@@ -253,7 +253,7 @@ def _check_sum(path: Path, content: bytes) -> None:
     """Raise `ValueError` if the folder's list has the file with another sha256."""
     listed = path.with_name(SUMS)
     sums = dict(reversed(line.split()) for line in listed.read_text().splitlines()) if listed.exists() else {}
-    if sums.get(path.name, sha256(content)) != sha256(content):
+    if path.name in sums and sums[path.name] != sha256(content):
         raise ValueError(f"{path} has changed: its sha256 is not that in {listed}; restore it")
 
 

@@ -16,7 +16,7 @@ from examples.paper.audit.page import filled, markdown
 from examples.paper.common import records
 from examples.paper.common.gates import activations_of
 from examples.paper.common.models import ResNet
-from examples.paper.common.statistics import mean_difference, pair_of
+from examples.paper.common.statistics import mean_difference, pair_of, paired, rounded
 from examples.paper.controls.experiment import file_of, read
 from examples.paper.evaluation import networks
 from examples.paper.results.differences import marked
@@ -29,6 +29,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 AUDITS = sorted((DOCS / "audits").glob("*/audit.json"))
+RUNS = {"SPARTA": "sparta", "ReLU times one half": "relu-half", "SiLU everywhere": "silu", "ReLU": "relu"}
 
 
 def audited(record):
@@ -164,7 +165,6 @@ def test_the_snippets_of_the_page_on_sets(tmp_path, monkeypatch):
 
 def test_differences_in_the_readme_are_those_of_the_filed_results():
     """One row for each of four pairs of networks in each seed, in the order of the verdict."""
-    runs = {"SPARTA": "sparta", "ReLU times one half": "relu-half", "SiLU everywhere": "silu", "ReLU": "relu"}
     table = README[README.index("| network | against | seed |") :].split("\n\n")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert [tuple(row[:3]) for row in rows] == [
@@ -180,7 +180,7 @@ def test_differences_in_the_readme_are_those_of_the_filed_results():
     assert head[3:] == ["clean", "worst case, 8/255"]
     pairs = []
     for label, against, seed, *_ in rows:
-        names = (f"w16-{runs[name]}{'-seed1' * int(seed)}" for name in (label, against))
+        names = (f"w16-{RUNS[name]}{'-seed1' * int(seed)}" for name in (label, against))
         both = [read_result(name, DOCS / "results") for name in names]
         pairs += [pair_of(*both, attack) for attack in head[3:]]
     assert [cell for row in rows for cell in row[3:]] == marked(pairs)
@@ -189,6 +189,31 @@ def test_differences_in_the_readme_are_those_of_the_filed_results():
         assert (
             f"than that of {what} by {mean_difference([pairs[i] for i in seeds]).replace('-', '', 1)}" in text
         )
+
+
+def test_figures_of_width_64_are_those_of_the_filed_results():
+    """The table of robustness.md, and what the README and rivals.md say of it."""
+    runs = {n: f"w64-{run}" for n, run in RUNS.items() if n != "SiLU everywhere"}
+    found = {name: read_result(run, DOCS / "results") for name, run in runs.items()}
+    section = (DOCS / "robustness.md").read_text().split("### Width 64")[1].split("\n### ")[0]
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    )
+    assert [row[0] for row in rows] == [
+        "SPARTA, minus ReLU",
+        "ReLU times one half, minus ReLU",
+        "SPARTA, minus ReLU times one half",
+    ]
+    for label, *cells in rows:
+        both = [found[name] for name in label.split(", minus ")]
+        assert cells == [str(paired(pair_of(*both, attack))) for attack in head[1:]]
+    readme, rivals = (" ".join(text.split()) for text in (README, (DOCS / "rivals.md").read_text()))
+    for name, result in found.items():
+        clean, worst = (result["errors"][a]["error"] for a in ("clean", "worst case, 8/255"))
+        assert f"{name} {rounded(clean)}% and {rounded(worst)}%" in readme
+        assert f"{rounded(1 - worst)}% ({name})" in rivals
 
 
 def test_costs_in_the_readme_are_those_of_the_speed_page():

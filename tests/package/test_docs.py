@@ -32,6 +32,16 @@ AUDITS = sorted((DOCS / "audits").glob("*/audit.json"))
 RUNS = {"SPARTA": "sparta", "ReLU times one half": "relu-half", "SiLU everywhere": "silu", "ReLU": "relu"}
 
 
+def table_in(text):
+    """The cells of a text's only table, line by line, the head first."""
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    )
+    return [head, *rows]
+
+
 def audited(record):
     """The network of an audit, where it lies here: those of width 16 do, larger ones are too large."""
     path = ROOT / record["network"]
@@ -165,8 +175,7 @@ def test_the_snippets_of_the_page_on_sets(tmp_path, monkeypatch):
 
 def test_differences_in_the_readme_are_those_of_the_filed_results():
     """One row for each of four pairs of networks in each seed, in the order of the verdict."""
-    table = README[README.index("| network | against | seed |") :].split("\n\n")[0].splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    head, *rows = table_in(README[README.index("| network | against | seed |") :].split("\n\n")[0])
     assert [tuple(row[:3]) for row in rows] == [
         (*pair, seed)
         for pair in [
@@ -196,11 +205,7 @@ def test_figures_of_width_64_are_those_of_the_filed_results():
     runs = {n: f"w64-{run}" for n, run in RUNS.items() if n != "SiLU everywhere"}
     found = {name: read_result(run, DOCS / "results") for name, run in runs.items()}
     section = (DOCS / "robustness.md").read_text().split("### Width 64")[1].split("\n### ")[0]
-    head, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in section.splitlines()
-        if line.startswith("|")
-    )
+    head, *rows = table_in(section)
     assert [row[0] for row in rows] == [
         "SPARTA, minus ReLU",
         "ReLU times one half, minus ReLU",
@@ -243,10 +248,9 @@ def test_costs_in_the_readme_are_those_of_the_speed_page():
 )
 def test_errors_of_the_controls_on_the_page_are_those_of_the_filed_results(experiment, heading, rows, files):
     section = heading + (DOCS / "robustness.md").read_text().split(heading)[1].split("\n## ")[0]
-    table = [line for line in section.splitlines() if line.startswith("|")][2:]
+    _, *table = table_in(section)
     assert len(table) == rows
-    for line in table:
-        label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+    for label, *cells in table:
         found = [read(file_of(DOCS / "results/controls" / at, experiment, label, seed)) for at, seed in files]
         errors = [
             ", ".join(f"{100 * f['errors'][a]['error']:.2f}" for f in found) for a in found[0]["errors"]

@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, default=64, help="of your own images, in pixels (default 64)")
     p.add_argument("--network", default="resnet18", help="resnet18, torchvision/NAME or timm/NAME")
     p.add_argument("--width", type=int, default=16, help="channels of resnet18's first group (default 16)")
-    p.add_argument("--init", help="weights, .safetensors, also for other classes; Spartas start as ReLU")
+    p.add_argument("--init", help="weights with ReLU, .safetensors, for any classes; Spartas start as ReLU")
     p.add_argument("--sites", default="G*.B-1", help="which ReLUs (default: the last one of each group)")
     p.add_argument("--activation", default="sparta", help="sparta, relu, or a set, which stays frozen")
     p.add_argument("--eps", default="8/255", help="bound of the attack, a fraction of 1 (default 8/255)")

@@ -109,7 +109,7 @@ def load_weights(network: nn.Module, path: str | Path, but_classifier: bool = Fa
 
     `but_classifier`: its last linear layer keeps its own weights if the file has another number of classes.
     """
-    state, own = read(path)[0], network.state_dict()
+    (state, settings), own = read(path), network.state_dict()
     shapes = {(k, v.shape) for k, v in own.items()} ^ {(k, v.shape) for k, v in state.items()}
     wrong, linear = (
         {k for k, _ in shapes},
@@ -120,7 +120,8 @@ def load_weights(network: nn.Module, path: str | Path, but_classifier: bool = Fa
         state |= {k: own[k] for k in classifier}
     elif wrong:
         raise ValueError(
-            f"{path} is of another network: {len(wrong)} tensors do not fit, such as {min(wrong)}"
+            f"{path} is of another network{f', {settings}' if settings else ''}: "
+            f"{len(wrong)} tensors do not fit, such as {min(wrong)}"
         )
     network.load_state_dict(state)
     return network

@@ -18,6 +18,7 @@ from tests.examples.conftest import EXAMPLES
 from tests.examples.test_files import ROOT, copied
 
 RELU = EXAMPLES / "networks" / "cifar10-resnet18-w16-relu.safetensors"
+SPARTA = EXAMPLES / "networks" / "cifar10-resnet18-w16.safetensors"
 
 
 def start(folder, tiny_data, out, *options):
@@ -135,7 +136,8 @@ def pictures(folder, *classes):
         ("--network torchvision/resnet19", "Unknown model resnet19"),
         ("--network timm/resnet19", "Unknown model (resnet19)"),
         ("--width 0", "width must be at least 1, not 0"),
-        (f"--width 8 --init {RELU}", "is of another network: 101 tensors do not fit, such as bn1.bias"),
+        (f"--width 8 --init {RELU}", "'dataset': 'cifar10'}: 101 tensors do not fit, such as bn1.bias"),
+        (f"--init {SPARTA}", "is of another network, {'arch': 'resnet18', 'activation': 'sparta', "),
         ("--init nothing.safetensors", "cannot read nothing.safetensors"),
         ("--eps wide", "Invalid literal for Fraction: 'wide'"),
         ("--eps 1/0", "Fraction(1, 0)"),

@@ -14,8 +14,10 @@ from examples.paper.results.transfers import elsewhere
 HEAD = """# Results
 
 Percent of test images that are wrong, clean or attacked, with 95% intervals; for several seeds their mean and
-range. Columns of the paper are as printed; its attack is targeted PGD, eps 16/255, step 1/255. Networks of
-different budgets, counted in epochs, are not compared.
+range. The paper's attack is targeted PGD, eps 16/255, step 1/255; what stands in a column of the paper is as
+printed there. Networks of different budgets, counted in epochs, are not compared. Saturated gates are the
+share of the gate on active elements below 0.01 or above 0.99, at each site and, where that was recorded, at
+all sites together.
 
 A difference is in points of error, of two networks on the same images; below 0 the named network makes fewer
 errors. Its ± is half the width of a 95% interval over images: other test images, the same trainings. In the
@@ -25,7 +27,8 @@ difference of one seed is **bold** if the exact McNemar test stays below 0.05 af
 differences of single seeds in its table. Even then it is about these two trainings.
 
 The first test images are those of `examples/paper/common/cifar10-test.txt`, which lists all of them in our
-order by their sha256. CIFAR-10 from the Hub is put into that order.
+order by their sha256. CIFAR-10 from the Hub is put into that order. `DATA` in a command is [the folder of the
+data sets](https://github.com/sparta-act/sparta-act/tree/main/examples/paper#data).
 
 `python -m examples.paper tables` writes this page from the files in
 [docs/results](https://github.com/sparta-act/sparta-act/tree/main/docs/results). Each of them has its

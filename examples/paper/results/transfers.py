@@ -7,13 +7,15 @@ from examples.paper.common.statistics import mean_difference, paired, rounded, w
 from examples.paper.controls.experiment import Result, Results, pairs_of, read
 from examples.paper.controls.transfers import DESTINATIONS, FROZEN, HALF, RELU, SHUFFLED, THERE
 from examples.paper.results.cells import markdown
+from examples.paper.results.queue import FOLDERS
 
 HEAD = """## Frozen sets in other networks
 
 Each network is trained on 2,000 test images that no set has seen, the last ones, and attacked on the first
 2,000, by PGD-10 at 8/255, judged at every step. Errors are by seed. Differences are means over the seeds, in
 points of error, with 95% intervals over images, and over images and trainings. [When a set helps, and when it
-hurts](robustness.md#elsewhere-what-counts-as-help), was written down first.
+hurts](robustness.md#elsewhere-what-counts-as-help), was written down on 2026-11-29, when the networks of the
+day before were known and all later ones were not. Commands for sets and networks of other runs are there too.
 """
 SHARED = ("epochs", "limit", "batch_size", "lr", "dataset", "trained", "images")  # options of all networks
 
@@ -33,9 +35,10 @@ def elsewhere(folder: Path) -> Iterator[str]:
         for label in results:
             if said := verdict(results, label):
                 yield f"**{label}: {said}.**\n"
+        command = f"controls transfer {to} --data DATA/{FOLDERS[DESTINATIONS[to].dataset]}"
         yield (
             f"{epochs} epochs; {machine}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
-            f"`python -m examples.paper controls transfer {to}`.\n"
+            f"`python -m examples.paper {command}`.\n"
         )
 
 

@@ -1,5 +1,6 @@
 """What the documentation shows is what happens."""
 
+import csv
 import doctest
 import json
 import re
@@ -219,6 +220,27 @@ def test_figures_of_width_64_are_those_of_the_filed_results():
         clean, worst = (result["errors"][a]["error"] for a in ("clean", "worst case, 8/255"))
         assert f"{name} {rounded(clean)}% and {rounded(worst)}%" in readme
         assert f"{rounded(1 - worst)}% ({name})" in rivals
+
+
+def test_learning_rates_are_those_of_the_filed_losses():
+    """The table of robustness.md, and how far behind ReLU of width 64 is in training."""
+    section = (DOCS / "robustness.md").read_text().split("### The learning rate")[1].split("\n### ")[0]
+    text = " ".join(section.split())
+    with (DOCS / "results/controls/learning-rate.csv").open() as file:
+        filed = {(row["lr"], row["activation"]): float(row["loss"]) for row in csv.DictReader(file)}
+    _, *rows = table_in(section)
+    names = ("relu", "relu-half", "sparta")
+    shown = {(lr, name): cell for lr, *cells in rows for name, cell in zip(names, cells, strict=True) if cell}
+    assert shown == {key: f"{loss:.3f}" for key, loss in filed.items()}
+    relu, half = ({lr: loss for (lr, name), loss in filed.items() if name == n} for n in names[:2])
+    assert f"{relu['0.1'] - half['0.1']:.2f} behind the constant" in text
+    assert f"it is {min(relu.values()) - min(half.values()):.2f} behind" in text
+    last = [read_result(f"w64-{name}", DOCS / "results")["last epoch"] for name in names]
+    wrong, held = ([f"{rounded(row[key])}%" for row in last] for key in ("error", "validation error"))
+    assert (
+        f"{wrong[0]} of the attacked training images are wrong with ReLU, {wrong[1]} with ReLU times" in text
+    )
+    assert f"{wrong[2]} with SPARTA; of the 500 images held out {held[0]}, {held[1]} and {held[2]} " in text
 
 
 def test_costs_in_the_readme_are_those_of_the_speed_page():

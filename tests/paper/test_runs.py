@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,17 @@ def test_a_result_holds_what_makes_it_again_and_no_folder_of_this_machine(place)
     assert evaluation[0] == "runs/short-relu/checkpoint.pt"
     model, _ = load_trained(place / "runs/short-relu/checkpoint.pt")
     assert result["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_learning_rate_of_the_queue_replaces_that_of_the_recipe(place):
+    (place / "queue.toml").write_text(SMALL.replace("seed = 0", "seed = 0\nlr = 0.025"))
+    run(place, "short-relu")
+    result = json.loads((place / "results/short-relu.json").read_text())
+    assert result["last epoch"]["lr"] == result["settings"]["numbers"]["lr"] == 0.025
+    assert parser().parse_args(shlex.split(result["commands"][0])[4:]).lr == 0.025
+    (place / "queue.toml").write_text(SMALL)
+    with pytest.raises(ValueError, match="short-relu: changed"):
+        run(place, "short-relu")
 
 
 def test_a_missing_autoattack_is_an_error_before_the_training(place, monkeypatch):

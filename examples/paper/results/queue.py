@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -58,14 +59,16 @@ class Run(BaseModel, frozen=True, extra="forbid", strict=True):
     sample: bool = False
     limit: NonNegativeInt | None = None
     validation: PositiveInt | None = None
+    lr: PositiveFloat | None = None  # instead of the recipe's
 
     def settings(self) -> dict[str, Any]:
         """What a result must agree with to be the result of this run."""
-        return self.model_dump(exclude={"name"}) | {"numbers": self.numbers()}
+        return self.model_dump(exclude={"name", "lr"}) | {"numbers": self.numbers()}
 
     def numbers(self) -> dict[str, Any]:
-        """The recipe's numbers, with the epochs of this run."""
-        return dataclasses.asdict(RECIPES[self.recipe]) | {"epochs": self.epochs}
+        """The recipe's numbers, with the epochs and the learning rate of this run."""
+        own = {"epochs": self.epochs} | ({"lr": self.lr} if self.lr else {})
+        return dataclasses.asdict(RECIPES[self.recipe]) | own
 
 
 class Row(BaseModel, frozen=True, extra="forbid", strict=True):

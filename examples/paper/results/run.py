@@ -175,8 +175,8 @@ def commands(run: Run, args: argparse.Namespace, given: str | None, best: bool) 
     if run.set and given == str(args.runs / run.set / "set"):
         given = str(runs / run.set / "set")
     folder, rest = runs / run.name, {"data": images, "seed": run.seed, "device": args.device}
-    settings = dataclasses.asdict(settings_of(run, args, given))
-    training = {"out": folder, **settings, "epochs": run.epochs, "compile": args.compile, **rest}
+    settings = dataclasses.asdict(settings_of(run, args, given)) | {"epochs": run.epochs, "lr": run.lr}
+    training = {"out": folder, **settings, "compile": args.compile, **rest}
     evaluation = {"protocol": run.evaluation, **rest}
     return [_command("train", [], training), _command("evaluate", checkpoints_of(folder, best), evaluation)]
 

@@ -1,6 +1,6 @@
 """The order of CIFAR-10's test images: that of our figures, whichever files they come from.
 
-`python -m examples.paper.common.image_order CIFAR10_FOLDER` writes the list, cifar10-test.txt, in the order
+`python -m examples.paper.common.image_order DATA/cifar10` writes the list, cifar10-test.txt, in the order
 of the files in that folder: the first 16 hexadecimal digits of the sha256 of each image, as H x W x 3 bytes.
 "The first 2,000 test images" are the first 2,000 of this list.
 """

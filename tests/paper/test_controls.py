@@ -339,6 +339,46 @@ def test_a_torchvision_network_is_trained_first_and_keeps_all_but_its_classifier
     assert stub == []
 
 
+def test_a_rate_is_chosen_on_training_images_alone(tmp_path, tiny_data, monkeypatch):
+    x, _ = data.load("train", tiny_data)
+    monkeypatch.setattr(transfers, "HELD", 4)
+    seen = []
+
+    def run(make, x, y, held, options):
+        seen.append((make(), x, held[0], options["lr"]))
+        errors = {"clean": experiment.entry(torch.zeros(len(held[0]), dtype=torch.bool))}
+        return {"options": options, "errors": errors, "gate": {}, "date": "today", "machine": "", "torch": ""}
+
+    monkeypatch.setattr(experiment, "run", run)
+    words = (
+        "rate",
+        "resnet18",
+        "--data",
+        tiny_data,
+        "--activation",
+        "relu",
+        "relu-half",
+        "--lr",
+        "0.02",
+        "0.5",
+    )
+    limit = len(x) - 4
+    with pytest.raises(ValueError, match=f"--limit {limit + 1}: of {len(x)} training images 4 are needed to"):
+        call(tmp_path, *words, "--limit", limit + 1)
+    assert seen == []
+    call(tmp_path, *words, "--limit", limit)
+    assert [lr for *_, lr in seen] == [0.02, 0.5, 0.02, 0.5]
+    for _, train, held, _ in seen:
+        assert torch.equal(train, x[:limit])
+        assert torch.equal(held, x[limit:])
+    first, _, half, _ = (network for network, *_ in seen)
+    assert isinstance(half.layer1[1].act2, HalvedReLU)
+    assert not isinstance(first.layer1[1].act2, HalvedReLU)
+    assert torch.equal(first.fc.weight, half.fc.weight)
+    assert (tmp_path / "out/rate-resnet18-relu-half-at-0-5-seed7.json").exists()
+    assert list(elsewhere(tmp_path / "out")) == []  # no transfer
+
+
 def test_the_page_has_a_table_of_each_destination(tmp_path, tiny_data, stub):
     assert list(elsewhere(tmp_path / "out")) == []
     call(tmp_path, *TINY, 1, "--data", tiny_data)

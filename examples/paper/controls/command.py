@@ -4,7 +4,10 @@
       Does a frozen set help another network? Networks trained for 15 epochs on the last 2,000 test images,
       which the set has not seen: ReLU, ReLU times one half, the set frozen, the set with its numbers
       shuffled, SPARTA trained there; three seeds. `resnet34` is another network, `mnist-m` and `torchvision`
-      are other data too: there whole robust networks of ours are fine-tuned beside them.
+      are other data too; on `mnist-m` whole robust networks of ours are fine-tuned beside them.
+  python -m examples.paper controls rate torchvision --data DATA/mnist_m
+      At which learning rate does ReLU make the fewest errors there? On training images alone, with a seed of
+      its own: nothing that `transfer` measures has a part in it.
   python -m examples.paper controls pretrain --data DATA/cifar10
       The network that `transfer torchvision` begins with.
   python -m examples.paper controls drop-in --data DATA/cifar10
@@ -25,14 +28,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from examples.paper.common import data
-from examples.paper.common.cli import at_least, seed
+from examples.paper.common.cli import at_least, positive, seed
 from examples.paper.common.console import print_table
 from examples.paper.common.gates import gates
+from examples.paper.common.models import ACTIVATIONS
 from examples.paper.common.records import sha256
 from examples.paper.common.statistics import mean_difference, paired
 from examples.paper.controls import transfers
 from examples.paper.controls.experiment import OUT, TEST, Job, Result, Results, pairs_of, results
-from examples.paper.controls.networks import drop_in, mean_gate
+from examples.paper.controls.networks import SITES, drop_in, mean_gate
 from examples.paper.controls.pretraining import pretrain
 from examples.paper.controls.transfers import DESTINATIONS, SLIM
 from examples.paper.evaluation import networks
@@ -88,9 +92,22 @@ def _transfers(args: argparse.Namespace) -> Results:
     )
 
 
+def _rates(args: argparse.Namespace) -> Results:
+    return transfers.rates(
+        args.to,
+        args.out,
+        source=args.data_dir,
+        activations=args.activation,
+        lrs=args.lr,
+        trained=args.trained,
+        limit=args.limit,
+        epochs=args.epochs,
+    )
+
+
 def _pretrain(args: argparse.Namespace) -> Results:
     train, test = data.load("train", args.data_dir), data.load("test", args.data_dir)
-    pretrain((train[0][: args.limit], train[1][: args.limit]), test, args.trained, args.epochs)
+    pretrain((train[0][: args.limit], train[1][: args.limit]), test, args.trained, args.epochs, args.lr)
     return {}
 
 
@@ -135,49 +152,67 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     experiments = p.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    t, r, d, m = (
+    t, c, r, d, m = (
         experiments.add_parser(name, help=text)
         for name, text in (
             ("transfer", "a frozen set in other networks, with its controls"),
+            ("rate", "errors by learning rate, on training images"),
             ("pretrain", "train the network of `transfer torchvision` without attacks"),
             ("drop-in", "SPARTA in a network that is trained already"),
             ("mean-gate", "a trained network, its gates replaced by their means"),
         )
     )
-    t.add_argument(
-        "to",
-        metavar="DESTINATION",
-        choices=DESTINATIONS,
-        help="; ".join(f"{n}: {there.what}" for n, there in DESTINATIONS.items()),
-    )
+    for one in (t, c):
+        one.add_argument(
+            "to",
+            metavar="DESTINATION",
+            choices=DESTINATIONS,
+            help="; ".join(f"{n}: {there.what}" for n, there in DESTINATIONS.items()),
+        )
     t.add_argument("--set", nargs="+", help="sets to freeze: names or folders (default: the destination's)")
     t.add_argument("--whole", nargs="*", help="robust networks to fine-tune (default: the destination's)")
     t.add_argument(
         "--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of the trainings (default 0 1 2)"
     )
-    t.add_argument(
-        "--limit",
-        type=at_least(1),
-        default=2000,
-        help="how many of the test images to train on, from the end (default %(default)s)",
+    c.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        nargs="+",
+        default=["relu"],
+        metavar="NAME",
+        help=f"at {SITES}: {', '.join(ACTIVATIONS)} (default: relu)",
     )
-    t.add_argument("--epochs", type=at_least(1), default=15, help="of training (default %(default)s)")
-    for one in (t, r):
+    c.add_argument(
+        "--lr",
+        type=positive,
+        nargs="+",
+        default=[0.01, 0.03, 0.1],
+        help="learning rates at the start (default 0.01 0.03 0.1)",
+    )
+    for one, which in ((t, "test images to train on, from the end"), (c, "training images to train on")):
+        one.add_argument(
+            "--limit", type=at_least(1), default=2000, help=f"how many of the {which} (default %(default)s)"
+        )
+        one.add_argument("--epochs", type=at_least(1), default=15, help="of training (default %(default)s)")
+    for one in (t, c, r):
         one.add_argument(
             "--trained",
             type=Path,
             default=Path("runs/torchvision-resnet18.safetensors"),
-            help="weights that `pretrain` writes and `transfer torchvision` reads (default %(default)s)",
+            help="weights that `pretrain` writes, for torchvision's network (default %(default)s)",
         )
     r.add_argument("--limit", type=at_least(1), help="images to train on, the first (default: all)")
     r.add_argument("--epochs", type=at_least(1), default=3, help="of training (default %(default)s)")
+    r.add_argument(
+        "--lr", type=positive, default=0.1, help="learning rate at the start (default %(default)s)"
+    )
     d.add_argument("--network", default=f"{NETWORKS / SLIM}-relu.safetensors", help=NETWORK)
     d.add_argument("--seed", type=seed, default=0, help="of the fine-tuning (default %(default)s)")
     d.add_argument("--limit", type=at_least(1), help="images to fine-tune on, the first (default: all)")
     d.add_argument("--epochs", type=at_least(1), default=2, help="of fine-tuning (default %(default)s)")
     m.add_argument("--network", default=f"{NETWORKS / SLIM}.safetensors", help=NETWORK)
-    for one, do in ((t, _transfers), (r, _pretrain), (d, _drop_ins), (m, _mean_gates)):
-        what = "the data set's parquet files" if one is t else "CIFAR-10's parquet files"
+    for one, do in ((t, _transfers), (c, _rates), (r, _pretrain), (d, _drop_ins), (m, _mean_gates)):
+        what = "the data set's parquet files" if one in (t, c) else "CIFAR-10's parquet files"
         one.add_argument("--data", dest="data_dir", required=True, help=f"folder of {what}, hub or sample")
         if one is not r:
             one.add_argument("--out", type=Path, default=OUT, help="for the results (default %(default)s)")

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from examples.paper.common.lock import lock
 from examples.paper.common.records import check_errors, read_json, sha256, write_record
 from examples.paper.common.statistics import Pair, entry, pair_of
 from examples.paper.training.gate_statistics import gate_statistics
-from examples.paper.training.recipes import RECIPES
+from examples.paper.training.recipes import RECIPES, Recipe
 from examples.paper.training.trainer import Trainer
 
 OUT = Path(__file__).parents[3] / "docs" / "results" / "controls"
@@ -116,9 +116,9 @@ def run(make: Make, x: Tensor, y: Tensor, test: Images, options: dict[str, Any])
 
 
 def trained(model: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]) -> nn.Module:
-    """The network after one of `RECIPES`, `single` if none is named; it trains `model` itself."""
-    changes = {k: options[k] for k in ("epochs", "batch_size", "lr")}
-    recipe = replace(RECIPES[options.get("recipe", "single")], **changes)
+    """The network after the recipe `single` with the numbers of `options`; it trains `model` itself."""
+    changes = {f.name: options[f.name] for f in fields(Recipe) if f.name in options}
+    recipe = replace(RECIPES["single"], **changes)
     flip = data.DATASETS[options["dataset"]].flip
     trainer = Trainer(model, recipe, len(x), flip=flip)
     torch.manual_seed(options["seed"])

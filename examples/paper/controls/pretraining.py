@@ -44,18 +44,18 @@ def load(path: Path) -> nn.Module:
     return network
 
 
-def pretrain(train: Images, test: Images, path: Path, epochs: int) -> None:
-    """Train it, write it, and print its clean error on test images.
+def pretrain(train: Images, test: Images, path: Path, epochs: int, lr: float) -> None:
+    """Train it by the recipe of the experiments without its attack, write it, and print its clean error.
 
     Raises `ValueError` or `OSError` before the training if `path` is not a new file that can be written.
     """
     if path.exists() or path.suffix != ".safetensors":
         raise ValueError(f"--trained {path} must be a new file, NAME.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"recipe": "standard", "dataset": "cifar10", "seed": 0, "epochs": epochs}
+    options = {"steps": 0, "dataset": "cifar10", "seed": 0, "epochs": epochs, "batch_size": 128, "lr": lr}
     torch.manual_seed(0)
     with atomic_write(path) as scratch:
-        network = trained(fresh(), *train, options | {"batch_size": 128, "lr": 0.1}).eval()
+        network = trained(fresh(), *train, options).eval()
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, scratch)
     wrong = clean_errors(network, data.to_float(test[0]), test[1])
     print(f"written: {path}; its clean error is {format_error(wrong)}")

@@ -25,6 +25,7 @@ T = TypeVar("T")
 RELU, HALF, THERE = "ReLU", "ReLU times one half", "SPARTA trained there"
 FROZEN, SHUFFLED, WHOLE = "{}, frozen", "{}, shuffled, frozen", "the whole network {}"  # of a set or network
 SLIM, WIDE = "cifar10-resnet18-w16", "cifar10-resnet18"
+HELD, RATE_SEED = 1000, 7  # training images held out to choose a learning rate, and the seed of its networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Destination:
     trained: bool = False  # on other images
     sets: tuple[str, ...] = (SLIM,)
     whole: tuple[str, ...] = ()  # robust networks of ours to start from instead
+    lr: float = 0.1  # learning rate of all networks there
 
 
 def _slim(arch: str, dataset: str = "cifar10") -> Callable[[Path], nn.Module]:
@@ -58,7 +60,6 @@ DESTINATIONS = {
         "mnist-m",
         trained=True,
         sets=(WIDE,),
-        whole=(SLIM, f"{SLIM}-relu"),
     ),
 }
 
@@ -89,7 +90,7 @@ def transfers(
     robust = _named(whole, short_name, lambda where: load(where)[0])
     network = partial(there.network, trained)
     here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
-    here |= {"batch_size": 64, "lr": 0.1}
+    here |= {"batch_size": 64, "lr": there.lr}
     for make, _ in cases(network, taken, robust, seeds[0]).values():
         make()
     if there.trained:
@@ -100,6 +101,46 @@ def transfers(
         for label, (make, own) in cases(network, taken, robust, seed).items()
     ]
     return results(out, jobs, train, test)
+
+
+def rates(
+    to: str,
+    out: Path,
+    *,
+    source: str,
+    activations: list[str],
+    lrs: list[float],
+    trained: Path,
+    limit: int,
+    epochs: int,
+) -> Results:
+    """Each activation's result at each learning rate, to choose the rate of a destination.
+
+    Trained on the first `limit` training images and attacked on the last 1,000, with a seed of its own: what
+    `transfers` measures has no part in the choice. Raises `ValueError` for what does not fit.
+    """
+    there = DESTINATIONS[to]
+    x, y = data.load("train", source, there.dataset)
+    if limit + HELD > len(x):
+        raise ValueError(f"--limit {limit}: of {len(x)} training images {HELD} are needed to test on")
+    here = {"experiment": f"rate {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
+    here |= {"batch_size": 64, "seed": RATE_SEED}
+
+    def make(name: str) -> nn.Module:
+        torch.manual_seed(RATE_SEED)
+        network, replacement = there.network(trained), ACTIVATIONS[name]
+        return replace_relus(network, SITES, replacement) if replacement else network
+
+    for name in activations:
+        make(name)
+    if there.trained:
+        here["trained"] = sha256(trained.read_bytes())
+    jobs = [
+        Job(f"{name} at {lr:g}", partial(make, name), {**here, "lr": lr})
+        for name in activations
+        for lr in lrs
+    ]
+    return results(out, jobs, (x[:limit], y[:limit]), (x[-HELD:], y[-HELD:]))
 
 
 def _name(taken: str) -> str:

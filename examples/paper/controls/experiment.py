@@ -50,7 +50,9 @@ def results(out: Path, jobs: Sequence[Job], train: Images, test: Images) -> Resu
     jobs = [job._replace(options=job.options | {"images": images}) for job in jobs]
     paths = [file_of(out, job.options["experiment"], job.label, job.options["seed"]) for job in jobs]
     if twice := [path.name for path, count in Counter(paths).items() if count > 1]:
-        raise ValueError(f"several results would go into {', '.join(twice)}: give each seed and name once")
+        raise ValueError(
+            f"several results would go into {', '.join(twice)}: give each seed, name and rate once"
+        )
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
         raise ValueError(f"{out} cannot be written to; name another --out")

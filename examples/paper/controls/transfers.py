@@ -38,7 +38,6 @@ class Destination:
     trained: bool = False  # on other images
     sets: tuple[str, ...] = (SLIM,)
     whole: tuple[str, ...] = ()  # robust networks of ours to start from instead
-    lr: float = 0.1  # learning rate of all networks there
 
 
 def _slim(arch: str, dataset: str = "cifar10") -> Callable[[Path], nn.Module]:
@@ -90,7 +89,7 @@ def transfers(
     robust = _named(whole, short_name, lambda where: load(where)[0])
     network = partial(there.network, trained)
     here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
-    here |= {"batch_size": 64, "lr": there.lr}
+    here |= {"batch_size": 64, "lr": 0.1}
     for make, _ in cases(network, taken, robust, seeds[0]).values():
         make()
     if there.trained:

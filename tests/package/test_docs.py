@@ -251,14 +251,18 @@ def test_learning_rates_are_those_of_the_filed_losses():
     assert f"{wrong[2]} with SPARTA; of the 500 images held out {held[0]}, {held[1]} and {held[2]} " in text
 
 
-def test_the_rate_of_torchvisions_network_is_that_of_the_filed_results():
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("torchvision", "{}, {} and {} of 1,000 are wrong after fine-tuning at 0.01, 0.03 and 0.1"),
+        ("mnist-m", "Of 1,000 training images (seed 7) {}, {} and {} are wrong at 0.01, 0.03 and 0.1"),
+    ],
+)
+def test_errors_by_learning_rate_are_those_of_the_filed_results(to, said):
     text = " ".join((DOCS / "robustness.md").read_text().split())
-    paths = (
-        file_of(DOCS / "results/controls", "rate torchvision", f"relu at {lr:g}", 7)
-        for lr in (0.01, 0.03, 0.1)
-    )
-    errors = [f"{rounded(read(path)['errors']['PGD-10, 8/255']['error'])}%" for path in paths]
-    assert f"{errors[0]}, {errors[1]} and {errors[2]} of 1,000 are wrong after fine-tuning" in text
+    folder, labels = DOCS / "results/controls", [f"relu at {lr:g}" for lr in (0.01, 0.03, 0.1)]
+    found = [read(file_of(folder, f"rate {to}", label, 7))["errors"]["PGD-10, 8/255"] for label in labels]
+    assert said.format(*(f"{rounded(entry['error'])}%" for entry in found)) in text
 
 
 def test_costs_in_the_readme_are_those_of_the_speed_page():

@@ -37,7 +37,7 @@ from examples.paper.controls import transfers
 from examples.paper.controls.experiment import OUT, TEST, Job, Result, Results, pairs_of, results
 from examples.paper.controls.networks import SITES, drop_in, mean_gate
 from examples.paper.controls.pretraining import pretrain
-from examples.paper.controls.transfers import DESTINATIONS, SLIM
+from examples.paper.controls.transfers import CONTENDERS, DESTINATIONS, SLIM
 from examples.paper.evaluation import networks
 from examples.paper.evaluation.networks import NETWORKS
 
@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument(
         "--activation",
-        choices=("relu", "relu-half", "sparta"),
+        choices=CONTENDERS,
         nargs="+",
         default=["relu"],
         help=f"at {SITES} (default: relu)",

@@ -25,6 +25,7 @@ T = TypeVar("T")
 RELU, HALF, THERE = "ReLU", "ReLU times one half", "SPARTA trained there"
 FROZEN, SHUFFLED, WHOLE = "{}, frozen", "{}, shuffled, frozen", "the whole network {}"  # of a set or network
 SLIM, WIDE = "cifar10-resnet18-w16", "cifar10-resnet18"
+CONTENDERS = {"relu": RELU, "relu-half": HALF, "sparta": THERE}  # of `rates`: those that need no set
 HELD, RATE_SEED = 1000, 7  # training images held out to choose a learning rate, and the seed of its networks
 
 
@@ -88,12 +89,9 @@ def transfers(
     taken = _named(sets, _name, Sparta.from_pretrained)
     robust = _named(whole, short_name, lambda where: load(where)[0])
     network = partial(there.network, trained)
-    here = {"experiment": f"transfer {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
-    here |= {"batch_size": 64, "lr": 0.1}
     for make, _ in cases(network, taken, robust, seeds[0]).values():
         make()
-    if there.trained:
-        here["trained"] = sha256(trained.read_bytes())
+    here = {"experiment": f"transfer {to}", "lr": 0.1, **_options(there, trained, limit, epochs)}
     jobs = [
         Job(label, make, {"seed": seed, **here, **own})
         for seed in seeds
@@ -122,24 +120,19 @@ def rates(
     x, y = data.load("train", source, there.dataset)
     if limit + HELD > len(x):
         raise ValueError(f"--limit {limit}: of {len(x)} training images {HELD} are needed to test on")
-    here = {"experiment": f"rate {to}", "dataset": there.dataset, "limit": limit, "epochs": epochs}
-    here |= {"batch_size": 64, "seed": RATE_SEED}
-
-    def make(name: str) -> nn.Module:
-        torch.manual_seed(RATE_SEED)
-        network, replacement = there.network(trained), ACTIVATIONS[name]
-        return replace_relus(network, SITES, replacement) if replacement else network
-
-    for name in activations:
-        make(name)
-    if there.trained:
-        here["trained"] = sha256(trained.read_bytes())
-    jobs = [
-        Job(f"{name} at {lr:g}", partial(make, name), {**here, "lr": lr})
-        for name in activations
-        for lr in lrs
-    ]
+    made = cases(partial(there.network, trained), {}, {}, RATE_SEED)
+    makes = {name: made[CONTENDERS[name]][0] for name in activations}
+    for make in makes.values():
+        make()
+    here = {"experiment": f"rate {to}", "seed": RATE_SEED, **_options(there, trained, limit, epochs)}
+    jobs = [Job(f"{name} at {lr:g}", makes[name], {**here, "lr": lr}) for name in activations for lr in lrs]
     return results(out, jobs, (x[:limit], y[:limit]), (x[-HELD:], y[-HELD:]))
+
+
+def _options(there: Destination, trained: Path, limit: int, epochs: int) -> dict[str, Any]:
+    """What all networks at a destination share."""
+    shared = {"dataset": there.dataset, "limit": limit, "epochs": epochs, "batch_size": 64}
+    return shared | ({"trained": sha256(trained.read_bytes())} if there.trained else {})
 
 
 def _name(taken: str) -> str:

@@ -252,15 +252,20 @@ def test_learning_rates_are_those_of_the_filed_losses():
 
 
 @pytest.mark.parametrize(
-    ("to", "said"),
+    ("to", "name", "said"),
     [
-        ("torchvision", "{}, {} and {} of 1,000 are wrong after fine-tuning at 0.01, 0.03 and 0.1"),
-        ("mnist-m", "Of 1,000 training images (seed 7) {}, {} and {} are wrong at 0.01, 0.03 and 0.1"),
+        ("torchvision", "relu", "{}, {} and {} of 1,000 are wrong after fine-tuning at 0.01, 0.03 and 0.1"),
+        (
+            "mnist-m",
+            "relu",
+            "Of 1,000 training images (seed 7) {}, {} and {} are wrong at 0.01, 0.03 and 0.1",
+        ),
+        ("mnist-m", "relu-half", "with the constant {}, {} and {}."),
     ],
 )
-def test_errors_by_learning_rate_are_those_of_the_filed_results(to, said):
+def test_errors_by_learning_rate_are_those_of_the_filed_results(to, name, said):
     text = " ".join((DOCS / "robustness.md").read_text().split())
-    folder, labels = DOCS / "results/controls", [f"relu at {lr:g}" for lr in (0.01, 0.03, 0.1)]
+    folder, labels = DOCS / "results/controls", [f"{name} at {lr:g}" for lr in (0.01, 0.03, 0.1)]
     found = [read(file_of(folder, f"rate {to}", label, 7))["errors"]["PGD-10, 8/255"] for label in labels]
     assert said.format(*(f"{rounded(entry['error'])}%" for entry in found)) in text
 

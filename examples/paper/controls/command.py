@@ -15,8 +15,8 @@
       identity=True, SiLU.
   python -m examples.paper controls mean-gate --data DATA/cifar10
       Does a network need its gates? Our trained network, and the same with each gate replaced by its mean
-      over active elements of training images: one number, one of each channel, one of each place. Nothing is
-      trained.
+      over active elements of training images: one number, one of each channel, one of each place of a
+      channel. Nothing is trained, but batch norm is estimated anew.
 
 Each network is one file in --out, so a killed call goes on where it was; the result of other options is never
 overwritten. At the end the errors are printed, and what the gates of the first seed do.
@@ -97,6 +97,7 @@ def _rates(args: argparse.Namespace) -> Results:
         args.out,
         source=args.data_dir,
         activations=args.activation,
+        whole=args.whole,
         lrs=args.lr,
         trained=args.trained,
         limit=args.limit,
@@ -176,10 +177,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--activation",
         choices=CONTENDERS,
-        nargs="+",
+        nargs="*",
         default=["relu"],
         help=f"at {SITES} (default: relu)",
     )
+    c.add_argument("--whole", nargs="*", default=[], help="robust networks to fine-tune (default: none)")
     c.add_argument(
         "--lr",
         type=positive,

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from examples.paper.audit.adaptive import FixedGate
 from examples.paper.common.gates import gate_inputs, gates
@@ -33,8 +34,10 @@ def drop_in(trained: nn.Module, seed: int) -> dict[str, Make]:
 
 
 def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
-    """The trained network by what replaces its gates: means over active elements of images x.
+    """The trained network by what replaces its gates: means over active elements of images x, else one half.
 
+    In each, and in the network itself, the statistics of batch norm are estimated anew on x: those of the
+    network with its gates fit no other.
     Raises `ValueError` for a gate that is not called exactly once, or is the whole network.
     """
     calls = gate_inputs(trained, x)
@@ -48,20 +51,22 @@ def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
     with torch.no_grad():
         seen = {n: (sites[n].attention(z), (z > 0).float()) for n, (z,) in calls.items()}  # gate and active
 
-    def fixed(dims: tuple[int, ...]) -> Make:
+    def fixed(dims: tuple[int, ...] | None) -> Make:
         def make() -> nn.Module:
             model = copy.deepcopy(trained)
-            for name, (gate, active) in seen.items():
+            for name, (gate, active) in seen.items() if dims else ():
                 parent, _, child = name.rpartition(".")
                 total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
-                setattr(model.get_submodule(parent), child, FixedGate(total / count.clamp(min=1)))
+                mean = torch.where(count > 0, total / count, 0.5)
+                setattr(model.get_submodule(parent), child, FixedGate(mean))
+            update_bn([x], model)
             return model
 
         return make
 
     return {
-        "SPARTA": lambda: copy.deepcopy(trained),
+        "SPARTA": fixed(None),
         "one number": fixed((0, 1, 2, 3)),
         "one of each channel": fixed((0, 2, 3)),
-        "one of each place": fixed((0, 1)),
+        "one of each place of a channel": fixed((0,)),
     }

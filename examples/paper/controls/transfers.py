@@ -19,6 +19,7 @@ from examples.paper.controls import pretraining
 from examples.paper.controls.experiment import TEST, Job, Make, Results, results
 from examples.paper.controls.networks import SITES
 from examples.paper.evaluation.networks import load, numbers, short_name
+from examples.paper.training.validation import held_out
 from sparta_act import Sparta, SpartaSet, replace_relus
 
 T = TypeVar("T")
@@ -106,27 +107,32 @@ def rates(
     *,
     source: str,
     activations: list[str],
+    whole: list[str],
     lrs: list[float],
     trained: Path,
     limit: int,
     epochs: int,
 ) -> Results:
-    """Each activation's result at each learning rate, to choose the rate of a destination.
+    """Each activation's result, and each robust network's, at each learning rate, to choose a destination's.
 
-    Trained on the first `limit` training images and attacked on the last 1,000, with a seed of its own: what
-    `transfers` measures has no part in the choice. Raises `ValueError` for what does not fit.
+    Attacked on 1,000 training images, evenly spread over them, and trained on the first `limit` others, with
+    a seed of its own: what `transfers` measures has no part in it. Raises `ValueError` for what does not fit.
     """
     there = DESTINATIONS[to]
     x, y = data.load("train", source, there.dataset)
     if limit + HELD > len(x):
         raise ValueError(f"--limit {limit}: of {len(x)} training images {HELD} are needed to test on")
-    made = cases(partial(there.network, trained), {}, {}, RATE_SEED)
-    makes = {name: made[CONTENDERS[name]][0] for name in activations}
-    for make in makes.values():
+    robust = _named(whole, short_name, lambda where: load(where)[0])
+    made = cases(partial(there.network, trained), {}, robust, RATE_SEED)
+    taken = [(a, *made[CONTENDERS[a]]) for a in activations] + [(n, *made[WHOLE.format(n)]) for n in robust]
+    for _, make, _ in taken:
         make()
     here = {"experiment": f"rate {to}", "seed": RATE_SEED, **_options(there, trained, limit, epochs)}
-    jobs = [Job(f"{name} at {lr:g}", makes[name], {**here, "lr": lr}) for name in activations for lr in lrs]
-    return results(out, jobs, (x[:limit], y[:limit]), (x[-HELD:], y[-HELD:]))
+    jobs = [
+        Job(f"{name} at {lr:g}", make, {**here, **own, "lr": lr}) for name, make, own in taken for lr in lrs
+    ]
+    held = held_out(HELD, len(x))
+    return results(out, jobs, (x[~held][:limit], y[~held][:limit]), (x[held], y[held]))
 
 
 def _options(there: Destination, trained: Path, limit: int, epochs: int) -> dict[str, Any]:

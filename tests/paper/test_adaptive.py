@@ -191,6 +191,20 @@ def test_without_its_gates_a_network_has_relus_and_with_their_means_one_number_a
     assert len(gates(model)) == 2  # the network stays
 
 
+def test_without_its_gates_a_network_has_its_own_statistics_of_batch_norm():
+    torch.manual_seed(0)
+    after = nn.BatchNorm2d(C)
+    model, x = nn.Sequential(drawn(), after).eval(), images(channels=C)
+    found = adaptive.surrogates(model, x)
+    for surrogate in found.values():
+        torch.testing.assert_close(surrogate[1].running_mean, surrogate[0](x).mean((0, 2, 3)))
+        assert not surrogate.training
+    removed, mean = (s[1].running_mean for s in found.values())
+    assert (removed > mean).all()
+    assert not after.running_mean.any()  # the network stays
+    adaptive.surrogates(model, x[:1])  # one image is enough
+
+
 def test_a_gate_in_two_places_has_one_mean_in_both_and_one_that_is_never_called_is_1():
     shared, idle = drawn(), drawn()
     model = nn.Sequential(shared, nn.Conv2d(C, C, 1), shared)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from examples.paper.common.gates import gate_inputs
 from sparta_act import Sparta
@@ -109,7 +110,8 @@ def bpda(model: nn.Module, substitute: Substitute) -> nn.Module:
 def surrogates(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """Copies of the network to attack instead: without its gates, and with each at its mean of a channel.
 
-    The means are over active elements of images x (N, C, H, W); a gate that is not called keeps its 1.
+    The means are over active elements of images x (N, C, H, W); a gate that is not called keeps its 1. The
+    statistics of batch norm are estimated anew on x, as those of the network with its gates fit neither copy.
     """
     means: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -120,10 +122,13 @@ def surrogates(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
             parts = [(sparta.attention(z).float(), (z > 0).float()) for z in calls]
             total = sum((g * on).sum((0, 2, 3), keepdim=True) for g, on in parts)
             means[name] = total / sum(on.sum((0, 2, 3), keepdim=True) for _, on in parts).clamp(min=1)
-    return {
+    found = {
         "its gates removed": replaced(model, lambda name, _: nn.ReLU()),
         "its gates at their mean": replaced(model, lambda name, _: FixedGate(means.get(name, torch.ones(1)))),
     }
+    for surrogate in found.values() if len(x) > 1 else ():  # of one value there is no variance
+        update_bn(x.chunk(-(-len(x) // 250)), surrogate)
+    return found
 
 
 def replaced(model: nn.Module, make: Callable[[str, Sparta], nn.Module]) -> nn.Module:

@@ -1,13 +1,7 @@
-"""An audit as text: its headline, its table on the terminal, and its page in Markdown.
+"""An audit as text: its headline, its table on the terminal, and its page in Markdown."""
 
-`python -m examples.paper.audit.page` rewrites the tables of docs/audit.md from the audits in docs/audits.
-"""
-
-import json
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,12 +10,9 @@ from rich.table import Table
 
 from examples.paper.audit import attacks as a
 from examples.paper.audit.verdicts import FAIL, PASS, SUSPECT, UNKNOWN
-from examples.paper.common.atomic import write_text
 from examples.paper.common.records import unpacked
 from examples.paper.common.statistics import format_error
 
-DOCS = Path(__file__).parents[3] / "docs"
-BLOCK = re.compile(r"(<!-- audit: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLORS = {UNKNOWN: "yellow", SUSPECT: "bold yellow", FAIL: "bold red", PASS: "green"}
 
 
@@ -88,18 +79,3 @@ def markdown(record: Mapping[str, Any]) -> str:
     ]
     head = ["|  | check | figure, in points | verdict | meaning |", "| --- | --- | --- | --- | --- |"]
     return "\n".join([*(line + "\n" for line in headline(record)), *head, *rows]) + "\n"
-
-
-def filled(page: str, audits: Path) -> str:
-    """A page whose blocks `<!-- audit: NAME -->` to `<!-- end -->` hold the audit of that name."""
-
-    def block(match: re.Match[str]) -> str:
-        record = json.loads((audits / match[2] / "audit.json").read_text())
-        return f"{match[1]}{markdown(record)}\n{provenance(record)}\n{match[3]}"
-
-    return BLOCK.sub(block, page)
-
-
-if __name__ == "__main__":
-    page = filled((DOCS / "audit.md").read_text(), DOCS / "audits")
-    write_text(DOCS / "audit.md", page)

@@ -8,7 +8,7 @@ informed attack.
 
 All are made of four small networks, trained on the sample (`python -m examples.paper.maskers.small`). Their
 attacks are smaller than an audit's own, see `BUDGET`. Writes docs/audits/maskers.json and the table of
-docs/audit.md; a killed call goes on. About 8 minutes on one core.
+docs/audit.md; a killed call goes on. Up to 50 minutes on one core.
 """
 
 import argparse

@@ -31,9 +31,9 @@ order by their sha256. CIFAR-10 from the Hub is put into that order. `DATA` in a
 data sets](https://github.com/sparta-act/sparta-act/tree/main/examples/paper#data).
 
 `python -m examples.paper tables` writes this page from the files in
-[docs/results](https://github.com/sparta-act/sparta-act/tree/main/docs/results). Each of them has its
-commands, seed, machine, versions and commit. What we conclude is in [robustness](robustness.md) and
-[rivals](rivals.md).
+[docs/results](https://github.com/sparta-act/sparta-act/tree/main/docs/results). Each has its seed,
+machine, versions and date; those of networks also have their command, and those of the queue's runs their
+commands and the commit. What we conclude is in [robustness](robustness.md) and [rivals](rivals.md).
 """
 
 

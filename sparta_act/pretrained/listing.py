@@ -12,7 +12,10 @@ PACKAGE, HUB = "in the package", "on the Hub"
 
 @dataclass(frozen=True)
 class ListedSet:
-    """A set of ours. Errors are in percent, of the network that it was trained in and of its ReLU twin."""
+    """A set of ours. Errors are in percent, of the network that it was trained in and of its two controls.
+
+    Those are the same network with ReLU, and with ReLU times one half at the same sites.
+    """
 
     name: str
     where: str  # "in the package" or "on the Hub"
@@ -24,6 +27,8 @@ class ListedSet:
     worst_case: float
     relu_clean: float | None
     relu_worst_case: float | None
+    half_clean: float | None
+    half_worst_case: float | None
 
 
 class SetList(list[ListedSet]):
@@ -33,8 +38,10 @@ class SetList(list[ListedSet]):
         rows = [("name", "channels", "data set", "clean error", "worst-case error", "")]
         for s in self:
             channels = ", ".join(map(str, s.channels.values()))
-            worst = f"{_error(s.worst_case, s.relu_worst_case)} at {s.eps}, {s.images:,} images"
-            rows.append((s.name, channels, s.dataset, _error(s.clean, s.relu_clean), worst, s.where))
+            clean = _error(s.clean, s.relu_clean, s.half_clean)
+            worst = _error(s.worst_case, s.relu_worst_case, s.half_worst_case)
+            worst += f" at {s.eps}, {s.images:,} images"
+            rows.append((s.name, channels, s.dataset, clean, worst, s.where))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
         return "\n".join(lines)
@@ -71,5 +78,6 @@ def check_files(name: str) -> str:
     return f"downloaded to {folder}, sha256 as published"
 
 
-def _error(ours: float, relu: float | None) -> str:
-    return f"{ours}%" if relu is None else f"{ours}% (ReLU {relu}%)"
+def _error(ours: float, relu: float | None, half: float | None) -> str:
+    controls = [f"{name} {error}%" for name, error in (("ReLU", relu), ("halved", half)) if error is not None]
+    return f"{ours}% ({', '.join(controls)})" if controls else f"{ours}%"

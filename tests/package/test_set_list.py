@@ -28,13 +28,12 @@ def test_the_list_shows_every_set_and_what_its_configuration_says():
         assert known.channels == {label: site["in_channels"] for label, site in config["sites"].items()}
         assert known.dataset == config["info"]["dataset"]
         rows = {row["error"]: row for row in config["info"]["measured"]}
-        for attack, ours, relu in (
-            ("clean", known.clean, known.relu_clean),
-            (f"worst case, {known.eps}", known.worst_case, known.relu_worst_case),
+        for attack, *errors in (
+            ("clean", known.clean, known.relu_clean, known.half_clean),
+            (f"worst case, {known.eps}", known.worst_case, known.relu_worst_case, known.half_worst_case),
         ):
-            assert rows[attack]["SPARTA"].startswith(f"{ours}% (")
-            assert ("ReLU twin" in rows[attack]) == (relu is not None)
-            assert rows[attack].get("ReLU twin", f"{relu}% (").startswith(f"{relu}% (")
+            for column, error in zip(("SPARTA", "ReLU twin", "ReLU times one half"), errors, strict=True):
+                assert rows[attack][column].startswith(f"{error}% (")
         assert rows[attack]["images"] == str(known.images)
 
 
@@ -43,9 +42,9 @@ def test_the_list_prints_as_a_table():
     assert head.split() == ["name", "channels", "data", "set", "clean", "error", "worst-case", "error"]
     (row,) = (row for row in rows if row.startswith(NAME))
     cells = re.split(" {2,}", row)
-    assert cells[1:4] == ["16, 32, 64, 128", "uoft-cs/cifar10", "37.5% (ReLU 38.0%)"]
+    assert cells[1:4] == ["16, 32, 64, 128", "uoft-cs/cifar10", "37.5% (ReLU 38.0%, halved 37.8%)"]
     assert cells[4].startswith("68.7%")
-    assert row.endswith("(ReLU 69.4%) at 8/255, 2,000 images  in the package")
+    assert row.endswith("(ReLU 69.4%, halved 69.2%) at 8/255, 2,000 images  in the package")
 
 
 def test_the_page_on_sets_shows_the_list():
@@ -54,7 +53,9 @@ def test_the_page_on_sets_shows_the_list():
 
 
 def test_a_set_without_a_twin_and_one_that_is_on_the_hub(monkeypatch, tmp_path):
-    lonely = hub.PUBLISHED[NAME] | {"relu_clean": None, "relu_worst_case": None}
+    lonely = hub.PUBLISHED[NAME] | dict.fromkeys(
+        ("relu_clean", "relu_worst_case", "half_clean", "half_worst_case")
+    )
     monkeypatch.setitem(hub.PUBLISHED, "lonely", lonely)
     last = list_sets()[-1]
     assert (last.name, last.where) == ("lonely", "on the Hub")

@@ -22,6 +22,7 @@ from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.networks import NETWORKS
 from examples.paper.results import export
 from examples.paper.results.renew import main as renew
+from examples.paper.results.state import RESULTS
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
@@ -216,7 +217,7 @@ def test_shipping_writes_the_hashes_of_that_set_and_leaves_the_others(runs, tmp_
     worst = f"worst case, {entry.pop('eps')}"
     assert errors[worst].startswith(f"{entry.pop('worst_case')}% (")
     assert rows[worst]["images"] == str(entry.pop("images"))
-    assert entry == {"relu_clean": None, "relu_worst_case": None}
+    assert entry == dict.fromkeys(("relu_clean", "relu_worst_case", "half_clean", "half_worst_case"))
     assert "\nlicense: apache-2.0\n" in (tmp_path / "sets/a-new-set/README.md").read_text()
     (tmp_path / "sets/a-new-set/config.json").write_text("of another set")
     with pytest.raises(ValueError, match="a set never changes: give another name"):
@@ -293,6 +294,28 @@ def test_a_card_is_renewed_from_what_was_measured_of_its_network_and_the_weights
         with pytest.raises(ValueError, match=wrong):
             renew([str(w) for w in (*words[:4], twin, "--audit", audited)])
     assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
+    half = json.loads((RESULTS / "w16-relu-half.json").read_text())
+    half["errors"] = json.loads((relu / "evaluation.json").read_text())["errors"]
+    del half["errors"]["untargeted PGD-5, 8/255"]
+    half["test images"] = json.loads((relu / "evaluation.json").read_text())["test images"]
+    (tmp_path / "half.json").write_text(json.dumps(half))
+    for change in (
+        {"width": 64},
+        {"activation": "relu"},
+        {"numbers": half["settings"]["numbers"] | {"lr": 1}},
+    ):
+        unlike = half | {"settings": half["settings"] | change}
+        (tmp_path / "unlike.json").write_text(json.dumps(unlike))
+        with pytest.raises(ValueError, match=r"unlike\.json was not trained like the set: "):
+            renew([str(w) for w in (*words, "--half", tmp_path / "unlike.json")])
+    with pytest.raises(ValueError, match=r"there is no .*nowhere\.json"):
+        renew([str(w) for w in (*words, "--half", tmp_path / "nowhere.json")])
+    assert {name: (tmp_path / "sets" / SETS.name / name).read_bytes() for name in before} == before
+    renew([str(w) for w in (*words, "--half", tmp_path / "half.json")])
+    for row in Sparta.from_pretrained(tmp_path / "sets" / SETS.name).info["measured"]:
+        lacks = row["error"] not in half["errors"]
+        assert row["ReLU times one half"] == ("" if lacks else row["ReLU twin"])  # it has the twin's errors
+        assert row["difference to it"] == ("" if lacks else row["difference"])
     renew([str(w) for w in words])
     assert Sparta.from_pretrained(tmp_path / "sets" / SETS.name).info["audit"] == [export.NOT_AUDITED]
     renew([str(w) for w in (*words, "--audit", ours / "audit.json")])

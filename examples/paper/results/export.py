@@ -46,6 +46,7 @@ CONTROLS = (
     "docs/robustness.md of the repository: https://github.com/sparta-act/sparta-act"
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared
+TWIN, HALF = "ReLU twin", "ReLU times one half"  # columns of the card
 
 
 def measured(run: Path) -> dict[str, Any]:
@@ -101,15 +102,21 @@ def check_twin(record: dict[str, Any], twin: dict[str, Any]) -> None:
         raise ValueError(f"not a matching twin: {differences}")
 
 
-def rows(record: dict[str, Any], twin: dict[str, Any] | None) -> list[dict[str, str]]:
-    """The card's table."""
+def rows(
+    record: dict[str, Any], twin: dict[str, Any] | None, half: dict[str, Any] | None = None
+) -> list[dict[str, str]]:
+    """The card's table: a network's errors, next to those of its twin and of ReLU times one half."""
     table = []
     for attack, entry in record["errors"].items():
         wrong = records.unpacked(entry["wrong"], entry["images"])
         row = {"error": attack, "images": str(len(wrong)), "SPARTA": format_error(wrong)}
         if twin is not None:
             pair = pair_of(record, twin, attack)
-            row |= {"ReLU twin": format_error(pair[1]), "difference": str(paired(pair))}
+            row |= {TWIN: format_error(pair[1]), "difference": str(paired(pair))}
+        if half is not None:
+            pairs = [pair_of(record, half, attack)] if attack in half["errors"] else []
+            row[HALF] = "".join(format_error(pair[1]) for pair in pairs)
+            row["difference to it"] = "".join(str(paired(pair)) for pair in pairs)
         table.append(row)
     return table
 
@@ -209,7 +216,7 @@ def export(
     if shipped:
         info |= {"license": "apache-2.0", "limits": CONTROLS}
     if other:
-        info["ReLU twin"] = "the same network with ReLU, trained and attacked alike"
+        info[TWIN] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
     for label, activation in Sparta.from_pretrained(out).items():
         if not _equal(activation, activations[label]):
@@ -228,7 +235,7 @@ def ship(name: str) -> None:
         "eps": WORST.removeprefix("worst case, "),
         "images": int(table[WORST]["images"]),
     }
-    for column, prefix in (("SPARTA", ""), ("ReLU twin", "relu_")):
+    for column, prefix in (("SPARTA", ""), (TWIN, "relu_"), (HALF, "half_")):
         for attack, key in (("clean", "clean"), (WORST, "worst_case")):
             cell = table[attack].get(column)
             shipped[name][prefix + key] = float(cell.split("%")[0]) if cell else None

@@ -2,27 +2,34 @@
 
   N=cifar10-resnet18-w16
   python -m examples.paper renew $N --evaluation docs/results/networks/$N.json \\
-    --twin docs/results/networks/$N-relu.json --audit docs/audits/$N/audit.json
+    --twin docs/results/networks/$N-relu.json --audit docs/audits/$N/audit.json \\
+    --half docs/results/w16-relu-half.json
 
 The weights stay as they are, byte for byte. The network, examples/networks/$N.safetensors, must hold these
-weights, and the evaluations must be of it and of $N-relu.safetensors there, as the audit must be. Without an
-audit the card says that there is none. A killed call can leave a set that does not load: call it again.
+weights, and the evaluations must be of it and of $N-relu.safetensors there, as the audit must be. `--half` is
+the result of a run with ReLU times one half, trained like the set. Without an audit the card says that there
+is none. A killed call can leave a set that does not load: call it again.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from examples.paper.common import records
 from examples.paper.common.gates import activations_of
+from examples.paper.common.sets import in_pixels
 from examples.paper.evaluation.networks import NETWORKS, load
 from examples.paper.evaluation.protocols import WORST
 from examples.paper.results import export, networks
+from examples.paper.results.state import read_result
 from sparta_act import Sparta, SpartaSet
 from sparta_act.pretrained import CARD, WEIGHTS
 
 
-def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) -> None:
+def renew(
+    name: str, evaluation: Path, twin: Path, audit: Path | None = None, half: Path | None = None
+) -> None:
     """Write the card. Raises `ValueError` for an evaluation or an audit that is of something else."""
     folder = export.PACKAGE / "sets" / name
     if not (folder / WEIGHTS).exists():
@@ -44,14 +51,15 @@ def renew(name: str, evaluation: Path, twin: Path, audit: Path | None = None) ->
         raise ValueError(f"{twin} was not measured like {evaluation}: {', '.join(unlike)}")
     if not {"clean", WORST} <= record["errors"].keys():
         raise ValueError(f"{evaluation} lacks the clean error or the {WORST}")
+    halved = _half(half, taken.info["recipe"]) if half else None
     weights = (folder / WEIGHTS).read_bytes()
     info = dict(taken.info) | {
         "train it again": export.training_command(taken.info["recipe"]),
-        "measured": export.rows(record, other),
+        "measured": export.rows(record, other, halved),
         "measured on": export.measured_on(record),
         "audit": section,
         "limits": export.CONTROLS,
-        "ReLU twin": "the same network with ReLU, trained and attacked alike",
+        export.TWIN: "the same network with ReLU, trained and attacked alike",
     }
     SpartaSet(dict(taken), info).save_pretrained(folder)
     if (folder / WEIGHTS).read_bytes() != weights:
@@ -66,6 +74,18 @@ def _network(name: str, taken: SpartaSet) -> str:
     if not export.same(activations_of(model), dict(taken)):
         raise ValueError(f"the SPARTA of {path} is not that of the set")
     return records.sha256(content)
+
+
+def _half(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The filed result of ReLU times one half. Raises `ValueError` if it was trained unlike the set."""
+    result = read_result(path.stem, path.parent)
+    if result is None:
+        raise ValueError(f"there is no {path}")
+    settings = result["settings"] | in_pixels(result["settings"]["numbers"])
+    wanted = {k: recipe[k] for k in settings if k in recipe} | {"activation": "relu-half"}
+    if unlike := [k for k, value in wanted.items() if settings[k] != value]:
+        raise ValueError(f"{path} was not trained like the set: {', '.join(unlike)}")
+    return result
 
 
 def _images(record: dict[str, Any], attack: str) -> int:
@@ -83,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--evaluation", type=Path, required=True, help="evaluation.json of its network")
     p.add_argument("--twin", type=Path, required=True, help="that of the network's ReLU twin")
     p.add_argument("--audit", type=Path, help="audit.json of its network, if there is one")
+    p.add_argument("--half", type=Path, help="result of a run with ReLU times one half, for the card")
     args = p.parse_args(argv)
-    renew(args.name, args.evaluation, args.twin, args.audit)
+    renew(args.name, args.evaluation, args.twin, args.audit, args.half)
     print((export.PACKAGE / "sets" / args.name / CARD).read_text())

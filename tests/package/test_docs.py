@@ -255,12 +255,9 @@ def test_learning_rates_are_those_of_the_filed_losses():
 @pytest.mark.parametrize(
     ("to", "name", "said"),
     [
-        ("torchvision", "relu", "{}, {} and {} of 1,000 are wrong after fine-tuning at 0.01, 0.03 and 0.1"),
-        (
-            "mnist-m",
-            "relu",
-            "Of 1,000 training images (seed 7) {}, {} and {} are wrong at 0.01, 0.03 and 0.1",
-        ),
+        ("torchvision", "relu", "with torchvision's and ReLU {}, {} and {}."),
+        ("mnist-m", "cifar10-resnet18-w16-relu", "with the whole ReLU network {}, {} and {} are wrong under"),
+        ("mnist-m", "relu", "with ReLU {}, {} and {} are wrong,"),
         ("mnist-m", "relu-half", "with the constant {}, {} and {}."),
     ],
 )

@@ -73,7 +73,9 @@ def test_a_mean_gate_is_the_mean_over_active_elements():
         model(x)
     handle.remove()
     made = {name: make() for name, make in networks.mean_gate(model, x).items()}
-    assert isinstance(made.pop("SPARTA").layer1[1].act2, Sparta)
+    itself = made.pop("SPARTA")
+    assert isinstance(itself.layer1[1].act2, Sparta)
+    assert all(torch.equal(p, q) for p, q in zip(itself.parameters(), model.parameters(), strict=True))
     active = seen["x"] > 0
     for name, pick in (
         ("one number", lambda t: [t]),

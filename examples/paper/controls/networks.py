@@ -1,16 +1,17 @@
 """Trained networks with other activations, or with their gates replaced by means."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from examples.paper.audit.adaptive import FixedGate
+from examples.paper.audit.adaptive import FixedGate, replaced
 from examples.paper.common.gates import gate_inputs, gates
 from examples.paper.common.models import ACTIVATIONS
 from examples.paper.controls.experiment import Make
-from sparta_act import replace_relus
+from sparta_act import Sparta, replace_relus
 
 SITES = "G*.B-1"
 
@@ -51,21 +52,24 @@ def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
     with torch.no_grad():
         seen = {n: (sites[n].attention(z), (z > 0).float()) for n, (z,) in calls.items()}  # gate and active
 
-    def fixed(dims: tuple[int, ...] | None) -> Make:
+    def changed(substitute: Callable[[str, Sparta], nn.Module]) -> Make:
         def make() -> nn.Module:
-            model = copy.deepcopy(trained)
-            for name, (gate, active) in seen.items() if dims else ():
-                parent, _, child = name.rpartition(".")
-                total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
-                mean = torch.where(count > 0, total / count, 0.5)
-                setattr(model.get_submodule(parent), child, FixedGate(mean))
+            model = replaced(trained, substitute)
             update_bn([x], model)
             return model
 
         return make
 
+    def fixed(dims: tuple[int, ...]) -> Make:
+        def mean(name: str, _: Sparta) -> FixedGate:
+            gate, active = seen[name]
+            total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
+            return FixedGate(torch.where(count > 0, total / count, 0.5))
+
+        return changed(mean)
+
     return {
-        "SPARTA": fixed(None),
+        "SPARTA": changed(lambda _, sparta: sparta),
         "one number": fixed((0, 1, 2, 3)),
         "one of each channel": fixed((0, 2, 3)),
         "one of each place of a channel": fixed((0,)),

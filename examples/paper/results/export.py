@@ -24,6 +24,7 @@ from examples.paper.common.atomic import write_text
 from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import format_error, pair_of, paired
+from examples.paper.controls.transfers import HALF
 from examples.paper.evaluation import networks
 from examples.paper.evaluation.protocols import WORST
 from examples.paper.results.queue import FOLDERS
@@ -46,7 +47,7 @@ CONTROLS = (
     "docs/robustness.md of the repository: https://github.com/sparta-act/sparta-act"
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared
-TWIN, HALF = "ReLU twin", "ReLU times one half"  # columns of the card
+TWIN = "ReLU twin"  # column of the card
 
 
 def measured(run: Path) -> dict[str, Any]:

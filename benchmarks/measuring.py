@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
-from examples.paper.common.cli import at_least
+from examples.paper.common.cli import at_least, check_device
 from examples.paper.common.console import stamp
 
 # the choices of `--compile`, as arguments of `torch.compile`
@@ -141,23 +141,14 @@ def add_machine(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--device",
-        type=device,
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu or cuda (default here: %(default)s)",
     )
 
 
-def device(text: str) -> str:
-    """Type of an option: a device of this machine."""
-    try:
-        torch.empty(1, device=text)
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return text
-
-
 def begin(args: argparse.Namespace) -> None:
-    """Seed and threads of this process, as the command line says."""
+    """Seed and threads of this process, as the command line says. Raises `ValueError` for no device here."""
+    check_device(args.device)
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True

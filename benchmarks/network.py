@@ -142,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     args = options().parse_args(argv)
     begin(args)
     hold_memory()
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
     amp, size = args.amp == "bf16", 224 if args.arch in LARGE else 32
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     models = {

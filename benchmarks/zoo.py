@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from benchmarks.catalogue import BUILDERS, Network, build, names, size_of, smallest
 from benchmarks.oracle import Verdict, judge
-from examples.paper.common.cli import at_least
+from examples.paper.common.atomic import write_text
+from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import stamp
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
@@ -164,14 +165,17 @@ def main(arguments: list[str] | None = None) -> None:
     networks = chosen(options.libraries, options.only, options.jobs)
     if not networks:
         parser.error(f"no network of {', '.join(options.libraries)} is called {options.only}")
-    verdicts = mapped(judge_network, networks, options.jobs, "surgery", _line)
     out = options.out or (PAGE if options.only == "*" and set(options.libraries) == {*BUILDERS} else None)
     if out:
-        out.write_text(page(verdicts))
+        out.parent.mkdir(parents=True, exist_ok=True)
+    verdicts = mapped(judge_network, networks, options.jobs, "surgery", _line)
+    if out:
+        write_text(out, page(verdicts))
     print(", ".join(f"{n} {result}" for result, n in Counter(v.result for v in verdicts.values()).items()))
     if any(v.result == "wrong" for v in verdicts.values()):
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -139,6 +139,8 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
     check_numbers(eps=args.eps, step_size=args.step_size)
     if min(args.steps, args.epochs, args.batch_size, args.size) < 1 or not 0 <= args.lr < float("inf"):
         raise ValueError("steps, epochs, sizes are at least 1; lr is at least 0")
+    if not 0 <= args.seed < 2**31:
+        raise ValueError("seed is at least 0 and below 2**31")
     load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)  # before the images, which may be many
     set_seed(args.seed)
     train_set, test_set = data.load(args.data, args.size)

@@ -89,6 +89,9 @@ def make_network(name: str, num_classes: int, *, width: int = 16, init: str | No
     else:
         raise ValueError(f"no network {name!r}: known are resnet18, torchvision/NAME and timm/NAME")
     if init is not None:
+        settings = read(init)[1]
+        if settings and (settings.get("activation"), settings.get("dataset")) != ("relu", "cifar10"):
+            raise ValueError(f"{init} is of another network, {settings}: give one with ReLU, for CIFAR-10")
         load_weights(network, init, but_classifier=True)
     return network if name == "resnet18" else nn.Sequential(Normalize(mean, std), network)
 
@@ -96,7 +99,9 @@ def make_network(name: str, num_classes: int, *, width: int = 16, init: str | No
 def load_network(path: str | Path) -> nn.Module:
     """A network of networks/, a `ResNet18` with its activation, in evaluation mode. Raises `ValueError`."""
     settings = read(path)[1]
-    if settings.get("arch") != "resnet18" or settings["activation"] not in ("relu", "sparta"):
+    known = {"arch": ["resnet18"], "dataset": ["cifar10"], "activation": ["relu", "sparta"]}
+    unlike = any(settings.get(key) not in values for key, values in known.items())
+    if unlike or not {"width", "sites"} <= settings.keys():
         raise ValueError(f"{path} is not a ResNet-18 of examples/networks; its settings are {settings}")
     network: nn.Module = ResNet18(settings["width"])
     if settings["activation"] == "sparta":
@@ -132,7 +137,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a mapping)
-            settings = json.loads((file.metadata() or {}).get("settings", "{}"))
-    except (SafetensorError, OSError) as error:
+            settings = dict(json.loads((file.metadata() or {}).get("settings", "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, settings

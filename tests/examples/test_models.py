@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,6 +40,34 @@ def test_weights_load_strictly(tmp_path):
         models.load_network(EXAMPLES / "data" / "README.md")
     with pytest.raises(ValueError, match="cannot read"):
         models.load_network(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"activation": "silu"}, {"dataset": "mnist-m"}, {"activation": None}, {"dataset": None}]
+)
+def test_weights_of_another_activation_or_data_set_are_refused(changed, tmp_path):
+    """Their tensors have the same names and shapes."""
+    settings = {
+        "arch": "resnet18",
+        "activation": "relu",
+        "sites": "G*.B-1",
+        "width": 16,
+        "dataset": "cifar10",
+    }
+    settings = {key: value for key, value in (settings | changed).items() if value is not None}
+    path = tmp_path / "other.safetensors"
+    save_file(load_file(RELU), path, {"settings": json.dumps(settings)})
+    with pytest.raises(ValueError, match="is not a ResNet-18 of examples/networks; its settings are"):
+        models.load_network(path)
+    with pytest.raises(ValueError, match=r"is of another network, .*: give one with ReLU, for CIFAR-10"):
+        models.make_network("resnet18", 10, init=str(path))
+
+
+@pytest.mark.parametrize("settings", ["[1]", "7", "{", '{"arch": "resnet18"}'])
+def test_settings_that_are_none_are_refused(settings, tmp_path):
+    save_file(load_file(RELU), tmp_path / "bad", {"settings": settings})
+    with pytest.raises(ValueError, match=r"cannot read|is not a ResNet-18 of examples/networks"):
+        models.load_network(tmp_path / "bad")
 
 
 def test_a_sparta_dropped_into_a_trained_network_changes_no_output():

@@ -80,9 +80,9 @@ def test_of_each_family_the_smallest():
 
 
 @pytest.mark.slow
-def test_the_table(tmp_path, capsys):
-    zoo.main(f"--library torchvision --only [qr]*net18 --jobs 1 --out {tmp_path}/zoo.md".split())
-    text = (tmp_path / "zoo.md").read_text()
+def test_the_table(tmp_path):
+    zoo.main(f"--library torchvision --only [qr]*net18 --jobs 1 --out {tmp_path}/new/zoo.md".split())
+    text = (tmp_path / "new/zoo.md").read_text()
     assert "| resnet18 | relu | 2+2+2+2 | 1 | 17 | rewrite | right |" in text
     refused = next(line for line in text.splitlines() if line.startswith("| quantized_resnet18 |"))
     assert (
@@ -90,7 +90,6 @@ def test_the_table(tmp_path, capsys):
         in refused
     )
     assert "**wrong**" not in text
-    assert "0 wrong" not in capsys.readouterr().out
 
 
 def test_bad_arguments_are_refused(capsys):

@@ -493,6 +493,12 @@ def test_what_cannot_work_is_one_line_and_exits_with_2(made, tmp_path, tiny_data
     assert "pip install -e '.[paper]'" in capsys.readouterr().err
 
 
+def test_a_seed_that_torch_cannot_take_is_refused_before_the_attacks(made, capsys):
+    with pytest.raises(SystemExit):
+        command.main([made, "--seed", str(2**64)])
+    assert "must be a whole number of 64 bits" in capsys.readouterr().err
+
+
 def test_the_network_comes_back_as_it_was(tmp_path):
     torch.manual_seed(0)
     model = Small(Sparta).requires_grad_(True)

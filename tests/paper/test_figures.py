@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from examples.paper.common.models import build
+from examples.paper.evaluation.networks import NETWORKS
 from examples.paper.pictures import figures
 from examples.paper.training.command import main as train
 
@@ -67,10 +68,25 @@ def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
     assert alone == curve  # the same attack, whatever else is drawn
 
 
+def test_two_networks_of_one_folder_have_two_names():
+    files = [str(NETWORKS / f"cifar10-resnet18-w16{s}.safetensors") for s in ("", "-relu")]
+    assert list(figures.load(files)[0]) == ["cifar10-resnet18-w16", "cifar10-resnet18-w16-relu"]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path, tiny_data, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"there is no .*nowhere\.pt; give the checkpoint"):
         draw(tmp_path / "nowhere.pt")
+    (tmp_path / "mine.py").write_text(
+        "from torch.nn import Flatten, Linear, Sequential\n\n\n"
+        "def net():\n    return Sequential(Flatten(), Linear(3 * 32 * 32, 10))\n"
+    )
+    with pytest.raises(ValueError, match=r"layer1\[-1\]\.act2, which Sequential lacks; give networks"):
+        draw("mine.py:net")
+    with pytest.raises(ValueError, match="cannot use --device nowhere"):
+        figures.main(["mine.py:net", "--device", "nowhere"])
+    with pytest.raises(SystemExit):
+        draw("mine.py:net", "--seed", 2**64)
     first = tiny_run(tmp_path / "a", tiny_data, "--activation", "relu")
     second = tiny_run(tmp_path / "b", tiny_data, "--activation", "relu", "--dataset", "mnist-m")
     with pytest.raises(ValueError, match="of cifar10 and mnist-m; draw one data set at a time"):

@@ -30,7 +30,7 @@ from examples.paper.audit.page import show
 from examples.paper.audit.run import audit
 from examples.paper.audit.verdicts import FAIL, SUSPECT
 from examples.paper.common import data
-from examples.paper.common.cli import at_least, check_device, fraction
+from examples.paper.common.cli import at_least, check_device, fraction, seed
 from examples.paper.common.records import sha256
 from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation import networks
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         help="use the first N test images (default %(default)s); with few, most checks lack data",
     )
     p.add_argument("--eps", type=fraction, default=8 / 255, help="bound of the attacks (default 8/255)")
-    p.add_argument("--seed", type=int, default=0, help="of all random numbers (default %(default)s)")
+    p.add_argument("--seed", type=seed, default=0, help="of all random numbers (default %(default)s)")
     p.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s"
     )

@@ -73,7 +73,9 @@ def with_seeds(pairs: Sequence[Pair]) -> Difference:
 
 
 def mean_difference(pairs: Sequence[Pair]) -> str:
-    """The mean of `paired` over two or more seeds, with both intervals."""
+    """The mean of `paired` over the seeds, with both intervals; of one seed there is one interval."""
+    if len(pairs) == 1:
+        return str(paired(*pairs))
     return f"{paired(*pairs)}; with seeds ± {rounded(with_seeds(pairs).half)}"
 
 
@@ -123,7 +125,7 @@ def format_error(wrong: Tensor) -> str:
 
 def format_errors(wrongs: Iterable[Tensor]) -> str:
     """Error with its interval; of several seeds their mean and range: `31.5% (31.0 to 32.0, 2 seeds)`."""
-    first, *others = (w for w in wrongs)
+    first, *others = wrongs
     if not others:
         return format_error(first)
     errors = [Fraction(int(w.sum()), len(w)) for w in (first, *others)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.paper.common import data
+from examples.paper.common.atomic import atomic_write
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 from sparta_act import Sparta
@@ -88,9 +89,9 @@ def small(name: str) -> Small:
     return model.eval().requires_grad_(False)
 
 
-def trained(gate: Callable[[int], nn.Module] | None = None, seed: int = 0, epochs: int = 30) -> Small:
+def trained(gate: Callable[[int], nn.Module] | None) -> Small:
     """Adversarially trained on the sample in under a minute, and weak: half of the images are right."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = Small(gate)
     x, y = data.load("train")
     recipe = dataclasses.replace(
@@ -98,14 +99,14 @@ def trained(gate: Callable[[int], nn.Module] | None = None, seed: int = 0, epoch
         eps=EPS,
         step_size=EPS / 2,
         steps=3,
-        epochs=epochs,
+        epochs=30,
         averaging=0.0,
         lr=0.05,
         batch_size=64,
     )
     trainer = Trainer(model, recipe, len(x), device="cpu")
-    with tqdm(total=epochs * len(x), unit="img") as bar:
-        for _ in range(epochs):
+    with tqdm(total=recipe.epochs * len(x), unit="img") as bar:
+        for _ in range(recipe.epochs):
             trainer.run_epoch(x, y, bar)
     return model.eval().requires_grad_(False)
 
@@ -115,6 +116,6 @@ if __name__ == "__main__":
     networks = {name: trained(gate) for name, gate in GATES.items()}
     states = ((name, model.state_dict()) for name, model in networks.items())
     tensors = {f"{name}.{k}": v.contiguous() for name, state in states for k, v in state.items()}
-    save_file(tensors, WEIGHTS)
-    WEIGHTS.chmod(0o644)
+    with atomic_write(WEIGHTS) as scratch:
+        save_file(tensors, scratch)
     print(f"written: {WEIGHTS}")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from examples.paper.attacks.pgd import attacking
 from examples.paper.common import data
-from examples.paper.common.cli import at_least
+from examples.paper.common.cli import at_least, check_device, seed
 from examples.paper.common.console import stamp
 from examples.paper.common.plotting import plt, save
 from examples.paper.common.records import write_record
@@ -42,7 +42,7 @@ def feature_maps(model: nn.Module, x: Tensor, group: int) -> tuple[Tensor, Tenso
     def after(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         seen.append(output.mean(1))
 
-    module = model.get_submodule(f"layer{group}")[-1].act2
+    module = last_activation(model, group)
     handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         with attacking(model), torch.no_grad():
@@ -51,6 +51,17 @@ def feature_maps(model: nn.Module, x: Tensor, group: int) -> tuple[Tensor, Tenso
         for handle in handles:
             handle.remove()
     return seen[0].cpu(), seen[1].cpu()
+
+
+def last_activation(model: nn.Module, group: int) -> nn.Module:
+    """That of a group's last block. Raises `ValueError` for a network that is not built like ours."""
+    try:
+        return getattr(model, f"layer{group}")[-1].act2
+    except (AttributeError, TypeError, IndexError):
+        raise ValueError(
+            f"Figure 1 shows layer{group}[-1].act2, which {type(model).__name__} lacks; give networks that "
+            "`train` or `run` trained"
+        ) from None
 
 
 def draw_maps(
@@ -74,10 +85,10 @@ def draw_maps(
 def load(places: list[str]) -> tuple[dict[str, nn.Module], str | None]:
     """Networks by their names, and their data set. Raises `ValueError` unless it is one.
 
-    A place is NAME=FILE, or a file, whose network has the name of its folder.
+    A place is NAME=FILE, or a file, whose network has its short name.
     """
     files = [place.rpartition("=")[::2] for place in places]
-    files = [(name or Path(path).parent.name, path) for name, path in files]
+    files = [(name or networks.short_name(path), path) for name, path in files]
     for name, _ in files:
         if len(twins := [path for n, path in files if n == name]) > 1:
             raise ValueError(
@@ -102,7 +113,10 @@ def attacked(network: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int) ->
 
 def draw(args: argparse.Namespace) -> None:
     """Attack all networks alike, and write the page and its numbers."""
+    check_device(args.device)
     models, dataset = load(args.network)
+    for network in models.values():
+        last_activation(network, args.group)
     x, y = data.load("test", args.data_dir, dataset or "cifar10")
     limit = args.limit or -(-len(x) // 5)
     images, labels = data.to_float(x[:limit], args.device), y[:limit].to(args.device)
@@ -146,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         "--group", type=int, choices=range(1, 5), default=1, help="of Figure 1 (default %(default)s)"
     )
     p.add_argument("--images", type=at_least(1), default=3, help="of Figure 1 (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--out", type=Path, default=Path("figures"), help="folder (default %(default)s)")
     args = p.parse_args(argv)

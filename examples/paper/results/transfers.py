@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from examples.paper.common.statistics import mean_difference, paired, rounded, with_seeds
-from examples.paper.controls.experiment import Result, Results, pairs_of, read
+from examples.paper.common.statistics import mean_difference, rounded, with_seeds
+from examples.paper.controls.experiment import Results, pairs_of, read
 from examples.paper.controls.transfers import DESTINATIONS, FROZEN, HALF, RELU, SHUFFLED, THERE
 from examples.paper.results.cells import markdown
 from examples.paper.results.queue import FOLDERS
@@ -99,20 +99,14 @@ def _differences(results: Results) -> str:
     others = {label: (RELU, HALF, _shuffled(label)) for label in results if label != RELU}
     lines = [
         [
-            _minus(results[label], results.get(other, []), a) if other != label else ""
+            mean_difference(pairs_of(found, results[other], a)) if other in results and other != label else ""
             for a in attacks
             for other in against
         ]
         for label, against in others.items()
+        for found in [results[label]]
     ]
     return markdown(["points", *others], [heads, *lines])
-
-
-def _minus(results: list[Result], others: list[Result], attack: str) -> str:
-    if not others:
-        return ""
-    pairs = pairs_of(results, others, attack)
-    return mean_difference(pairs) if len(pairs) > 1 else str(paired(*pairs))
 
 
 def _shuffled(label: str) -> str:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from benchmarks.blocks import BLOCKS, Overridden
 from benchmarks.measuring import (
-    COMPILERS,
     Lap,
     add_options,
     begin,
@@ -31,7 +30,7 @@ from benchmarks.measuring import (
     race,
 )
 from benchmarks.sites import both, forward
-from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.cli import COMPILERS, at_least, plain_errors
 from examples.paper.common.console import print_table
 from sparta_act import SwishReLU, relu_sites, replace_relus
 

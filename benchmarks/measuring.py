@@ -19,13 +19,6 @@ from tqdm import tqdm
 from examples.paper.common.cli import at_least, check_device
 from examples.paper.common.console import stamp
 
-# the choices of `--compile`, as arguments of `torch.compile`
-COMPILERS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "reduce-overhead": {"mode": "reduce-overhead"},
-    "cudagraphs": {"backend": "cudagraphs"},
-}
-
 
 class Lap(NamedTuple):
     """Median time of a contender, and of its times divided by the first one's in the same round."""

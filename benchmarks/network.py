@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from benchmarks import peers  # noqa: F401  (torchvision can be imported after it)
 from benchmarks.measuring import (
-    COMPILERS,
     Lap,
     add_options,
     begin,
@@ -31,7 +30,7 @@ from benchmarks.measuring import (
     saved_bytes,
 )
 from benchmarks.plain import PlainSparta, check_same
-from examples.paper.common.cli import at_least, plain_errors
+from examples.paper.common.cli import COMPILERS, at_least, plain_errors
 from examples.paper.common.console import print_table, stamp
 from examples.paper.common.models import BLOCKS, build
 from examples.paper.common.records import write_record

@@ -107,7 +107,7 @@ def test_a_folder_of_own_images_and_networks_of_torchvision_and_timm(own, tmp_pa
         assert [*activations] == [sites.format(i) for i in (1, 2, 3, 4)]
 
 
-def test_the_readme_names_each_command_and_file():
+def test_the_readme_names_each_file():
     text = Path(EXAMPLES / "README.md").read_text()
     for name in EXAMPLES.glob("*.py"):
         assert name.name == "__init__.py" or f"`{name.name}`" in text

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import re
 import shlex
@@ -14,21 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from examples.paper.common import sets
 from examples.paper.common.lock import lock
 from examples.paper.common.records import packed, unpacked
-from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import format_error
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results import command, export, schedule
-from examples.paper.results.queue import read_queue
 from examples.paper.results.state import RESULTS, State
 from examples.paper.training import loop
 from examples.paper.training.checkpoint import load_trained, read_checkpoint
 from examples.paper.training.command import parser
-from sparta_act import Sparta, SpartaSet
-from sparta_act.pretrained import hub
 from tests.helpers.fixtures import write_parquet
 from tests.helpers.queues import QUICK, SMALL, call, page, run
 
@@ -56,7 +50,7 @@ def test_a_changed_entry_never_files_the_old_network(place, capsys):
 def test_a_transfer_run_never_takes_the_old_networks_set(place):
     run(place, "short-sparta")
     change_entry(place)
-    with pytest.raises(ValueError, match="waiting for short-sparta, whose set is neither in"):
+    with pytest.raises(ValueError, match="waiting for short-sparta, whose set is not in"):
         run(place, "short-sparta-from-sparta")
 
 
@@ -71,66 +65,6 @@ def test_a_transfer_run_trains_around_the_frozen_set(place):
     assert taken.frozen
     torch.testing.assert_close(taken.conv3, given.conv3.half().float())
     assert not (place / "runs/short-sparta-from-sparta/set").exists()
-
-
-SHIPPED = (
-    SMALL.replace("short = { epochs = 1 }", "short = { epochs = 1 }\ncpu = { epochs = 8 }")
-    .replace(
-        'short-sparta = { activation = "sparta" }',
-        'cpu-sparta = { activation = "sparta", limit = 0, sample = false, validation = 500 }',
-    )
-    .replace('set = "short-sparta"', 'set = "cpu-sparta"')
-    .replace('run = "sparta"', 'run = "relu"')
-)
-
-
-@pytest.fixture
-def ours(place, monkeypatch):
-    """A set of this package, as `cpu-sparta` of `SHIPPED` would have made it, on all of CIFAR-10 but 500."""
-    (place / "queue.toml").write_text(SHIPPED)
-    giver = read_queue(place / "queue.toml").runs["cpu-sparta"]
-    named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe", "validation")
-    settings = {k: getattr(giver, k) for k in named} | {"pretrained": None, "images": 49_500, "amp": None}
-    activations = {f"G{i + 1}.B2": Sparta(8 * 2**i) for i in range(4)}
-    info = {"recipe": in_pixels(settings | giver.numbers())}
-    folder = place / "sets/ours"
-    SpartaSet(activations, info).save_pretrained(folder)
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-    monkeypatch.setitem(hub.SHIPPED, "ours", files)
-    monkeypatch.delitem(hub.SHIPPED, "cifar10-resnet18-w16", raising=False)
-    for module in (sets, hub):
-        monkeypatch.setattr(module, "SETS", place / "sets")
-    sets._recipe.cache_clear()
-    yield activations
-    sets._recipe.cache_clear()
-
-
-def test_a_shipped_set_replaces_the_run_it_came_from(place, ours):
-    run(place, "short-sparta-from-sparta")
-    model, settings = load_trained(place / "runs/short-sparta-from-sparta/checkpoint.pt")
-    assert settings["pretrained"] == "ours"
-    assert model.layer4[1].act2.frozen
-    assert model.layer4[1].act2.conv3.equal(ours["G4.B2"].conv3.half().float())
-    filed = json.loads((place / "results/short-sparta-from-sparta.json").read_text())
-    assert "--pretrained ours" in filed["commands"][0]
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("cpu = { epochs = 8 }", "cpu = { epochs = 9 }"),
-        ("seed = 0", "seed = 1"),
-        ("limit = 0", "limit = 9"),
-        ("false", "true"),
-        ("validation = 500", "validation = 400"),
-        ('recipe = "fast"', 'recipe = "single"'),
-    ],
-)
-def test_a_shipped_set_of_another_training_does_not(place, ours, old, new):
-    assert old in SHIPPED
-    (place / "queue.toml").write_text(SHIPPED.replace(old, new, 1))
-    with pytest.raises(ValueError, match=r"neither in .*cpu-sparta.set nor in the package"):
-        run(place, "short-sparta-from-sparta")
 
 
 def test_a_set_that_is_half_there_is_not_taken(place):

@@ -15,6 +15,14 @@ from sparta_act import SpartaError
 
 MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)  # in torch's errors
 
+# choices of `--compile`, as arguments of `torch.compile`; the last two record CUDA graphs, so that small
+# batches do not wait for the CPU
+COMPILERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reduce-overhead": {"mode": "reduce-overhead"},
+    "cudagraphs": {"backend": "cudagraphs"},  # no code generation: ready in seconds
+}
+
 
 @contextmanager
 def plain_errors() -> Iterator[None]:

@@ -48,8 +48,6 @@ class HalvedReLU(nn.Module):
 ACTIVATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "relu": None,
     "relu-half": lambda channels: HalvedReLU(),
-    "leaky-relu": lambda channels: nn.LeakyReLU(),
-    "prelu": nn.PReLU,
     "elu": lambda channels: nn.ELU(),
     "gelu": lambda channels: nn.GELU(),
     "silu": lambda channels: nn.SiLU(),

@@ -1,14 +1,12 @@
-"""Sets of SPARTA: the shuffled control, and which shipped set a training reproduces."""
+"""Sets of SPARTA: the shuffled control, and settings as a card shows them."""
 
 import copy
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from sparta_act import Sparta, SpartaSet
-from sparta_act.pretrained import SETS, SHIPPED
+from sparta_act import SpartaSet
 
 
 def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
@@ -23,18 +21,3 @@ def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
 def in_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a training as on a set's card: bound and step size of the attack in units of 1/255."""
     return dict(settings) | {k: f"{255 * settings[k]:g}/255" for k in ("eps", "step_size")}
-
-
-def trained_alike(settings: Mapping[str, Any]) -> str | None:
-    """Short name of the shipped set that was trained with these settings, if there is one."""
-    wanted = in_pixels(settings)
-    for name in SHIPPED:
-        if (SETS / name).is_dir() and wanted.items() <= _recipe(name).items():
-            return name
-    return None
-
-
-@functools.cache
-def _recipe(name: str) -> dict[str, Any]:
-    recipe: dict[str, Any] = Sparta.from_pretrained(name).info.get("recipe", {})
-    return recipe

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from examples.paper.common.atomic import write_text
+from examples.paper.common.cli import COMPILERS
 from examples.paper.results.queue import FOLDERS, QUEUE, read_queue
 from examples.paper.results.schedule import work
 from examples.paper.results.state import RESULTS, state
 from examples.paper.results.tables import lacking, render
-from examples.paper.training.trainer import COMPILERS
 
 RUN = """Train, evaluate and file runs of the queue.
 

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from examples.paper.common.data import DATASETS
 from examples.paper.common.lock import is_locked
 from examples.paper.common.records import check_errors, read_json
-from examples.paper.common.sets import trained_alike
 from examples.paper.common.statistics import rounded
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import Queue, Run
@@ -45,7 +43,7 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
         return State("changed", f"{folder} began with other settings: {changed}; move or delete it")
     if run.set is not None and given_set(queue, run, runs) is None:
         place = runs / run.set / "set"
-        return State("waiting", f"for {run.set}, whose set is neither in {place} nor in the package")
+        return State("waiting", f"for {run.set}, whose set is not in {place}")
     if (folder / "checkpoint.pt").exists():
         after = f"after epoch {epoch} of {run.epochs}" if epoch < run.epochs else "trained, not evaluated"
         return State("stopped", after)
@@ -111,23 +109,13 @@ def pace(folder: Path, epoch: int) -> str:
 
 
 def given_set(queue: Queue, run: Run, runs: Path) -> str | None:
-    """The set that a run gets, frozen: the folder of its giver, or the name of a set of the package.
-
-    The package's set counts if it was trained with the same settings as the giver.
-    """
+    """The folder of the set that a run gets, frozen, if the run that gives it has trained it."""
     if run.set is None:
         return None
     giver, place = queue.runs[run.set], runs / run.set / "set"
     begun = read_begun(runs / run.set)
     whole = (place / CONFIG).exists() and (place / WEIGHTS).exists()  # config.json is written last
-    if whole and begun and not changes(giver, begun):
-        return str(place)
-    if giver.sample or giver.limit:
-        return None
-    named = ("dataset", "arch", "activation", "sites", "width", "seed", "recipe")
-    settings = {k: getattr(giver, k) for k in named} | {"pretrained": None} | giver.numbers()
-    images = DATASETS[giver.dataset].images["train"] - (giver.validation or 0)
-    return trained_alike(settings | {"images": images})
+    return str(place) if whole and begun and not changes(giver, begun) else None
 
 
 def read_begun(folder: Path) -> dict[str, Any] | None:

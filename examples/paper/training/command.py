@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 
 from examples.paper.common import data
-from examples.paper.common.cli import at_least, seed
+from examples.paper.common.cli import COMPILERS, at_least, seed
 from examples.paper.common.lock import lock
 from examples.paper.common.models import ACTIVATIONS, BLOCKS
 from examples.paper.training import loop, recipes
 from examples.paper.training.checkpoint import BEST, read_checkpoint
 from examples.paper.training.loop import Settings, format_row
-from examples.paper.training.trainer import COMPILERS
 
 
 def parser() -> argparse.ArgumentParser:

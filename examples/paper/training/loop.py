@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write, write_text
-from examples.paper.common.cli import check_device
+from examples.paper.common.cli import COMPILERS, check_device
 from examples.paper.common.records import sha256
 from examples.paper.training import distributed
 from examples.paper.training.checkpoint import BEST, network, read_best
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import Recipe
-from examples.paper.training.trainer import COMPILERS, Trainer
+from examples.paper.training.trainer import Trainer
 from examples.paper.training.validation import held_out, validation_error
 
 SAVE_EVERY = 300  # seconds between two checkpoints within an epoch

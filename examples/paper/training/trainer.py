@@ -23,13 +23,6 @@ from sparta_act import Sparta
 
 Forward = Callable[[Tensor], Tensor]
 
-# choices of `--compile`; the last two record CUDA graphs, so that small batches do not wait for the CPU
-COMPILERS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "reduce-overhead": {"mode": "reduce-overhead"},
-    "cudagraphs": {"backend": "cudagraphs"},  # no code generation: ready in seconds
-}
-
 
 class Trainer:
     """Network, optimizer and schedule of one run. Several processes of `torchrun` share each batch.

@@ -12,13 +12,16 @@ class BusyError(ValueError):
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which a process that is killed gives back. Raises `BusyError`."""
+def lock(folder: Path, timeout: float = 1) -> Iterator[None]:
+    """Hold the lock of a folder, which a process that is killed gives back. Raises `BusyError`.
+
+    It waits `timeout` seconds: by default longer than `is_locked` holds it.
+    """
     path = folder / "lock"
     if path.is_symlink():
         raise ValueError(f"{path} is a link, and would be written through; remove it")
     try:
-        with FileLock(path, timeout=0):
+        with FileLock(path, timeout=timeout):
             yield
     except Timeout:
         raise BusyError(
@@ -31,7 +34,7 @@ def is_locked(folder: Path) -> bool:
     if not (folder / "lock").exists():
         return False
     try:
-        with lock(folder):
+        with lock(folder, timeout=0):
             return False
     except BusyError:
         return True

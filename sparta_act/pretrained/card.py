@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 TEXT = """\
 # SPARTA activations: {name}
 
-Trained activations, max(X, 0) * sigmoid(s * c), doubled at sites with `identity`, which replace ReLUs in a
-convolutional network with [sparta-act](https://pypi.org/project/sparta-act/). These weights are {stored} on
-disk, and load as float32, frozen.
+Trained activations, max(X, 0) * sigmoid(s * c) with a score s for each place and c for each channel, doubled
+at sites with `identity`. They replace ReLUs in a convolutional network with
+[sparta-act](https://pypi.org/project/sparta-act/). These weights are {stored} on disk, and load as float32,
+frozen.
 
 ## How to use
 ```python

@@ -32,6 +32,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 AUDITS = sorted((DOCS / "audits").glob("*/audit.json"))
 RUNS = {"SPARTA": "sparta", "ReLU times one half": "relu-half", "SiLU everywhere": "silu", "ReLU": "relu"}
+SLOWER = "ReLU at 0.025"  # in width 64
 
 
 def table_in(text):
@@ -204,7 +205,7 @@ def test_differences_in_the_readme_are_those_of_the_filed_results():
 
 def test_figures_of_width_64_are_those_of_the_filed_results():
     """The table of robustness.md, and what the README and rivals.md say of it."""
-    runs = {n: f"w64-{run}" for n, run in RUNS.items() if n != "SiLU everywhere"}
+    runs = {n: f"w64-{run}" for n, run in RUNS.items() if n != "SiLU everywhere"} | {SLOWER: "w64-relu-lr"}
     found = {name: read_result(run, DOCS / "results") for name, run in runs.items()}
     section = (DOCS / "robustness.md").read_text().split("### Width 64")[1].split("\n### ")[0]
     head, *rows = table_in(section)
@@ -212,6 +213,8 @@ def test_figures_of_width_64_are_those_of_the_filed_results():
         "SPARTA, minus ReLU",
         "ReLU times one half, minus ReLU",
         "SPARTA, minus ReLU times one half",
+        f"{SLOWER}, minus ReLU",
+        f"{SLOWER}, minus ReLU times one half",
     ]
     for label, *cells in rows:
         both = [found[name] for name in label.split(", minus ")]

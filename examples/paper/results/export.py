@@ -40,11 +40,11 @@ NOT_AUDITED = (
     "(`python -m examples.paper audit` does it)."
 )
 CONTROLS = (
-    "That errors are lower than the ReLU twin's is not shown to be a gain of the gate: ReLU times one half, "
-    "a gate that never moves, is ahead of ReLU about as far (in width 64, and in width 16 in the mean of two "
-    "seeds), and another training of the same network moves the errors too. In width 64 the learning rate of "
-    "all was too high for ReLU at first. The figures, and those of a frozen set in other networks, are in "
-    "docs/robustness.md of the repository: https://github.com/sparta-act/sparta-act"
+    "No gain of the gate is shown. The errors are lower than those of the ReLU twin, but ReLU times one "
+    "half, a gate that never moves, is ahead of ReLU about as far (in width 64, and in width 16 in the mean "
+    "of two seeds), and another training of the same network moves the errors too. In width 64 a lower "
+    "learning rate brings ReLU closer, not level. The figures, and those of a frozen set in other networks, "
+    "are in docs/robustness.md of the repository: https://github.com/sparta-act/sparta-act"
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared
 TWIN = "ReLU twin"  # column of the card

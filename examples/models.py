@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparta_act import replace_relus
@@ -89,7 +90,7 @@ def make_network(name: str, num_classes: int, *, width: int = 16, init: str | No
     else:
         raise ValueError(f"no network {name!r}: known are resnet18, torchvision/NAME and timm/NAME")
     if init is not None:
-        settings = read(init)[1]
+        settings = settings_of(init)
         if settings and (settings.get("activation"), settings.get("dataset")) != ("relu", "cifar10"):
             raise ValueError(f"{init} is of another network, {settings}: give one with ReLU, for CIFAR-10")
         load_weights(network, init, but_classifier=True)
@@ -98,7 +99,7 @@ def make_network(name: str, num_classes: int, *, width: int = 16, init: str | No
 
 def load_network(path: str | Path) -> nn.Module:
     """A network of networks/, a `ResNet18` with its activation, in evaluation mode. Raises `ValueError`."""
-    settings = read(path)[1]
+    settings = settings_of(path)
     known = {"arch": ["resnet18"], "dataset": ["cifar10"], "activation": ["relu", "sparta"]}
     unlike = any(settings.get(key) not in values for key, values in known.items())
     if unlike or not {"width", "sites"} <= settings.keys():
@@ -114,7 +115,8 @@ def load_weights(network: nn.Module, path: str | Path, but_classifier: bool = Fa
 
     `but_classifier`: its last linear layer keeps its own weights if the file has another number of classes.
     """
-    (state, settings), own = read(path), network.state_dict()
+    settings, own = settings_of(path), network.state_dict()
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
     shapes = {(k, v.shape) for k, v in own.items()} ^ {(k, v.shape) for k, v in state.items()}
     wrong, linear = (
         {k for k, _ in shapes},
@@ -132,12 +134,10 @@ def load_weights(network: nn.Module, path: str | Path, but_classifier: bool = Fa
     return network
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a .safetensors file, float16 as float32, and the settings in its metadata, if any."""
+def settings_of(path: str | Path) -> dict[str, Any]:
+    """The settings in a .safetensors file's metadata, if any. Raises `ValueError` for another file."""
     try:
         with safe_open(path, "pt") as file:
-            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a mapping)
-            settings = dict(json.loads((file.metadata() or {}).get("settings", "{}")))
+            return dict(json.loads((file.metadata() or {}).get("settings", "{}")))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, settings

@@ -14,7 +14,7 @@ from examples.paper.audit.run import audit
 from examples.paper.audit.verdicts import FAIL, NO_GATE, PASS, SUSPECT, UNKNOWN
 from examples.paper.common import data, records
 from examples.paper.evaluation import networks
-from examples.paper.maskers.command import DOCS, found, judged, read, table
+from examples.paper.maskers.command import DOCS, RECORD, found, judged, table
 from examples.paper.maskers.networks import (
     HONEST,
     MASKERS,
@@ -139,7 +139,7 @@ def test_a_masker_is_found_and_an_honest_network_is_not_accused(name, tmp_path):
 
 
 def test_what_the_page_says_of_every_masker_is_of_these_networks_and_right():
-    record = read()
+    record = json.loads(RECORD.read_text())
     assert [row["name"] for row in record["rows"]] == [*MASKERS, *HONEST]
     assert all(found(row) for row in record["rows"])
     assert table(record) in (DOCS / "audit.md").read_text()

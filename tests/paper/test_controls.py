@@ -383,6 +383,8 @@ def test_a_rate_is_chosen_on_training_images_alone(tmp_path, tiny_data, monkeypa
     limit = len(x) - 4
     with pytest.raises(ValueError, match=f"--limit {limit + 1}: of {len(x)} training images 4 are needed to"):
         call(tmp_path, *words, "--limit", limit + 1)
+    with pytest.raises(ValueError, match="nothing to train: give --activation or --whole"):
+        call(tmp_path, *words[:4], "--activation", "--limit", limit)
     assert seen == []
     call(tmp_path, *words, "--limit", limit)
     assert [lr for *_, lr in seen] == [0.02, 0.5, 0.02, 0.5]

@@ -51,6 +51,8 @@ def test_two_processes_learn_exactly_what_one_learns(tmp_path):
     one, two = (torch.load(f, weights_only=True) for f in (alone, together))
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-10)
     assert len(one[0]) == 3
+    *_, (epoch, resumed) = two  # a checkpoint inside the epoch has the sums of both processes
+    assert resumed == pytest.approx(epoch)
 
 
 OPTIONS = ["--limit", 45, "--epochs", 2, "--batch-size", 10, "--lr", 0.01]

@@ -484,8 +484,8 @@ def test_two_calls_at_once_keep_what_both_measured(tmp_path):
 
 def test_parts_joined_are_the_whole():
     one, two = (
-        Outcome(torch.tensor(w), s, [f"{n} points of a kind", "flat"], {"a": n, "b": 1})
-        for w, s, n in (([True, False], 1.0, 3), ([False], 2.5, 4))
+        Outcome(torch.tensor(w), s, [f"{n} points of a kind{more}", "flat"], {"a": n, "b": 1})
+        for w, s, n, more in (([True, False], 1.0, 3, ""), ([False], 2.5, 4, " (and 2 more of this kind)"))
     )
     whole = joined([one, two])
     assert whole.wrong.tolist() == [True, False, False]

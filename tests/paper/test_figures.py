@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from examples.paper.common.models import build
+from examples.paper.common.plotting import plt
 from examples.paper.evaluation.networks import NETWORKS
-from examples.paper.pictures import figures
+from examples.paper.pictures import figures, loss
 from examples.paper.training.command import main as train
 
 
@@ -66,6 +67,18 @@ def test_the_command_draws_and_writes_its_numbers(tmp_path, tiny_data):
     draw(f"ReLU={paths[0]}", *options, tmp_path / "two")
     alone = json.loads((tmp_path / "two/loss.json").read_text())["loss per step"]["ReLU"]
     assert alone == curve  # the same attack, whatever else is drawn
+
+
+def test_each_of_many_networks_has_a_curve():
+    names = [f"network {i}" for i in range(8)]
+    record = loss.numbers({name: torch.rand(3, 4) for name in names})
+    figure, axes = plt.subplots(1, 2)
+    loss._losses(axes[0], record["loss per step"])
+    loss._differences(axes[1], record["minus the first"], names[0])
+    drawn = [ax.get_legend_handles_labels()[1] for ax in axes]
+    assert drawn[0][:8] == names
+    assert drawn[1][::2] == [f"{name} minus network 0" for name in names[1:]]
+    plt.close(figure)
 
 
 def test_two_networks_of_one_folder_have_two_names():

@@ -67,6 +67,16 @@ def test_a_transfer_run_trains_around_the_frozen_set(place):
     assert not (place / "runs/short-sparta-from-sparta/set").exists()
 
 
+def test_a_set_is_taken_whatever_was_evaluated_of_its_network(place):
+    run(place, "short-sparta")
+    path = place / "runs/short-sparta/run.json"
+    begun = json.loads(path.read_text())
+    begun["settings"]["evaluation"] = "another"
+    path.write_text(json.dumps(begun))
+    run(place, "short-sparta-from-sparta")
+    assert (place / "results/short-sparta-from-sparta.json").exists()
+
+
 def test_a_set_that_is_half_there_is_not_taken(place):
     run(place, "short-sparta")
     (place / "runs/short-sparta/set/config.json").unlink()

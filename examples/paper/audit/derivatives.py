@@ -56,7 +56,7 @@ def along_random_ways(victim: Victim, store: Store, budget: Budget, name: str) -
 
 
 def along_the_attack(victim: Victim, store: Store, budget: Budget, name: str) -> None:
-    """`_way_errors` from each correctly classified image to where the plain attack has left it."""
+    """`_way_errors` from each correctly classified image to the stored one, which fools or is PGD's last."""
     victim.seed_for(name)
     right = ~victim.clean
     attacked = store.images.to(victim.x)[right]

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from examples.paper.audit import attacks as a
 from examples.paper.audit.store import Store
 from examples.paper.audit.tolerances import ASTRAY, JUMP, JUMPS
-from examples.paper.audit.verdicts import FAIL, NO_GATE, PASS, SUSPECT, UNKNOWN
+from examples.paper.audit.verdicts import FAIL, NO_GATE, PASS, SUSPECT, UNKNOWN, numbers_of
 from examples.paper.common.plotting import BLUE, GREEN, ORANGE, PURPLE, SERIES, VERMILION, plt, save
 
 KINDS = {  # of the attacks: a color, and which they are
@@ -41,11 +41,8 @@ def draw(path: Path, record: Mapping[str, Any], store: Store) -> None:
     _gate(gate, store)
     _verdicts(verdicts, record)
     worst, plain = (100 * e["error"] for e in (record["worst case"], record["attacks"][a.PLAIN]))
-    found = {
-        verdict: [str(row["number"]) for row in record["checks"] if row["verdict"] == verdict]
-        for verdict in (FAIL, SUSPECT)
-    }
-    judged = "; ".join(f"{verdict}: {', '.join(numbers)}" for verdict, numbers in found.items() if numbers)
+    found = {v: numbers_of(record)[v] for v in (FAIL, SUSPECT)}
+    judged = "; ".join(f"{verdict}: {', '.join(map(str, n))}" for verdict, n in found.items() if n)
     figure.suptitle(
         f"{Path(record.get('network', 'network')).name}: {worst:.1f}% wrong in the worst case within "
         f"{255 * record['eps']:.3g}/255, {plain:.1f}% under plain PGD; {judged or 'no check fails'}",

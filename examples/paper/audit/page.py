@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from examples.paper.audit import attacks as a
-from examples.paper.audit.verdicts import FAIL, PASS, SUSPECT, UNKNOWN
+from examples.paper.audit.verdicts import FAIL, PASS, SUSPECT, UNKNOWN, numbers_of
 from examples.paper.common.records import unpacked
 from examples.paper.common.statistics import format_error
 
@@ -39,23 +39,20 @@ def headline(record: Mapping[str, Any]) -> list[str]:
         f"Evidence: {evidence['wrong again']} of {evidence['images']} stored images fool a fresh copy of the "
         f"network; {'all' if evidence['within eps'] else 'NOT all'} lie within {eps}.",
     ]
-    numbers = {
-        verdict: [str(row["number"]) for row in record["checks"] if row["verdict"] == verdict]
-        for verdict in (FAIL, SUSPECT, UNKNOWN)
-    }
+    numbers = {verdict: ", ".join(map(str, n)) for verdict, n in numbers_of(record).items()}
     if numbers[FAIL]:
         lines.append(
-            f"FAIL ({', '.join(numbers[FAIL])}): signs of gradient masking. Do not trust the error under "
+            f"FAIL ({numbers[FAIL]}): signs of gradient masking. Do not trust the error under "
             "plain PGD; the worst case, too, is only a lower bound."
         )
     if numbers[SUSPECT]:
         lines.append(
-            f"Suspect ({', '.join(numbers[SUSPECT])}): beyond the tolerance, but not surely. Give more "
+            f"Suspect ({numbers[SUSPECT]}): beyond the tolerance, but not surely. Give more "
             "images (--limit), or look into it, before you trust the error under plain PGD."
         )
     if numbers[UNKNOWN]:
         lines.append(
-            f"Not enough data ({', '.join(numbers[UNKNOWN])}): give more images (--limit; below 400 some "
+            f"Not enough data ({numbers[UNKNOWN]}): give more images (--limit; below 400 some "
             "checks cannot pass) or surrogates (--surrogate)."
         )
     if not numbers[FAIL] and not numbers[SUSPECT]:

@@ -1,8 +1,8 @@
 """From a difference and its 95% interval to a verdict: pass, FAIL, suspect or not enough data."""
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,11 @@ class Check(NamedTuple):
     figure: str
     verdict: str
     meaning: str
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The checks of an audit's record, by each verdict but PASS."""
+    return {v: [c["number"] for c in record["checks"] if c["verdict"] == v] for v in (FAIL, SUSPECT, UNKNOWN)}
 
 
 def check(

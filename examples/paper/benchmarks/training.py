@@ -15,25 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measuring import add_options, begin, format_setup, multiply_adds, race
-from benchmarks.plain import PlainSparta, open_gates
+from benchmarks.network import network
 from examples.paper.benchmarks.attack import naive
 from examples.paper.common.cli import at_least, plain_errors
 from examples.paper.common.console import print_table
-from examples.paper.common.models import ACTIVATIONS, build
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
-
-ACTIVATIONS["plain"] = PlainSparta
 
 
 def naive_step(model: nn.Module, trainer: Trainer, x: Tensor, y: Tensor, steps: int) -> Callable[[], float]:
     """Attack by the naive loop in evaluation mode, then update, as tutorials write it."""
-    settings = trainer.optimizer.defaults
+    settings, decay = trainer.optimizer.defaults, trainer.recipe.weight_decay
     optimizer = torch.optim.SGD(
-        model.parameters(),
-        settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
+        model.parameters(), settings["lr"], momentum=settings["momentum"], weight_decay=decay
     )
 
     def step() -> float:
@@ -65,12 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         RECIPES["modern"], steps=args.steps, batch_size=len(x), averaging=0, epochs=1000
     )
     for activation, name in {"relu": "ReLU", "sparta": "SPARTA"}.items():
-        torch.manual_seed(0)
-        fast_model = open_gates(build("resnet18", activation, "G*.B-1", width=args.width))
-        naive_model = build(
-            "resnet18", "plain" if activation == "sparta" else "relu", "G*.B-1", width=args.width
-        )
-        naive_model.load_state_dict(fast_model.state_dict())
+        plain = "plain" if activation == "sparta" else activation
+        fast_model, naive_model = (network("resnet18", n, args.width) for n in (activation, plain))
         trainer = Trainer(fast_model.train(), recipe, len(x), device=args.device)
         step = naive_step(naive_model.to(args.device).train(), trainer, x, y, args.steps)
         images = x.to(memory_format=torch.channels_last)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparta_act import functional as SF
-from sparta_act.errors import ShapeError
 
 
 class AsRead(nn.Module):
@@ -40,12 +39,12 @@ class AsRead(nn.Module):
         """phi_s (N, 1, H, W) and phi_c (N, C, 1, 1)."""
         c, kernel = self.global_scores(x)
         m = self.norm4(self.conv4(F.relu(self.norm3(self.conv3(x)))))
-        return SF.kernel_conv(m, kernel if self.dynamic else self.conv6.weight), c
+        return SF.kernel_conv(m, kernel), c
 
     def global_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is computed from all places: phi_c (N, C, 1, 1) and the kernel of conv5 (N, 1, 3, 3)."""
+        """What is computed from all places: phi_c (N, C, 1, 1) and the kernel of conv5 (N or 1, 1, 3, 3)."""
         c = self.conv2(F.relu(self.norm1(self.conv1(x)))).mean((2, 3), keepdim=True)
-        return c, SF.pool(self.conv6(x)).mean(1, keepdim=True) if self.dynamic else c
+        return c, SF.pool(self.conv6(x)).mean(1, keepdim=True) if self.dynamic else self.conv6.weight
 
 
 class Pooled(AsRead):
@@ -55,7 +54,7 @@ class Pooled(AsRead):
         """As in `AsRead`."""
         x = SF.pool(x).to(x.dtype)
         c = F.conv2d(F.relu(self.norm1(self.conv1(x))), self.conv2.weight)
-        return c, self.conv6(x).mean(1, keepdim=True) if self.dynamic else c
+        return c, self.conv6(x).mean(1, keepdim=True) if self.dynamic else self.conv6.weight
 
 
 class Normed(AsRead):
@@ -109,44 +108,21 @@ def nonlocal_mean(x: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
     return mean[:, 0, :, :channels].mT.reshape(x.shape)
 
 
-class _Channeled(nn.Module):
-    """A module for C channels that refuses inputs of another number of channels."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        if not isinstance(in_channels, int) or isinstance(in_channels, bool) or in_channels < 1:
-            name = type(self).__name__
-            raise ShapeError(f"{name}: in_channels must be a whole number of at least 1, not {in_channels!r}")
-        self.in_channels = in_channels
-
-    def extra_repr(self) -> str:
-        return str(self.in_channels)
-
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ShapeError(
-                f"{type(self).__name__}({self.in_channels}) was given {tuple(x.shape)}; "
-                f"it takes (N, {self.in_channels}, H, W)"
-            )
-
-
-class DynamicReLUB(_Channeled):
+class DynamicReLUB(nn.Module):
     """Dynamic ReLU, one function per channel of a sample: max_k(a_kc x + b_kc).
 
     The coefficients come from a hyper-network: global pool, C to C / 4, ReLU, to 4 C, 2 sigmoid - 1.
     Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
-    Raises `ShapeError` for another shape of input or an impossible argument.
     Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-B.
     """
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels)
+        super().__init__()
         hidden = max(1, in_channels // 4)
         self.squeeze, self.excite = nn.Linear(in_channels, hidden), nn.Linear(hidden, 4 * in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        self._check(x)
+        """Shapes: (N, C, H, W) -> (N, C, H, W)."""
         theta = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3)))))) - 1
         return dynamic_relu(x, theta.unflatten(1, (4, x.shape[1]))[..., None, None].transpose(0, 1))
 
@@ -155,7 +131,7 @@ class DynamicReLUC(DynamicReLUB):
     """Dynamic ReLU, one function per channel and position: max_k(pi_hw a_kc x + pi_hw b_kc).
 
     pi is `spatial_attention` of a 1 x 1 convolution of X to one channel.
-    Shapes and errors as `DynamicReLUB`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
+    Shapes as `DynamicReLUB`. Source: Chen et al. 2020, arXiv:2003.10027, DY-ReLU-C.
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -163,24 +139,21 @@ class DynamicReLUC(DynamicReLUB):
         self.position = nn.Conv2d(in_channels, 1, 1, bias=False)  # the softmax would cancel a bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
+        """Shapes: (N, C, H, W) -> (N, C, H, W)."""
         y = super().forward(x)
-        return (y * spatial_attention(self.position(x))).to(
-            x.dtype
-        )  # pi > 0: it may be taken out of the maximum
+        return (y * spatial_attention(self.position(x))).to(x.dtype)  # as pi > 0, it can leave the maximum
 
 
-class FeatureDenoising(_Channeled):
+class FeatureDenoising(nn.Module):
     """Denoising block, appended to a group of blocks: x + norm(conv(non-local mean of x)), 1 x 1 conv.
 
     The weight of the norm is zero at the start, so a fresh block is the identity.
     Shapes: (N, C, H, W) -> (N, C, H, W) with C = `in_channels`.
-    Raises `ShapeError` for another shape of input or an impossible argument.
     Source: Xie et al. 2019, arXiv:1812.03411; C / 2 embedding channels as in the authors' code.
     """
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels)
+        super().__init__()
         embedding = max(1, in_channels // 2)
         self.theta = nn.Conv2d(in_channels, embedding, 1, bias=False)
         self.phi = nn.Conv2d(in_channels, embedding, 1, bias=False)
@@ -191,7 +164,6 @@ class FeatureDenoising(_Channeled):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W) -> (N, C, H, W). Raises `ShapeError`."""
-        self._check(x)
+        """Shapes: (N, C, H, W) -> (N, C, H, W)."""
         f = nonlocal_mean(x, self.theta(x), self.phi(x))
         return cast(Tensor, x + self.norm(self.conv(f)))

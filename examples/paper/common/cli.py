@@ -29,7 +29,7 @@ def plain_errors() -> Iterator[None]:
     """End the program with one line, without a traceback, for errors in the input, the disk or the memory."""
     try:
         yield
-    except (SpartaError, ValueError, OSError) as error:
+    except (SpartaError, ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not MEMORY.search(str(error)):

@@ -48,6 +48,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_evaluation(path: Path, *keys: str) -> dict[str, Any]:
+    """A record of `evaluate` that has these keys, too. Raises `OSError`, or `ValueError` for another file."""
+    record = read_json(path)
+    if lacking := {"errors", *keys} - record.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    check_errors(record["errors"])
+    check_seal(record)
+    return record
+
+
 def check_errors(errors: Any) -> None:
     """Raise `ValueError` unless these are the errors of an evaluation.json that match their packed images."""
     try:

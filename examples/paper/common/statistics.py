@@ -1,4 +1,4 @@
-"""Errors, their intervals and paired differences: the one place that estimates, rounds and tests them."""
+"""Errors, their intervals and paired differences: how they are estimated, rounded and tested."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

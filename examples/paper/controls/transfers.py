@@ -123,6 +123,8 @@ def rates(
     if limit + HELD > len(x):
         raise ValueError(f"--limit {limit}: of {len(x)} training images {HELD} are needed to test on")
     robust = _named(whole, short_name, lambda where: load(where)[0])
+    if not (activations or robust):
+        raise ValueError("nothing to train: give --activation or --whole")
     made = cases(partial(there.network, trained), {}, robust, RATE_SEED)
     taken = [(a, *made[CONTENDERS[a]]) for a in activations] + [(n, *made[WHOLE.format(n)]) for n in robust]
     for _, make, _ in taken:

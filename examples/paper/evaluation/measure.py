@@ -73,7 +73,8 @@ def parts(attacks: Sequence[Attack], device: str) -> list[list[Attack]]:
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcomes of the parts of one attack as one outcome, with the first warning of each kind."""
-    kinds = {re.sub(r"\d+", "", w): w for o in reversed(outcomes) for w in reversed(o.warnings)}
+    count = re.compile(r" \(and \d+ more of this kind\)|\d+")
+    kinds = {count.sub("", w): w for o in reversed(outcomes) for w in reversed(o.warnings)}
     return Outcome(
         torch.cat([o.wrong for o in outcomes]),
         sum(o.seconds for o in outcomes),

@@ -12,7 +12,6 @@ docs/audit.md; a killed call goes on. Up to 50 minutes on one core.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from examples.paper.audit import attacks
 from examples.paper.audit.budget import Budget
 from examples.paper.audit.command import status_of
 from examples.paper.audit.run import audit
-from examples.paper.audit.verdicts import FAIL, SUSPECT
+from examples.paper.audit.verdicts import FAIL, SUSPECT, numbers_of
 from examples.paper.audit.victim import Victim
 from examples.paper.common import data
 from examples.paper.common.atomic import write_text
@@ -35,6 +34,7 @@ from examples.paper.common.statistics import rounded
 from examples.paper.maskers.networks import HONEST, MASKERS, Case
 
 DOCS = Path(__file__).parents[3] / "docs"
+RECORD = DOCS / "audits" / "maskers.json"
 BLOCK = re.compile(r"(<!-- maskers -->\n).*?(<!-- end of maskers -->)", re.DOTALL)
 BUDGET = Budget(steps=20, restarts=2, draws=20, queries=500, control=10, autoattack=10, curve=100)
 EPS = 8 / 255
@@ -44,10 +44,7 @@ CLOSE = 0.01  # a worst case this near to the truth has not been fooled
 def judged(name: str, case: Case, x: Tensor, y: Tensor, out: Path, budget: Budget = BUDGET) -> dict[str, Any]:
     """What an audit says of a network, and what an informed attack finds. Shapes: x (N, C, H, W), y (N,)."""
     record = audit(case.make().eval(), x, y, out=out / re.sub(r"\W+", "-", name), eps=EPS, budget=budget)
-    numbers = {
-        verdict: [row["number"] for row in record["checks"] if row["verdict"] == verdict]
-        for verdict in (FAIL, SUSPECT)
-    }
+    numbers = numbers_of(record)
     return {
         "name": name,
         "honest": case.undone is None,
@@ -107,14 +104,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--limit", type=at_least(1), default=300, help="images of the sample (default 300)")
     p.add_argument("--runs", type=Path, default=Path("runs/maskers"), help="evidence (default: runs/maskers)")
-    p.add_argument("--docs", type=Path, default=DOCS, help="folder of audit.md (default: docs)")
     args = p.parse_args(argv)
     x, y = (t[: args.limit] for t in data.load("test"))
     rows = [judged(n, case, data.to_float(x), y, args.runs) for n, case in (MASKERS | HONEST).items()]
     record = {"images": len(x), "budget": vars(BUDGET), **stamp(), "rows": rows}
-    (args.docs / "audits").mkdir(parents=True, exist_ok=True)
-    write_record(args.docs / "audits" / "maskers.json", record)
-    page = args.docs / "audit.md"
+    write_record(RECORD, record)
+    page = DOCS / "audit.md"
     write_text(page, filled(page.read_text(), record))
     columns = {k: {row["name"]: str(row[k]) for row in rows} for k in ("status", "failed", "worst case")}
     print_table("audits of networks that mask and of honest ones", columns)
@@ -125,9 +120,3 @@ def main(argv: list[str] | None = None) -> None:
 def filled(page: str, record: dict[str, Any]) -> str:
     """A page whose block `<!-- maskers -->` holds the table."""
     return BLOCK.sub(lambda match: f"{match[1]}{table(record)}{match[2]}", page)
-
-
-def read(docs: Path = DOCS) -> dict[str, Any]:
-    """The record that `main` wrote."""
-    record: dict[str, Any] = json.loads((docs / "audits" / "maskers.json").read_text())
-    return record

@@ -1,7 +1,7 @@
 """Draw the paper's Figures 1 and 3 for networks of one data set.
 
-  python -m examples.paper figures runs/w16-*/checkpoint.pt --data DATA/cifar10
-  python -m examples.paper figures ReLU=FILE SPARTA=FILE --data DATA/cifar10
+  python -m examples.paper figures runs/w16-relu/checkpoint.pt runs/w16-sparta/checkpoint.pt --data DIR
+  python -m examples.paper figures ReLU=FILE SPARTA=FILE --data DIR
 
 Figure 1, feature-maps.png: feature maps before and after the last activation of a group, for clean and
 attacked images. Figure 3, loss.png: the loss of the attack's target class at each step of PGD, a curve for

@@ -1,7 +1,7 @@
 """The paper's Figure 3: the loss of the attack's target class at each step of PGD."""
 
 from collections.abc import Mapping
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from examples.paper.common.plotting import GRAY, SERIES, plt, save
+from examples.paper.common.statistics import Z
 
 Curves = Mapping[str, Mapping[str, list[float]]]
 
@@ -30,7 +31,7 @@ def numbers(curves: Mapping[str, Tensor]) -> dict[str, Any]:
         "minus the first": {
             name: {
                 "mean": d.mean(1).tolist(),
-                "half": (1.959964 * d.std(1, correction=0) / d.shape[1] ** 0.5).tolist(),
+                "half": (Z * d.std(1, correction=0) / d.shape[1] ** 0.5).tolist(),
             }
             for name, d in minus.items()
         },
@@ -66,7 +67,9 @@ def title(record: Mapping[str, Any]) -> str:
 
 
 def _losses(ax: Axes, curves: Curves) -> None:
-    for (name, curve), color, style in zip(curves.items(), SERIES, cycle(("-", "--", "-.")), strict=False):
+    for (name, curve), color, style in zip(
+        curves.items(), cycle(SERIES), cycle(("-", "--", "-.")), strict=False
+    ):
         steps = np.arange(len(curve["mean"]))
         mean, std = np.array(curve["mean"]), np.array(curve["std"])
         ax.plot(steps, mean, style, color=color, label=name)
@@ -78,7 +81,7 @@ def _losses(ax: Axes, curves: Curves) -> None:
 
 def _differences(ax: Axes, minus: Curves, first: str) -> None:
     ax.axhline(0, color=GRAY, lw=0.8)
-    for (name, d), color in zip(minus.items(), SERIES[1:], strict=False):
+    for (name, d), color in zip(minus.items(), islice(cycle(SERIES), 1, None), strict=False):
         steps = np.arange(len(d["mean"]))
         mean, half = np.array(d["mean"]), np.array(d["half"])
         ax.plot(steps, mean, color=color, label=f"{name} minus {first}")

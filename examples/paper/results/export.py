@@ -61,14 +61,10 @@ def measured(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"there is no {path}; write it with: python -m examples.paper evaluate {checkpoint}")
     try:
-        record = records.read_json(path)
+        record = records.read_evaluation(path, *ALIKE, "machine", "torch", "date", "sha256")
         if record["sha256"] != records.sha256(checkpoint.read_bytes()):
             raise ValueError(f"it is of another {checkpoint.name}")
-        records.check_errors(record["errors"])
-        if lacking := {*ALIKE, "machine", "torch", "date"} - record.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-        records.check_seal(record)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}; evaluate {checkpoint} again") from None
     return record | {"settings": read_checkpoint(checkpoint)["settings"]}
 
@@ -134,7 +130,7 @@ def measured_on(record: dict[str, Any]) -> str:
 def training_command(recipe: Mapping[str, Any]) -> str:
     """The command that trains a network with the settings of a set's card, on any machine."""
     preset = in_pixels(dataclasses.asdict(RECIPES[recipe["recipe"]]))
-    data_folder = f"DATA/{FOLDERS[recipe['dataset']]}"
+    data_folder = f"DATA/{FOLDERS.get(recipe['dataset'], recipe['dataset'])}"
     words = ["python", "-m", "examples.paper", "train", "--data", data_folder, "--out", "runs/again"]
     for key in (f.name for f in dataclasses.fields(Settings)):
         if recipe.get(key) is not None:
@@ -219,9 +215,8 @@ def export(
     if other:
         info[TWIN] = "the same network with ReLU, trained and attacked alike"
     SpartaSet(activations, info).save_pretrained(out)
-    for label, activation in Sparta.from_pretrained(out).items():
-        if not _equal(activation, activations[label]):
-            raise ValueError(f"{out}: {label} was not read back as it was evaluated")
+    if not same(dict(Sparta.from_pretrained(out)), activations):
+        raise ValueError(f"{out}: the set was not read back as it was evaluated")
 
 
 def ship(name: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from examples.paper.common.records import check_errors, check_seal, read_json, unpacked
+from examples.paper.common.records import read_evaluation, unpacked
 from examples.paper.common.statistics import format_error, pair_of
 from examples.paper.results.cells import MISSING, markdown
 from examples.paper.results.differences import marked
@@ -55,16 +55,8 @@ def _error(record: dict[str, Any], attack: str) -> str:
 def read(path: Path) -> dict[str, Any]:
     """What `evaluate` wrote. Raises `ValueError` for a file that is something else."""
     try:
-        record = read_json(path)
-        check_errors(record["errors"])
-        check_seal(record)
-        if (
-            missing := {"machine", "torch", "date", "command", "sha256", "test images", "seed"}
-            - record.keys()
-        ):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_evaluation(path, "machine", "torch", "date", "command", "sha256", "test images", "seed")
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a record of `evaluate` ({error}); copy the evaluation.json again"
         ) from None
-    return record

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import datetime
-import os
 import shlex
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from examples.paper.attacks import autoattack
 from examples.paper.common import data
 from examples.paper.common.gates import activations_of, round_to_half
 from examples.paper.common.lock import lock
-from examples.paper.common.records import RECORD, check_errors, check_seal, read_json, write_record
+from examples.paper.common.records import RECORD, read_evaluation, write_record
 from examples.paper.evaluation import evaluate
 from examples.paper.evaluation.protocols import PROTOCOLS
 from examples.paper.results.queue import FOLDERS, Queue, Run
@@ -141,7 +140,7 @@ def evaluated(run: Run, args: argparse.Namespace, images: str, best: bool, deadl
 def file_result(run: Run, args: argparse.Namespace, best: bool) -> None:
     """Write the run's result, whole or not at all; with `best`, also what its best epoch measured."""
     folder = args.runs / run.name
-    measured, log = _measured(folder), loop.read_log(folder / "log.csv")
+    measured, log = read_evaluation(folder / RECORD), loop.read_log(folder / "log.csv")
     model, settings = load_trained(folder / "checkpoint.pt")
     begun = read_begun(folder)
     copied = ("errors", "test images", "machine", "torch")
@@ -160,7 +159,7 @@ def file_result(run: Run, args: argparse.Namespace, best: bool) -> None:
     }
     if best:
         state = read_best(folder, settings)
-        result["best errors"] = _measured((folder / BEST).parent)["errors"]
+        result["best errors"] = read_evaluation((folder / BEST).parent / RECORD)["errors"]
         row = next((r for r in log if r["epoch"] == str(state["epoch"])), {})
         known = {"epoch": state["epoch"], "validation error": state["validation error"]}
         result["best epoch"] = _floats(row | known)
@@ -187,13 +186,6 @@ def _command(name: str, places: list[Path], options: dict[str, Any]) -> str:
     return shlex.join([*words, *(word for option in given for word in option)])
 
 
-def _measured(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / RECORD)
-    check_errors(record["errors"])
-    check_seal(record)
-    return record
-
-
 def _floats(row: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in row.items() if v != ""}
 
@@ -207,7 +199,7 @@ def multiply_adds(model: nn.Module) -> int:
 
 
 def commit() -> str:
-    """Commit of this checkout, and whether its code has changed since; `GIT_COMMIT` where there is no git."""
+    """Commit of this checkout, and whether its code has changed since; "unknown" where there is no git."""
     git = ["git", "-C", str(Path(__file__).parents[3])]
     try:
         head, changed = (
@@ -218,5 +210,5 @@ def commit() -> str:
             )
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("GIT_COMMIT", "unknown")
+        return "unknown"
     return head + (", changed" if changed else "")

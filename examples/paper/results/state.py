@@ -39,7 +39,7 @@ def state(queue: Queue, run: Run, runs: Path, results: Path) -> State:
     if is_locked(folder):
         return State("running", f"epoch {min(epoch + 1, run.epochs)} of {run.epochs}{pace(folder, epoch)}")
     begun = read_begun(folder)
-    if begun and (changed := changes(run, {"settings": begun["settings"] | {"evaluation": run.evaluation}})):
+    if begun and (changed := trained_otherwise(run, begun)):
         return State("changed", f"{folder} began with other settings: {changed}; move or delete it")
     if run.set is not None and given_set(queue, run, runs) is None:
         place = runs / run.set / "set"
@@ -115,7 +115,12 @@ def given_set(queue: Queue, run: Run, runs: Path) -> str | None:
     giver, place = queue.runs[run.set], runs / run.set / "set"
     begun = read_begun(runs / run.set)
     whole = (place / CONFIG).exists() and (place / WEIGHTS).exists()  # config.json is written last
-    return str(place) if whole and begun and not changes(giver, begun) else None
+    return str(place) if whole and begun and not trained_otherwise(giver, begun) else None
+
+
+def trained_otherwise(run: Run, begun: dict[str, Any]) -> str:
+    """Which settings of a training are not those that it began with; its evaluation may be another."""
+    return changes(run, {"settings": begun["settings"] | {"evaluation": run.evaluation}})
 
 
 def read_begun(folder: Path) -> dict[str, Any] | None:

@@ -85,15 +85,14 @@ class Trainer:
             batch = order[self.seen : self.seen + self.recipe.batch_size]
             images = data.augment(data.to_float(x[batch], self.device), flip=self.flip)
             images = images.contiguous(memory_format=torch.channels_last)
-            self.total += self.step(images, y[batch].to(self.device))
+            self.total += distributed.summed(self.step(images, y[batch].to(self.device)))
             self.seen, self.seconds = self.seen + len(batch), time.perf_counter() - began
             bar.update(len(batch))
             if self.total.device.type == "cpu":  # elsewhere it would wait for the device
-                loss = self.total[0] * distributed.processes() / self.seen
-                bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+                bar.set_postfix(loss=f"{self.total[0] / self.seen:.2f}", refresh=False)
             after_batch()
         self.epoch, self.seen = self.epoch + 1, 0
-        loss, wrong = distributed.summed(self.total).tolist()
+        loss, wrong = self.total.tolist()
         return loss / len(x), wrong / len(x)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:

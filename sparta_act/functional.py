@@ -238,7 +238,8 @@ def _pool_maps(height: int, width: int, like: Tensor) -> Tensor:
     if _symbolic() or type(like) is not Tensor or capturing:
         return _make_pool_maps(height, width, like.dtype, like.device)
     with torch.inference_mode(False):  # or training could not save what inference made
-        maps = _cached_pool_maps(height, width, like.dtype, like.device)
+        stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+        maps = _cached_pool_maps(stream, height, width, like.dtype, like.device)
     if type(maps) is not Tensor:  # made under a mode such as FakeTensorMode
         _cached_pool_maps.cache_clear()
     return maps
@@ -249,7 +250,10 @@ def _make_pool_maps(height: int, width: int, dtype: torch.dtype, device: torch.d
     return (rows[:, None, :, None] * columns[:, None]).flatten(2).flatten(0, 1)
 
 
-_cached_pool_maps = functools.lru_cache(64)(_make_pool_maps)
+@functools.lru_cache(64)
+def _cached_pool_maps(stream: int, *shape_and_like: Any) -> Tensor:
+    """Maps that one CUDA stream made: another could read them before they are there."""
+    return _make_pool_maps(*shape_and_like)
 
 
 def _bins(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

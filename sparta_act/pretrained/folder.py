@@ -138,8 +138,8 @@ def _finish(folder: Path) -> None:
 def _belongs(config: Path, weights: Path) -> bool:
     try:
         wanted = json.loads(read(config, LARGEST_CONFIG))["weights_sha256"]
-        return bool(hashlib.sha256(weights.read_bytes()).hexdigest() == wanted)
-    except (OSError, ValueError, TypeError, KeyError):
+        return bool(hashlib.sha256(read(weights, sys.maxsize)).hexdigest() == wanted)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

@@ -89,7 +89,7 @@ def locate(
             f"there is no folder {shown}{near}, and that is no name on the Hub either: name {known}"
         )
     repo_id = name if "/" in name else f"{ORGANIZATION}/{name}"
-    ours = name.removeprefix(f"{ORGANIZATION}/").lower()  # the Hub ignores case
+    ours = name.lower().removeprefix(f"{ORGANIZATION}/")  # the Hub ignores case
     hashes = SHIPPED[ours] if ours in SHIPPED and revision is None else {}
 
     def from_hub(force: bool = False) -> Found:

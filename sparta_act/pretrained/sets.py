@@ -213,7 +213,7 @@ class SpartaSet(Mapping[str, Sparta]):
         return _load(found)
 
     def _files(self, name: str, dtype: torch.dtype, card: "str | ModelCard | None") -> dict[str, bytes]:
-        info = {**self.info, "version": _version()}
+        info = {"version": _version(), **self.info}
         files = pack(self, info, dtype)
         card = model_card(name, self, info, str(dtype).removeprefix("torch.")) if card is None else card
         return {CARD: str(card).encode(errors="replace"), **files}

@@ -147,6 +147,6 @@ def size_before(model: nn.Module, put_in: Places) -> int:
     """How many parameters a network had before its ReLUs were replaced by these modules."""
     new = {id(m) for one in put_in.values() for m in one.modules()}
     old = [m for m in model.modules() if id(m) not in new]
-    old += [m for o in old for relu, _ in vars(o).get(SWAPPED, {}).values() for m in relu.modules()]
+    old += [m for o in old for relu, *_ in vars(o).get(SWAPPED, {}).values() for m in relu.modules()]
     kept = {id(p): p for m in old for p in m._parameters.values() if p is not None}
     return sum(p.numel() for p in kept.values())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparta_act.activations import Sparta, SwishReLU
 from sparta_act.surgery.blocks import Slot, Slots
@@ -11,7 +11,8 @@ from sparta_act.surgery.locating import locate_all
 from sparta_act.surgery.recording import Event, Pass, inner
 from sparta_act.surgery.rewriting import Span, keys_of
 
-SWAPPED = "_sparta_swapped"  # attribute of a module: by key, the child that was there and the one put there
+# attribute of a module: by key, the child that was there, the one put there, and the dtype of `like_swapped`
+SWAPPED = "_sparta_swapped"
 
 
 Places = dict[tuple[nn.Module, str], nn.Module]  # by parent and key
@@ -25,6 +26,11 @@ def replaced(model: nn.Module) -> Places:
             if (new := module._modules.get(key)) is not None:
                 found[module, key] = new
     return found
+
+
+def like_swapped(parent: nn.Module, new: nn.Module) -> Tensor | None:
+    """A tensor that shows where a network is: of the module that was put in, or else of its parent."""
+    return next((t for t in (*new.parameters(), *parent.parameters()) if t.is_floating_point()), None)
 
 
 def put_by_hand(model: nn.Module, put_in: Places) -> Places:

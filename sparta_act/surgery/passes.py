@@ -127,7 +127,7 @@ def _deduced(look: _Look) -> tuple[Tensor, list[Pass]]:
 
 def _sized(look: _Look, dimensions: int, channels: int) -> tuple[Tensor, list[Pass]]:
     """An example of the first size that shrinks no map to one pixel too early; else the largest that runs."""
-    like = next(look.model.parameters(), torch.empty(0))
+    like = next(filter(torch.is_floating_point, look.model.parameters()), torch.empty(0))
     found, problems = None, list[_RunError]()
     for size in SIZES[dimensions + 2]:
         shape = (2, channels, *[size] * dimensions)

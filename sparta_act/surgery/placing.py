@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparta_act.activations import PLACE
 from sparta_act.errors import SiteError
 from sparta_act.surgery.making import Make
-from sparta_act.surgery.network import SWAPPED
+from sparta_act.surgery.network import SWAPPED, like_swapped
 from sparta_act.surgery.rewriting import Span, extended
 from sparta_act.surgery.sites import Cut, Site
 
@@ -56,10 +56,11 @@ def classes_for(sites: list[Site]) -> dict[nn.Module, type[nn.Module]]:
 
 def put(cut: Cut, module: nn.Module) -> None:
     """Change the network: `module` becomes a child of the target."""
+    old, cut.target._modules[cut.key] = cut.target._modules.get(cut.key), module
     if not cut.spans:
-        swapped = vars(cut.target).setdefault(SWAPPED, {})
-        swapped[cut.key] = cut.target._modules[cut.key], module
-    cut.target._modules[cut.key] = module
+        like = like_swapped(cut.target, module)
+        dtype = None if like is None else like.dtype
+        vars(cut.target).setdefault(SWAPPED, {})[cut.key] = old, module, dtype
 
 
 def _called(sites: list[Site], make: Make) -> list[nn.Module]:
@@ -89,12 +90,11 @@ def _matched(sites: list[Site], activations: Mapping[str, nn.Module]) -> list[nn
     for site in sites:
         own = [label for label in (site.label, site.name) if channels.get(label, 0) in (None, site.channels)]
         fits = own[:1] or [label for label, count in channels.items() if count == site.channels]
+        named = " and ".join(map(str, fits)) + " fit" if fits else "none fits"
         if len(fits) == 1:
             new.append(copy.deepcopy(activations[fits[0]]))
         else:
-            problems.append(
-                f"{site} has {site.channels} channels: {' and '.join(fits) + ' fit' if fits else 'none fits'}"
-            )
+            problems.append(f"{site} has {site.channels} channels: {named}")
     if problems:
         has = ", ".join(f"{label} with {n or 'no in_channels'}" for label, n in channels.items())
         advice = f"The set has {has}. Name other sites, or give no set: then each gets a fresh `Sparta`."

@@ -9,14 +9,14 @@ from typing import ParamSpec
 import torch
 from torch import nn
 
-from sparta_act.activations import Sparta
+from sparta_act.activations import PLACE, Sparta
 from sparta_act.errors import SiteError
 from sparta_act.surgery.everywhere import every_site
 from sparta_act.surgery.finding import find_sites, size_before
 from sparta_act.surgery.grammar import Sites, listed, select
 from sparta_act.surgery.kinds import parse_kinds
 from sparta_act.surgery.making import Activation, maker_of
-from sparta_act.surgery.network import SWAPPED, replaced
+from sparta_act.surgery.network import SWAPPED, like_swapped, replaced
 from sparta_act.surgery.placing import build, check_values, classes_for, put
 from sparta_act.surgery.recording import inner
 from sparta_act.surgery.rewriting import MARK, keys_of, original_class
@@ -132,22 +132,24 @@ def restore_relus(model: nn.Module) -> nn.Module:
     modules = [m for m in model.modules() if vars(m).get(SWAPPED) or hasattr(type(m), MARK)]
     if not modules:
         raise SiteError("no ReLU of this model has been replaced, so none can be restored")
-    with all_or_nothing(lambda: [step for m in modules for step in of_structure(m)]):
+    new = replaced(model).values()
+    with all_or_nothing(lambda: [step for m in (*modules, *new) for step in of_structure(m)]):
         _check_nothing_moved(modules)
         for module in modules:
             _put_back(module)
+        for module in new:
+            vars(module).pop(PLACE, None)  # it may be put elsewhere
         _forget_compiled()
         return model
 
 
 def _put_back(module: nn.Module) -> None:
     """Undo what was done to this module."""
-    for key, (relu, new) in vars(module).pop(SWAPPED, {}).items():
+    for key, (relu, new, dtype) in vars(module).pop(SWAPPED, {}).items():
+        if (like := like_swapped(module, new)) is not None:  # where the network has been moved since
+            relu.to(like.device, like.dtype if like.dtype != dtype else None)
         module._modules[key] = relu
         relu.train(module.training)
-        for like in (t for t in (*new.parameters(), *module.parameters()) if t.is_floating_point()):
-            relu.to(like.device, like.dtype)  # where the network has been moved since
-            break
     if keys := keys_of(module):
         module.__class__ = original_class(module)
         for key in keys:
@@ -195,7 +197,7 @@ def _check_nothing_moved(modules: list[nn.Module]) -> None:
             "replaced, as torch.nn.utils.parametrize gives; undo that first"
         )
     for module in modules:
-        for key, (_, new) in vars(module).get(SWAPPED, {}).items():
+        for key, (_, new, _) in vars(module).get(SWAPPED, {}).items():
             if module._modules.get(key) is not new:
                 raise SiteError(
                     f"cannot restore the ReLUs: the activation that was put at {key!r} of a "

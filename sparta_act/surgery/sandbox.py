@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparta_act.errors import SiteError
 from sparta_act.surgery.randomness import OwnNumbers, ProcessNumbers
 from sparta_act.surgery.rewriting import without_compile
-from sparta_act.surgery.snapshot import Snapshot, put_back
+from sparta_act.surgery.snapshot import Snapshot, in_slots, put_back
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -183,8 +183,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     """Those of an object that is data: no class, function, module or network."""
     if isinstance(value, type | types.ModuleType | types.FunctionType | nn.Module):
         return {}
-    names = [n for c in type(value).__mro__ for n in vars(c).get("__slots__", ()) if hasattr(value, n)]
-    return {**{name: getattr(value, name) for name in names}, **getattr(value, "__dict__", {})}
+    return in_slots(value) | getattr(value, "__dict__", {})
 
 
 class Like(NamedTuple):

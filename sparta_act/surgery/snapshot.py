@@ -94,11 +94,13 @@ class Snapshot:
         return ()
 
     def _keep_attributes(self, value: Any) -> Iterable[Any]:
+        if slots := in_slots(value):
+            self._steps.append(functools.partial(_refit, value, slots))
         own = getattr(value, "__dict__", None)
         if not isinstance(own, dict):
-            return ()
+            return [*slots.values()]
         self._steps.append(functools.partial(_reattach, value, type(value), dict(own)))
-        return [*own.values()]
+        return [*slots.values(), *own.values()]
 
     def _keep_tensor(self, tensor: Tensor) -> Iterable[Any]:
         inside = [*self._keep_attributes(tensor)]
@@ -116,6 +118,25 @@ class Snapshot:
             self._last.append(functools.partial(_recopy, tensor, backup, tensor._version))
             inside += [getattr(tensor, part)() for part in parts]
         return inside
+
+
+def in_slots(value: Any) -> dict[str, Any]:
+    """The attributes that its class and its bases keep in `__slots__`."""
+    cls: Any = type(value)
+    return {name: getattr(value, name) for name in _slots_of(cls) if hasattr(value, name)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots_of(cls: Any) -> list[str]:
+    slotted, kind = [vars(c) for c in cls.__mro__ if "__slots__" in vars(c)], types.MemberDescriptorType
+    return [name for own in slotted for name, member in own.items() if isinstance(member, kind)]
+
+
+def _refit(value: Any, slots: dict[str, Any]) -> None:
+    for name, content in slots.items():
+        object.__setattr__(value, name, content)  # its class may be frozen
+    for name in in_slots(value).keys() - slots:
+        object.__delattr__(value, name)
 
 
 def put_back(steps: list[Callable[[], None]]) -> None:

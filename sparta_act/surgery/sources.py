@@ -94,11 +94,11 @@ def read(function: Any) -> Source:
     if not isinstance(code, types.CodeType):
         raise SiteError(f"the source of {where} is not available: it is no Python function")
     key = code, code.co_filename
-    if key not in _kept:
+    if (found := _kept.get(key)) is None:  # asked once: another thread may clear them
         if len(_kept) >= KEPT:
             _kept.clear()
-        _kept[key] = _read(where, code, function.__globals__)
-    return _kept[key]
+        found = _kept[key] = _read(where, code, function.__globals__)
+    return found
 
 
 def _read(where: str, code: types.CodeType, names: dict[str, Any]) -> Source:

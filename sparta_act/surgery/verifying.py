@@ -1,14 +1,13 @@
 """Checks a changed network by running it."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.recording import Pass
+from sparta_act.surgery.recording import Pass, inner
 from sparta_act.surgery.sandbox import TRIES, Example, Steps, call, copied, tensors_in, untouched
 from sparta_act.surgery.sites import Site
 from sparta_act.surgery.watching import Stand, Watch, keeper, version
@@ -77,16 +76,11 @@ def compare(
         if differs and _alike(actual, _answer(model, example, training, undo, original)):  # else it is chance
             raise SiteError(
                 "with the original activations at the sites, the changed network would not return what it "
-                "did: a forward asks for its own class or modules; rewrite it or choose other sites"
+                "did: a forward asks for its own class or modules, or a ReLU of a class of its own does more "
+                "than torch's; rewrite it or choose other sites"
             )
-        if changing := [Stand(s, m, _forward(m), True) for s, m in here if m in in_place]:
+        if changing := [Stand(s, m, inner(m).forward, True) for s, m in here if m in in_place]:
             _answer(model, example, training, undo, changing)
-
-
-def _forward(module: nn.Module) -> Callable[..., Any]:
-    while "_orig_mod" in module._modules:  # of torch.compile(module)
-        module = module._modules["_orig_mod"]  # type: ignore[assignment]
-    return module.forward
 
 
 def _answer(model: nn.Module, example: Example, training: bool, undo: Steps, stands: list[Stand]) -> Pass:

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 CLIENT = """
 import json, os, sys, time, traceback
 from sparta_act import Sparta, SpartaSet
-from sparta_act.pretrained import SHIPPED, fetching
+from sparta_act.pretrained import fetching
+from sparta_act.pretrained.hub import SHIPPED
 if "WAIT" in os.environ:
     fetching.WAIT, fetching.PAUSES = float(os.environ["WAIT"]), (0.1, 0.1)
 for line in sys.stdin:
@@ -202,8 +203,10 @@ def test_a_set_of_ours_that_is_not_in_the_package_comes_from_the_hub_as_it_was_m
     hub.commit("sparta-act/of-ours", files)
     assert client.load("of-ours", **cache) == weights_of(make(8))
     assert client.load("sparta-act/of-ours", **cache) == weights_of(make(8))
-    hub.commit("sparta-act/of-ours", other)
-    assert "as sparta-act made it" in client.load("sparta-act/of-ours", **cache)
+    hub.create("Sparta-Act/Of-Ours")  # the same repository, on the real Hub
+    for name in ("sparta-act/of-ours", "Sparta-Act/Of-Ours"):
+        hub.commit(name, other)
+        assert "as sparta-act made it" in client.load(name, **cache)
     hub.commit("sparta-act/of-ours", files)
     cached = (tmp_path / "cache").rglob("blobs/*")
     (copy,) = (p for p in cached if p.read_bytes() == files["model.safetensors"])

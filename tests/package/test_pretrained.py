@@ -22,8 +22,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparta_act.activations import Sparta
 from sparta_act.errors import WeightsError
-from sparta_act.pretrained import SHIPPED, SpartaSet, hub
+from sparta_act.pretrained import SpartaSet, hub
 from sparta_act.pretrained.card import model_card
+from sparta_act.pretrained.hub import SHIPPED
 
 ARGUMENTS = [{}, {"hidden": 3, "identity": True}, {"dynamic": False, "neighborhood": 2}]
 FILES = {"config.json", "model.safetensors", "README.md"}
@@ -119,6 +120,11 @@ def test_any_text_is_a_label(tmp_path):
     activations = {label: fill(Sparta(3)) for label in ("freeze", "a/b", "features.3")}
     SpartaSet(activations).save_pretrained(tmp_path)
     assert list(Sparta.from_pretrained(tmp_path)) == list(activations)
+
+
+def test_the_version_in_info_may_be_the_users(tmp_path):
+    SpartaSet({"G1.B2": Sparta(3)}, {"version": "mine 2"}).save_pretrained(tmp_path)
+    assert Sparta.from_pretrained(tmp_path).info == {"version": "mine 2"}
 
 
 def test_info_is_a_copy():

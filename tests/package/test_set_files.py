@@ -256,9 +256,13 @@ def test_a_set_is_saved_over_a_set_whatever_its_card_says(tmp_path, card):
 
 
 @unix
+@pytest.mark.parametrize("rest", [False, True])
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, CARD])
-def test_a_pipe_in_the_way_is_refused_at_once(tmp_path, name):
+def test_a_pipe_in_the_way_is_refused_at_once(tmp_path, name, rest):
     os.mkfifo(tmp_path / name)
+    if rest:
+        (tmp_path / ".saving-x").mkdir()
+        (tmp_path / ".saving-x" / CONFIG).write_bytes(files_of(2)[CONFIG])
     with pytest.raises(
         WeightsError, match=rf"the pipe or device .*{name} is in the way; nothing was written"
     ):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from sparta_act import Sparta, SpartaSet, replace_relus
+from sparta_act import Sparta, SpartaSet, replace_relus, restore_relus
 from sparta_act.errors import WeightsError
 
 
@@ -50,6 +50,13 @@ def test_labels_are_those_of_the_sites_or_dotted_names(build, labels):
     assert list(found) == list(labels.values())
     for name, label in labels.items():
         assert found[label] is net.get_submodule(name)
+
+
+def test_an_activation_that_was_removed_has_no_label_elsewhere():
+    net = replace_relus(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()), "1")
+    used = net[1]
+    restore_relus(net)[3] = used
+    assert list(SpartaSet.of(net)) == ["3"]
 
 
 def test_a_dotted_name_that_is_the_label_of_another_is_no_label():

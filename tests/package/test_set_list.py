@@ -13,7 +13,8 @@ import pytest
 
 import sparta_act
 from sparta_act import list_sets
-from sparta_act.pretrained import SETS, SHIPPED, hub
+from sparta_act.pretrained import hub
+from sparta_act.pretrained.hub import SETS, SHIPPED
 
 PACKAGE = Path(sparta_act.__file__).parent
 NAME = "cifar10-resnet18-w16"

@@ -289,13 +289,13 @@ def test_a_set_that_does_not_fit():
     net = nets.Net(nets.OneModule)
     before = state(net)
     with pytest.raises(SiteError) as error:
-        replace_relus(net, "G*.B2,stem.2", {"G1.B1": Probe(4), "G1.B3": Probe(4)})
+        replace_relus(net, "G*.B2,stem.2", {"G1.B1": Probe(4), 3: Probe(4)})
     assert str(error.value).splitlines() == [
         "the activations do not fit the sites:",
-        "G1.B2 has 4 channels: G1.B1 and G1.B3 fit",
+        "G1.B2 has 4 channels: G1.B1 and 3 fit",
         "G2.B2 has 8 channels: none fits",
-        "stem.2 has 4 channels: G1.B1 and G1.B3 fit",
-        "The set has G1.B1 with 4, G1.B3 with 4. Name other sites, or give no set: then each gets a fresh "
+        "stem.2 has 4 channels: G1.B1 and 3 fit",
+        "The set has G1.B1 with 4, 3 with 4. Name other sites, or give no set: then each gets a fresh "
         "`Sparta`.",
         "Nothing was changed.",
     ]

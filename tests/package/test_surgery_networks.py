@@ -531,11 +531,28 @@ def test_an_activation_that_draws_random_numbers_is_no_fault_of_the_network():
     replace_relus(net, "2.0.act2", lambda channels: nn.RReLU())
 
 
+class InFloat(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
+def test_an_integer_parameter_says_nothing_of_the_images():
+    net = nn.Sequential(nn.Module(), conv(3, 4), nn.ReLU())
+    net[0].register_parameter("bits", nn.Parameter(torch.tensor([8]), requires_grad=False))
+    net[0].forward = lambda x: x
+    assert [s.name for s in relu_sites(net)] == ["2"]
+
+
 def test_restoring_after_the_network_was_moved_or_changed():
     net = network(nn.PReLU)
     replace_relus(net, "G1.B1", Probe, kinds="prelu")
     restore_relus(net.double())
     assert net[2][0].act2.weight.dtype is torch.float64
+    net = nn.Sequential(conv(3, 4), InFloat(), nn.PReLU(), conv(4, 4)).bfloat16()
+    net[2].float(), net[3].float()
+    replace_relus(net, "2", nn.SiLU, kinds="prelu", example=IMAGES.bfloat16())
+    restore_relus(net)(IMAGES.bfloat16())
+    assert net[2].weight.dtype is torch.float32
     net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.ReLU())
     replace_relus(net, "1", Probe)
     net.insert(0, nn.Identity())

@@ -210,6 +210,29 @@ class Meter:
     values: list = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    count: int = 0
+    tensor: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(2))
+    later: int = dataclasses.field(init=False)
+
+
+def fill_slots(meter):
+    meter.count, meter.later = meter.count + 1, 3
+    meter.tensor += 1
+
+
+def of_slots(meter):
+    return meter.count, meter.tensor.tolist(), hasattr(meter, "later")
+
+
+class OneSlot:
+    __slots__ = "image"
+
+    def __init__(self, image):
+        self.image = image
+
+
 class Own:
     count = 0
 
@@ -241,6 +264,7 @@ CHANGES = {
     "namespace": (lambda: types.SimpleNamespace(n=0), lambda v: setattr(v, "n", v.n + 1), repr),
     "dataclass": (Meter, bump, repr),
     "list in a dataclass": (Meter, add, repr),
+    "slots": (Slotted, fill_slots, of_slots),
     "own object": (Own, bump, lambda v: v.count),
     "user dict": (collections.UserDict, lambda v: v.update(a=1), dict),
     "tensors in a list": (lambda: [torch.zeros(2)], lambda v: v[0].add_(1), lambda v: v[0].sum().item()),
@@ -623,6 +647,7 @@ class Record:
         lambda x: [x],
         lambda x: ([x], {"a": Encoding(b=x)}),
         lambda x: (x, Record(x)),
+        lambda x: (x, OneSlot(x)),
         lambda x: x.requires_grad_(),
     ],
 )

@@ -213,7 +213,7 @@ class SpartaSet(Mapping[str, Sparta]):
         return _load(found)
 
     def _files(self, name: str, dtype: torch.dtype, card: "str | ModelCard | None") -> dict[str, bytes]:
-        info = {"version": _version(), **self.info}
+        info = {**self.info, "version": self.info.get("version", _version())}
         files = pack(self, info, dtype)
         card = model_card(name, self, info, str(dtype).removeprefix("torch.")) if card is None else card
         return {CARD: str(card).encode(errors="replace"), **files}

@@ -205,6 +205,14 @@ def test_without_its_gates_a_network_has_its_own_statistics_of_batch_norm():
     adaptive.surrogates(model, x[:1])  # one image is enough
 
 
+def test_a_channel_that_is_never_active_has_a_gate_of_one_half():
+    x = images(channels=C)
+    x[:, 0] = -1
+    gate = adaptive.surrogates(nn.Sequential(drawn()), x)["its gates at their mean"][0].gate.flatten()
+    assert gate[0] == 0.5
+    assert (gate[1:] != 0.5).all()
+
+
 def test_a_gate_in_two_places_has_one_mean_in_both_and_one_that_is_never_called_is_1():
     shared, idle = drawn(), drawn()
     model = nn.Sequential(shared, nn.Conv2d(C, C, 1), shared)

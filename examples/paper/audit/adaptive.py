@@ -120,8 +120,7 @@ def surrogates(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
                 continue
             sparta = model.get_submodule(name)
             parts = [(sparta.attention(z).float(), (z > 0).float()) for z in calls]
-            total = sum((g * on).sum((0, 2, 3), keepdim=True) for g, on in parts)
-            means[name] = total / sum(on.sum((0, 2, 3), keepdim=True) for _, on in parts).clamp(min=1)
+            means[name] = mean_of_gates(parts, (0, 2, 3))
     found = {
         "its gates removed": replaced(model, lambda name, _: nn.ReLU()),
         "its gates at their mean": replaced(model, lambda name, _: FixedGate(means.get(name, torch.ones(1)))),
@@ -129,6 +128,16 @@ def surrogates(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     for surrogate in found.values() if len(x) > 1 else ():  # of one value there is no variance
         update_bn(x.chunk(-(-len(x) // 250)), surrogate)
     return found
+
+
+def mean_of_gates(parts: list[tuple[Tensor, Tensor]], dims: tuple[int, ...]) -> Tensor:
+    """Mean of gates over active elements, one half where there are none.
+
+    `parts`: gates and where they are active, 0 or 1, both (N, C, H, W). The result has size 1 in `dims`.
+    """
+    total = torch.stack([(gate * active).sum(dims, keepdim=True) for gate, active in parts]).sum(0)
+    count = torch.stack([active.sum(dims, keepdim=True) for _, active in parts]).sum(0)
+    return torch.where(count > 0, total / count, 0.5)
 
 
 def replaced(model: nn.Module, make: Callable[[str, Sparta], nn.Module]) -> nn.Module:

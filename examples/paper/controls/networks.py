@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from examples.paper.audit.adaptive import FixedGate, replaced
+from examples.paper.audit.adaptive import FixedGate, mean_of_gates, replaced
 from examples.paper.common.gates import gate_inputs, gates
 from examples.paper.common.models import ACTIVATIONS
 from examples.paper.controls.experiment import Make
@@ -62,9 +62,7 @@ def mean_gate(trained: nn.Module, x: Tensor) -> dict[str, Make]:
 
     def fixed(dims: tuple[int, ...]) -> Make:
         def mean(name: str, _: Sparta) -> FixedGate:
-            gate, active = seen[name]
-            total, count = (gate * active).sum(dims, keepdim=True), active.sum(dims, keepdim=True)
-            return FixedGate(torch.where(count > 0, total / count, 0.5))
+            return FixedGate(mean_of_gates([seen[name]], dims))
 
         return changed(mean)
 

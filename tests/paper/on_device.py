@@ -132,7 +132,7 @@ USES = {
     "training": lambda model, x, y: Trainer(model, FAST, 4, device=x.device.type).step(x, y),
     "pgd": lambda model, x, y: pgd(model, x, y, **ATTACK),
     "pgd, targeted": lambda model, x, y: pgd(model, x, y, **ATTACK, targeted=True),
-    "robust errors": lambda model, x, y: robust_errors(model, x, y, **ATTACK, targeted=True),
+    "robust errors": lambda model, x, y: robust_errors(model, x, y, **ATTACK),
     "noise": lambda model, x, y: noise(model, x, y, eps=0.1, draws=2),
     "gate": lambda model, x, y: gate_statistics.statistics(model, x, y),
 }
@@ -188,7 +188,7 @@ def test_robust_errors_are_the_known_ones(device):
     offset = torch.tensor([0.0, 0.03, -0.03, 0.01, -0.01, 0.03, -0.03, 0.0, 0.02, 0.0])
     y = torch.arange(10)
     x = (y / 9 + offset).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 3, 6, 6).contiguous()
-    attack = {**ATTACK, "steps": 5, "restarts": 2, "batch_size": 3}
+    attack = {**ATTACK, "steps": 5, "batch_size": 3}
     wrong = robust_errors(TenLevels().to(device), x.to(device), y.to(device), **attack)
     half_way = 1 / 18  # to the next level
     assert wrong.tolist() == (offset.abs() + attack["eps"] > half_way).tolist()

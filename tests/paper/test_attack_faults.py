@@ -211,12 +211,6 @@ def test_a_count_that_is_none(attack, count):
         ATTACKS[attack](*known(), **{name: count})
 
 
-@pytest.mark.parametrize("restarts", [0, -3, 1.5])
-def test_restarts_that_are_none(restarts):
-    with pytest.raises(ValueError, match="restarts must be a whole number"):
-        robust_errors(*known(), restarts=restarts, **PGD)
-
-
 @pytest.mark.parametrize(
     ("target", "message"),
     [

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.paper.attacks.folding import folded
-from examples.paper.attacks.losses import cross_entropy, cross_entropy_to, dlr_to
-from examples.paper.attacks.pgd import attacking, classes_of, random_images, random_targets, within
+from examples.paper.attacks.losses import cross_entropy, dlr_to
+from examples.paper.attacks.pgd import attacking, random_images, within
 from examples.pgd import check_images, check_logits, check_numbers, direction, is_wrong
 
 Loss = Callable[..., Tensor]  # of `losses.py`: logits (N, K), labels (N,) and perhaps targets (N,) to (N,)
@@ -26,32 +26,23 @@ def robust_errors(
     eps: float,
     step_size: float,
     steps: int,
-    targeted: bool = False,
     random_start: bool = True,
-    restarts: int = 1,
     batch_size: int = 250,
 ) -> Tensor:
-    """Which images the network gets wrong, clean or at any step of PGD.
+    """Which images the network gets wrong, clean or at any step of untargeted PGD.
 
     The result is that of attacking every image to the last step and evaluating the network at each, at a
     fraction of the cost. It counts more errors than `pgd`, which evaluates only the last images. The steps
-    run on a copy with batch norms folded; success is judged by the network itself. `eps`, `step_size`,
-    `targeted` and `random_start` are those of `pgd`. Each of `restarts` attacks what is left.
+    run on a copy with batch norms folded; success is judged by the network itself. `eps`, `step_size`
+    and `random_start` are those of `pgd`.
 
     Shapes: x (N, C, H, W) in [0, 1], y (N,), result (N,) of bool.
     Raises `ValueError` for images, labels, numbers or logits that no attack can work with: `examples.pgd`.
     """
-    check_numbers(eps=eps, step_size=step_size, steps=steps, restarts=restarts, batch_size=batch_size)
+    check_numbers(eps=eps, step_size=step_size, steps=steps, batch_size=batch_size)
     attack = {"eps": eps, "step_size": step_size, "steps": steps, "batch_size": batch_size}
-    classes = check_images(x, y)
-    x = x.detach()
-
-    def drawn(_: int, left: Tensor) -> tuple[Tensor, ...]:
-        return (random_targets(y[left], classes_of(model, x, classes)),) if targeted else ()
-
-    loss = cross_entropy_to if targeted else cross_entropy
-    more = {"runs": restarts, "random_start": random_start, "classes": classes}
-    return _errors_of_runs(model, x, y, loss, drawn, **more, **attack)
+    more = {"runs": 1, "random_start": random_start, "classes": check_images(x, y)}
+    return _errors_of_runs(model, x.detach(), y, cross_entropy, lambda _, __: (), **more, **attack)
 
 
 @torch.inference_mode(False)

@@ -203,22 +203,35 @@ def test_differences_in_the_readme_are_those_of_the_filed_results():
         )
 
 
-def test_figures_of_width_64_are_those_of_the_filed_results():
-    """The table of robustness.md, and what the README and rivals.md say of it."""
+PAIRS = ["SPARTA, minus ReLU", "ReLU times one half, minus ReLU", "SPARTA, minus ReLU times one half"]
+
+
+@pytest.mark.parametrize(
+    ("heading", "prefix", "others", "pairs"),
+    [
+        ("### On MNIST-M", "w16-mnistm-", {}, []),
+        (
+            "### Width 64",
+            "w64-",
+            {SLOWER: "w64-relu-lr"},
+            [f"{SLOWER}, minus ReLU", f"{SLOWER}, minus ReLU times one half"],
+        ),
+    ],
+)
+def test_differences_in_a_section_are_those_of_the_filed_results(heading, prefix, others, pairs):
+    runs = {name: prefix + run for name, run in RUNS.items()} | others
+    section = (DOCS / "robustness.md").read_text().split(f"{heading}\n")[1].split("\n### ")[0]
+    head, *rows = table_in(section)
+    assert [row[0] for row in rows] == PAIRS + pairs
+    for label, *cells in rows:
+        both = [read_result(runs[name], DOCS / "results") for name in label.split(", minus ")]
+        assert cells == [str(paired(pair_of(*both, attack))) for attack in head[1:]]
+
+
+def test_errors_of_width_64_are_those_of_the_filed_results():
+    """What the README and rivals.md say of them."""
     runs = {n: f"w64-{run}" for n, run in RUNS.items() if n != "SiLU everywhere"} | {SLOWER: "w64-relu-lr"}
     found = {name: read_result(run, DOCS / "results") for name, run in runs.items()}
-    section = (DOCS / "robustness.md").read_text().split("### Width 64")[1].split("\n### ")[0]
-    head, *rows = table_in(section)
-    assert [row[0] for row in rows] == [
-        "SPARTA, minus ReLU",
-        "ReLU times one half, minus ReLU",
-        "SPARTA, minus ReLU times one half",
-        f"{SLOWER}, minus ReLU",
-        f"{SLOWER}, minus ReLU times one half",
-    ]
-    for label, *cells in rows:
-        both = [found[name] for name in label.split(", minus ")]
-        assert cells == [str(paired(pair_of(*both, attack))) for attack in head[1:]]
     readme, rivals = (" ".join(text.split()) for text in (README, (DOCS / "rivals.md").read_text()))
     for name, result in found.items():
         clean, worst = (result["errors"][a]["error"] for a in ("clean", "worst case, 8/255"))

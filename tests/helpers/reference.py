@@ -140,11 +140,6 @@ def hyper_network(x, p):
     return 2 * sigmoid(h @ p["excite.weight"].T + p["excite.bias"]) - 1
 
 
-def two_lines(v, a1, a2, b1, b2):
-    """Eq. 1 and 3 of Dynamic ReLU: k = 2, alpha = (1, 0), beta = (0, 0), lambda_a = 1, lambda_b = 0.5."""
-    return torch.maximum((1 + 1 * a1) * v + (0 + 0.5 * b1), (0 + 1 * a2) * v + (0 + 0.5 * b2))
-
-
 def dynamic_relu_b(x, p, pi=None):
     """DY-ReLU-B; with pi (N, H, W) every coefficient is multiplied by it at its position: DY-ReLU-C."""
     theta = hyper_network(x, p).view(len(x), 4, x.shape[1])

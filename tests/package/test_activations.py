@@ -533,25 +533,6 @@ def test_input_is_left_alone():
     assert torch.equal(x, before)
 
 
-def built_by_torchvision():
-    ops = pytest.importorskip("torchvision").ops
-    return ops.Conv2dNormActivation(3, 4, activation_layer=SwishReLU)
-
-
-def built_by_timm():
-    return pytest.importorskip("timm").create_model("resnet18", num_classes=5, act_layer=SwishReLU)
-
-
-@pytest.mark.parametrize(("build", "count"), [(built_by_torchvision, 1), (built_by_timm, 17)])
-def test_builders_take_swish_relu(build, count):
-    net, x = build(), normal(2, 3, 32, 32)
-    acts = [m for m in net.modules() if isinstance(m, SwishReLU)]
-    assert len(acts) == count
-    assert not any(isinstance(m, nn.ReLU) for m in net.modules())
-    net.eval()(x).square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in net.parameters())
-
-
 @pytest.mark.parametrize("strict", [False, True])
 def test_twice_the_same(strict):
     module, x = reference.scatter(Sparta(4, neighborhood=2)), normal(3, 4, 7, 6)

@@ -48,7 +48,6 @@ NETWORKS = [  # calls on maps and on less, in evaluation and in training mode
     ("resnet18", {}, 64, [(17, 0), (17, 0)]),
     pytest.param("resnet50", {}, 64, [(49, 0), (49, 0)], marks=pytest.mark.slow),
     pytest.param("densenet121", {}, 64, [(121, 0), (121, 0)], marks=pytest.mark.slow),
-    ("vgg11", {}, 32, [(8, 2), (8, 2)]),
     ("regnet_y_400mf", {}, 64, [(49, 16), (49, 16)]),
     ("mobilenet_v3_small", {}, 64, [(5, 9), (5, 9)]),
     pytest.param("inception_v3", {"init_weights": False}, 299, [(94, 0), (95, 1)], marks=pytest.mark.slow),

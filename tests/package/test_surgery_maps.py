@@ -373,11 +373,6 @@ class ShortcutFirstOperand(ShortcutLast):
         return self.shortcut(x).add(h)
 
 
-class ShortcutThenReLU(ShortcutLast):
-    def forward(self, x):
-        return self.act1(super().forward(x))
-
-
 class TwoSums(ShortcutLast):
     def forward(self, x):
         h = self.conv2(self.act2(self.conv1(self.act1(x)) + x))

@@ -68,14 +68,6 @@ def test_norms_use_the_batch_in_training(module):
     reference.assert_same(net, partial(slow, training=True), normal(3, 3, 2, 4))
 
 
-@pytest.mark.parametrize("module", READINGS | OTHERS)
-def test_an_empty_batch_has_an_empty_result(module):
-    x = torch.zeros(0, 4, 6, 5, requires_grad=True)
-    y = module(4).eval()(x)
-    assert y.shape == x.shape
-    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
-
-
 @pytest.mark.parametrize("module", OTHERS)
 def test_gradcheck(module):
     net = scattered(module, 4).eval()

@@ -2,7 +2,6 @@ import json
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +13,7 @@ from examples.paper.audit.run import audit
 from examples.paper.audit.verdicts import FAIL, NO_GATE, PASS, SUSPECT, UNKNOWN
 from examples.paper.common import data, records
 from examples.paper.evaluation import networks
-from examples.paper.maskers.command import DOCS, RECORD, found, judged, table
+from examples.paper.maskers.command import DOCS, RECORD, found, informed, judged, table
 from examples.paper.maskers.networks import (
     HONEST,
     MASKERS,
@@ -26,7 +25,6 @@ from examples.paper.maskers.networks import (
     Probabilities,
     RandomResize,
     Rounding,
-    hardened,
 )
 from examples.paper.maskers.small import Small, small
 from sparta_act import Sparta
@@ -64,16 +62,6 @@ def test_a_plain_adversarially_trained_network_passes(plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hard_gate_fails_as_a_hard_mask(tmp_path):
-    soft = small("SPARTA")
-    _, rows = audited(hardened(soft), tmp_path, 100, TINY)
-    assert rows[11]["verdict"] == FAIL
-    assert rows[11]["meaning"].startswith("hard mask at body.3")
-    _, rows = audited(soft, tmp_path / "soft", 100, TINY)
-    assert rows[11]["verdict"] == PASS
-
-
-@pytest.mark.slow
 def test_loud_logits_fail_for_cross_entropys_vanished_gradient(plain, tmp_path):
     record, rows = audited(LoudLogits(plain), tmp_path)
     assert {8, 9, 10} <= failing(rows)
@@ -82,8 +70,9 @@ def test_loud_logits_fail_for_cross_entropys_vanished_gradient(plain, tmp_path):
     assert "cross-entropy differ" in rows[8]["meaning"]
     assert "the gradient of float64 is better" in rows[10]["meaning"]
     assert record["attacks"]["PGD, CW"]["error"] > record["attacks"]["PGD"]["error"] + 0.05
-    honest, _ = audited(plain, tmp_path / "honest")
-    assert record["worst case"]["error"] == pytest.approx(honest["worst case"]["error"], abs=0.01)
+    x, y = (t[:500] for t in data.load("test"))
+    known = informed(MASKERS["logits times 1000"], data.to_float(x), y, 20)
+    assert record["worst case"]["error"] == pytest.approx(known, abs=0.01)
 
 
 @pytest.mark.slow
@@ -136,6 +125,8 @@ def test_a_masker_is_found_and_an_honest_network_is_not_accused(name, tmp_path):
     row = judged(name, (MASKERS | HONEST)[name], data.to_float(x), y, tmp_path, FEW)
     assert found(row), row
     assert row["honest"] == (name in HONEST)
+    if "SPARTA" in name:
+        assert (11 in row["failed"]) == (name in MASKERS)
 
 
 def test_what_the_page_says_of_every_masker_is_of_these_networks_and_right():
@@ -166,9 +157,6 @@ def test_autoattacks_other_flags_fail(wrapped, warning, tmp_path):
     _, rows = audited(wrapped(Small()), tmp_path, 10, TINY)
     assert rows[9]["verdict"] == FAIL
     assert warning in rows[9]["figure"]
-    _, rows = audited(Small(), tmp_path / "plain", 10, TINY)
-    assert rows[9]["verdict"] == UNKNOWN
-    assert rows[9]["figure"].startswith("no warning")
 
 
 class Half(Around):
@@ -507,19 +495,3 @@ def test_the_network_comes_back_as_it_was(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_random_numbers_do_not_depend_on_what_was_drawn_before(tmp_path):
-    torch.manual_seed(0)
-    model, found = Small(), []
-    for k in range(2):
-        torch.manual_seed(10 + k)
-        np.random.seed(k)  # noqa: NPY002
-        record, _ = audited(model, tmp_path / str(k), 8, Budget(2, 2, 2, 5, 1, 1, 4))
-        found.append(record["attacks"])
-    assert found[0] == found[1]
-
-
-def test_a_network_without_a_row_of_logits_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must return logits"):
-        audited(nn.Flatten(2), tmp_path)

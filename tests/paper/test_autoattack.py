@@ -1,6 +1,5 @@
 """AutoAttack by pyautoattack, against exact results and against torchattacks."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -136,14 +135,6 @@ def test_where_gradients_vanish_it_warns_once_of_the_kind():
     (zero,) = [w for w in found.warnings if "zero gradient" in w]
     assert zero.startswith("there are 1 points with zero gradient!")
     assert zero.endswith("more of this kind)")
-
-
-def test_without_the_library_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[paper\]'"):
-        autoattack(
-            Brightness(), torch.rand(1, 3, 4, 4), torch.zeros(1), eps=0.1, seed=0, batch_size=1, title=""
-        )
 
 
 class Mistaken(nn.Module):

@@ -28,20 +28,9 @@ def test_the_maps_are_those_before_and_after_the_activation(activation):
 
 
 def tiny_run(out, tiny_data, *more):
-    arguments = [
-        "--out",
-        out,
-        "--data",
-        tiny_data,
-        "--limit",
-        40,
-        "--width",
-        8,
-        "--epochs",
-        1,
-        "--recipe",
-    ]
-    train([str(a) for a in (*arguments, "fast", "--device", "cpu", *more)])
+    sizes = ["--limit", 40, "--width", 8, "--epochs", 1, "--recipe", "fast"]
+    arguments = ["--out", out, "--data", tiny_data, *sizes]
+    train([str(a) for a in (*arguments, "--device", "cpu", *more)])
     return str(out / "checkpoint.pt")
 
 

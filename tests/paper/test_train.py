@@ -196,8 +196,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_data):
         trainer.load(tmp_path / "checkpoint.pt", {"seed": 0, "lr": 0.2})
     with pytest.raises(ValueError, match="go on with --resume, or choose another --out"):
         train(["--out", str(tmp_path), "--data", tiny_data])
-    with pytest.raises(ValueError, match="start without --resume"):
-        train(["--out", str(tmp_path / "new"), "--data", tiny_data, "--resume"])
 
 
 def test_a_training_does_not_go_on_with_other_images(tmp_path, tiny_data):
@@ -223,33 +221,6 @@ def test_a_training_does_not_go_on_with_other_images(tmp_path, tiny_data):
         ):
             train([*arguments, "--data", str(tmp_path / name)])
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-
-
-def test_a_checkpoint_of_before_the_digest_goes_on_alike(tmp_path, tiny_data):
-    for name in ("new", "old"):
-        begin(tmp_path / name, tiny_data, "standard", epochs=2)
-    path = tmp_path / "old/checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    del state["images"]
-    torch.save(state, path)
-    arguments = [
-        "--data",
-        tiny_data,
-        "--width",
-        "8",
-        "--epochs",
-        "2",
-        "--limit",
-        "40",
-        "--validation",
-        "8",
-    ]
-    arguments += ["--recipe", "standard", "--device", "cpu", "--resume", "--out"]
-    ended = []
-    for name in ("new", "old"):
-        train([*arguments, str(tmp_path / name)])
-        ended.append(read_checkpoint(tmp_path / name / "checkpoint.pt") | {"seconds": 0})
-    assert_same(*ended)
 
 
 def test_a_second_training_in_one_folder_is_refused_at_its_start(tmp_path, tiny_data):

@@ -94,12 +94,14 @@ class Snapshot:
         return ()
 
     def _keep_attributes(self, value: Any) -> Iterable[Any]:
-        if slots := in_slots(value):
+        cls: Any = type(value)
+        slots = in_slots(value)
+        if _slots_of(cls):  # one that is empty may be filled
             self._steps.append(functools.partial(_refit, value, slots))
         own = getattr(value, "__dict__", None)
         if not isinstance(own, dict):
             return [*slots.values()]
-        self._steps.append(functools.partial(_reattach, value, type(value), dict(own)))
+        self._steps.append(functools.partial(_reattach, value, cls, dict(own)))
         return [*slots.values(), *own.values()]
 
     def _keep_tensor(self, tensor: Tensor) -> Iterable[Any]:

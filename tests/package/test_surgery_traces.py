@@ -226,6 +226,10 @@ def of_slots(meter):
     return meter.count, meter.tensor.tolist(), hasattr(meter, "later")
 
 
+class EmptySlot:
+    __slots__ = ("later",)
+
+
 class OneSlot:
     __slots__ = "image"
 
@@ -265,6 +269,7 @@ CHANGES = {
     "dataclass": (Meter, bump, repr),
     "list in a dataclass": (Meter, add, repr),
     "slots": (Slotted, fill_slots, of_slots),
+    "empty slot": (EmptySlot, lambda v: setattr(v, "later", 1), lambda v: hasattr(v, "later")),
     "own object": (Own, bump, lambda v: v.count),
     "user dict": (collections.UserDict, lambda v: v.update(a=1), dict),
     "tensors in a list": (lambda: [torch.zeros(2)], lambda v: v[0].add_(1), lambda v: v[0].sum().item()),

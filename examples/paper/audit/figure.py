@@ -41,8 +41,8 @@ def draw(path: Path, record: Mapping[str, Any], store: Store) -> None:
     _gate(gate, store)
     _verdicts(verdicts, record)
     worst, plain = (100 * e["error"] for e in (record["worst case"], record["attacks"][a.PLAIN]))
-    found = {v: numbers_of(record)[v] for v in (FAIL, SUSPECT)}
-    judged = "; ".join(f"{verdict}: {', '.join(map(str, n))}" for verdict, n in found.items() if n)
+    numbers = numbers_of(record)
+    judged = "; ".join(f"{v}: {', '.join(map(str, numbers[v]))}" for v in (FAIL, SUSPECT) if numbers[v])
     figure.suptitle(
         f"{Path(record.get('network', 'network')).name}: {worst:.1f}% wrong in the worst case within "
         f"{255 * record['eps']:.3g}/255, {plain:.1f}% under plain PGD; {judged or 'no check fails'}",

@@ -1,4 +1,4 @@
-"""What each identity of the fast form of SPARTA saves, and the identities that were tried and rejected.
+"""What each identity of the fast form of SPARTA saves.
 
 `python -m benchmarks.identities` times forward and backward of each piece of SPARTA, written plainly and as
 in `sparta_act`, at the first and last site of a ResNet-18, and counts the bytes that both save for backward.
@@ -7,7 +7,6 @@ First it checks that both give the same values and gradients. docs/speed.md has 
 
 import argparse
 from collections.abc import Callable
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -26,12 +25,12 @@ class Piece(NamedTuple):
     """One piece of SPARTA in two forms, and the inputs of both."""
 
     plain: Callable[..., Tensor]
-    other: Callable[..., Tensor]
+    ours: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
 
 
-def in_use(n: int, channels: int, size: int) -> dict[str, Piece]:
-    """The identities in use: the plain form, ours."""
+def identities(n: int, channels: int, size: int) -> dict[str, Piece]:
+    """The plain form and ours of each piece."""
     hidden = Sparta(channels).hidden
     x = maps(n, channels, size)
     s, c = torch.randn(n, 1, size, size), torch.randn(n, channels, 1, 1)
@@ -48,36 +47,6 @@ def in_use(n: int, channels: int, size: int) -> dict[str, Piece]:
             (m, kernel),
         ),
     }
-
-
-def rejected(n: int, channels: int, size: int) -> dict[str, Piece]:
-    """The rejected identities: the plain form, which is in use, the other."""
-    hidden = Sparta(channels).hidden
-    h, small = maps(n, hidden, size), maps(n, channels, 3)
-    return {
-        "conv4: product and fold": Piece(padded_conv, product_and_fold, (h, filters(1, hidden))),
-        "conv1 as a product": Piece(padded_conv, same_conv, (small, filters(hidden, channels))),
-    }
-
-
-def padded_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution with padding 1, PyTorch's own."""
-    return F.conv2d(x, weight, padding=1)
-
-
-def product_and_fold(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution to one channel, padding 1, as a product to nine channels whose shifted sum it is."""
-    taps = weight[0].flip(1, 2).permute(1, 2, 0).reshape(9, -1)
-    y = F.linear(x.permute(0, 2, 3, 1), taps).permute(0, 3, 1, 2)
-    columns = y.reshape(1, -1, y.shape[2] * y.shape[3])  # torch folds sample by sample, channels at once
-    return F.fold(columns, y.shape[2:], kernel_size=3, padding=1).view(y.shape[0], 1, *y.shape[2:])
-
-
-def same_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution of 3 x 3 maps, padding 1: one product over the window of each of the nine pixels."""
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    windows = torch.stack([x[:, i : i + 3, j : j + 3] for i, j in product(range(3), repeat=2)], 3)
-    return F.linear(windows.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
 
 
 def maps(n: int, channels: int, size: int) -> Tensor:
@@ -129,23 +98,21 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     begin(args)
     hold_memory()
-    for title, pieces_of in {"in use": in_use, "rejected": rejected}.items():
-        for channels, size in (SITES[0], SITES[-1]):
-            names = ("plain", "ours") if pieces_of is in_use else ("in use", "other")
-            rows = [f"{what}, {name}" for what in ("ms", "kB saved") for name in names]
-            columns: dict[str, dict[str, str]] = {row: {} for row in (*rows, "speed, times")}
-            with torch.device(args.device):
-                pieces = pieces_of(args.batch_size, channels, size)
-            for name, piece in pieces.items():
-                check_same(name, piece)
-                forms = dict(zip(names, piece[:2], strict=True))
-                laps = race({n: backward(f, piece.inputs) for n, f in forms.items()}, args.rounds, name)
-                for n, form in forms.items():
-                    columns[f"ms, {n}"][name] = f"{1e3 * laps[n].seconds:.1f}"
-                    size_kb = saved(form, piece.inputs) / args.batch_size / 1e3
-                    columns[f"kB saved, {n}"][name] = f"{size_kb:.0f}"
-                columns["speed, times"][name] = f"{1 / laps[names[1]].ratio:.2f}"
-            print_table(f"{title}: {channels} channels, {size} x {size}, batch {args.batch_size}", columns)
+    names = ("plain", "ours")
+    for channels, size in (SITES[0], SITES[-1]):
+        rows = [f"{what}, {name}" for what in ("ms", "kB saved") for name in names]
+        columns: dict[str, dict[str, str]] = {row: {} for row in (*rows, "speed, times")}
+        with torch.device(args.device):
+            pieces = identities(args.batch_size, channels, size)
+        for name, piece in pieces.items():
+            check_same(name, piece)
+            forms = dict(zip(names, piece[:2], strict=True))
+            laps = race({n: backward(f, piece.inputs) for n, f in forms.items()}, args.rounds, name)
+            for n, form in forms.items():
+                columns[f"ms, {n}"][name] = f"{1e3 * laps[n].seconds:.1f}"
+                columns[f"kB saved, {n}"][name] = f"{saved(form, piece.inputs) / args.batch_size / 1e3:.0f}"
+            columns["speed, times"][name] = f"{1 / laps['ours'].ratio:.2f}"
+        print_table(f"{channels} channels, {size} x {size}, batch {args.batch_size}", columns)
     print("ms: forward and backward; kB: saved for backward, per image")
     print(format_setup(args))
 

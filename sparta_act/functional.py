@@ -73,7 +73,7 @@ def scores(
     glance = pool(x).to(x.dtype)
     phi_c = full_conv(F.relu(F.conv2d(glance, conv1, padding=1)), conv2)
     kernel = F.conv2d(glance, conv6, padding=1) if conv6 is not None else cast(Tensor, conv5)
-    m = F.conv2d(relu_(F.conv2d(x, conv3, padding=1)), conv4, padding=1)
+    m = F.conv2d(F.relu(F.conv2d(x, conv3, padding=1)), conv4, padding=1)
     s = normalize(kernel_conv(m, kernel), (2, 3))
     return s if neighborhood == 1 else share(s, neighborhood, size), normalize(phi_c, (1,)) * gain
 
@@ -89,11 +89,6 @@ def normalize(t: Tensor, dims: tuple[int, ...]) -> Tensor:
     t = _widen(t)
     t = t - t.mean(dims, keepdim=True)  # before the square, or a large mean would eat its digits
     return t * (t.square().mean(dims, keepdim=True) + EPS).rsqrt()
-
-
-def relu_(h: Tensor) -> Tensor:
-    """ReLU of a tensor that nobody else reads, and that may be overwritten. Shapes: any, kept."""
-    return F.relu(h) if _left_to_compiler() else F.relu(h, inplace=True)
 
 
 def full_conv(x: Tensor, weight: Tensor) -> Tensor:
@@ -286,7 +281,9 @@ class _Gate(torch.autograd.Function):
         grad_s = grad_c = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             u = masked * x
-            grad_logit = torch.addcmul(u, u, gate, value=-1 / ctx.scale).flatten(2)  # u * (1 - sigmoid)
+            grad_logit = torch.addcmul(u, u, gate, value=-1 / ctx.scale)  # u * (1 - sigmoid)
+            n, channels, height, width = x.shape
+            grad_logit = grad_logit.reshape(n, channels, height * width)  # flatten has no batching rule
             s_, c_ = (
                 t.to(grad_logit.dtype).flatten(2).transpose(1, 2) for t in (s, c)
             )  # (N, HW, 1), (N, 1, C)

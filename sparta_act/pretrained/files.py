@@ -48,6 +48,9 @@ def pack(activations: Mapping[str, Sparta], info: Mapping[str, Any], dtype: torc
             if value.is_meta:
                 wrong.append(f"{label}.{key} is on the meta device and has no numbers")
                 continue
+            if hasattr(value, "full_tensor"):
+                wrong.append(f"{label}.{key} is sharded (FSDP): gather it into a network that is not")
+                continue
             whole = value.detach().cpu()
             stored = tensors[f"{label}.{key}"] = whole.to(dtype, copy=True).contiguous()
             if not stored.isfinite().all():
@@ -130,7 +133,7 @@ def _unpack(config_path: Path, weights_path: Path) -> tuple[dict[str, Sparta], d
         changes = _changes(config["sites"], written)
         raise WeightsError(f"the sites in {CONFIG} are not those that {WEIGHTS} was written with{changes}")
     for label, activation in activations.items():
-        state = {key: _widen(found[f"{label}.{key}"]) for key in activation.state_dict()}
+        state = {key: found[f"{label}.{key}"].to(torch.float32, copy=True) for key in activation.state_dict()}
         activation.load_state_dict(state, assign=True)
     return activations, config["info"]
 
@@ -225,14 +228,10 @@ def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], dtyp
     wrong = [f"no {key}" for key in wanted.keys() - found.keys()]
     wrong += [f"unknown {key}" for key in found.keys() - wanted.keys()]
     for key in wanted.keys() & found.keys():
-        shape, kind = wanted[key].shape, dtype if wanted[key].is_floating_point() else wanted[key].dtype
-        if found[key].shape != shape or found[key].dtype != kind:
+        shape = wanted[key].shape
+        if found[key].shape != shape or found[key].dtype != dtype:
             is_ = f"{tuple(found[key].shape)} {found[key].dtype}"
-            wrong.append(f"{key} is {is_}, not {tuple(shape)} {kind}")
+            wrong.append(f"{key} is {is_}, not {tuple(shape)} {dtype}")
         elif not found[key].isfinite().all():
             wrong.append(f"{key} is not finite")
     return sorted(wrong)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)

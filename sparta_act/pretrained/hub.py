@@ -79,7 +79,8 @@ def locate(
                 f"omit revision={readable(repr(revision), 100)}, or name 'organization/name' on the Hub"
             )
         if is_folder:
-            return Found(name, Path(name))
+            hides = "This folder hides our set of the same name: rename it, or work in another folder"
+            return Found(name, Path(name), hides) if name in SHIPPED else Found(name, Path(name))
         if os.path.isdir(SETS / name):
             return Found(name, SETS / name, "Install sparta-act again, or restore the files", SHIPPED[name])
     near = did_you_mean(name, SHIPPED)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed import fsdp
 from torch.nn.parallel import DistributedDataParallel
 
-from sparta_act import Sparta, SpartaError, relu_sites, replace_relus, restore_relus
+from sparta_act import Sparta, SpartaError, SpartaSet, relu_sites, replace_relus, restore_relus
 from tests.helpers import nets, reference
 
 EDITS = [nets.OneModule, nets.TwoModules]  # a rewrite and a swap
@@ -66,6 +66,10 @@ def fully_sharded(block, x):
                 operate(model)
             except SpartaError as error:
                 result.append(f"{type(error).__name__}: {error}")
+    try:
+        SpartaSet.of(net).save_pretrained("nowhere")
+    except SpartaError as error:
+        result.append(str(error))
     return result
 
 

@@ -1,6 +1,7 @@
 """The activations, fast form against slow twin, and everything PyTorch may do to a module."""
 
 import copy
+import functools
 import inspect
 import io
 import warnings
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from sparta_act import functional as SF
 from sparta_act.activations import Sparta, SwishReLU
@@ -790,6 +792,36 @@ def test_vmap():
     for name in p:
         slow = torch.stack([torch.autograd.grad(loss(p, sample), p[name])[0] for sample in x])
         torch.testing.assert_close(found[name], slow)
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+def test_several_gradients_at_once(arguments):
+    module, x = reference.scatter(Sparta(3, **arguments), 0).double(), normal(2, 3, 5, 6).double()
+    one_by_one, at_once = (
+        torch.autograd.functional.jacobian(module, x, vectorize=vectorize) for vectorize in (False, True)
+    )
+    torch.testing.assert_close(at_once, one_by_one)
+
+
+def test_checkpoints_that_keep_the_convolutions():
+    def keep(context, operator, *args, **kwargs):
+        convolution = operator == torch.ops.aten.convolution.default
+        return CheckpointPolicy.MUST_SAVE if convolution else CheckpointPolicy.PREFER_RECOMPUTE
+
+    module, x = reference.scatter(Sparta(3), 0), normal(2, 3, 5, 6)
+    contexts = functools.partial(create_selective_checkpoint_contexts, keep)
+    found = gradients(module, x)
+    kept = gradients(Kept(module, contexts), x)
+    torch.testing.assert_close(kept, found)
+
+
+class Kept(nn.Module):
+    def __init__(self, module, contexts):
+        super().__init__()
+        self.module, self.contexts = module, contexts
+
+    def forward(self, x):
+        return checkpoint(self.module, x, use_reentrant=False, context_fn=self.contexts)
 
 
 def test_compiled_transforms():

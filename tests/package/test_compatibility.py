@@ -371,9 +371,10 @@ def test_sharded_processes(block, in_processes):
     net = changed(block)
     expected = [train(net, IMAGES), state(net)]
     results = [found["fully_sharded"][EDITS.index(block)] for found in in_processes]
-    for gradient, after, _, *refusals in results:
+    for gradient, after, _, *refusals, unsaved in results:
         assert_close([gradient, after], expected)
         assert len(refusals) == 6
+        assert "gain is sharded (FSDP): gather it into a network that is not" in unsaved
         assert all(
             r.startswith("SiteError: ") and "is a FSDPModule: replace the ReLUs" in r for r in refusals
         )

@@ -3,8 +3,9 @@
 import ast
 import functools
 import inspect
-import re
+import types
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import combinations, zip_longest
 from typing import Any
@@ -16,31 +17,38 @@ from sparta_act.surgery.activating import Made, is_activation, is_of_torch, lead
 from sparta_act.surgery.callees import Names
 from sparta_act.surgery.flow import above, always_before, excludes, raises, uses
 from sparta_act.surgery.kinds import in_words, spelled
-from sparta_act.surgery.recording import Event, Pass
-from sparta_act.surgery.rewriting import forward_of
+from sparta_act.surgery.recording import Event, Frame, Pass
+from sparta_act.surgery.rewriting import forward_of, unwrapped
 from sparta_act.surgery.sources import read
-
-VIA = re.compile(r"(.*) \((.*):(\d+)\)")  # of an event: function, file, line
 
 
 class Forward:
-    """The forward of a module, and what it has called: these events. Raises `SiteError` without source."""
+    """The forward of a module, or another function that ran for it, and what it has called: these events.
+
+    Raises `SiteError` without source.
+    """
 
     def __init__(
-        self, owner: nn.Module, inside: list[Event], kinds: frozenset[str], ran: Collection[int]
+        self,
+        owner: nn.Module,
+        function: Any,
+        inside: list[Event],
+        kinds: frozenset[str],
+        ran: Collection[int],
     ) -> None:
-        function = forward_of(type(owner))
-        self.source = read(function)
-        self.where, self.file = function.__qualname__, function.__code__.co_filename
+        self.source, code = read(function), function.__code__
+        self.where = function.__qualname__
         self.names, self._owner = Names(owner, function, self.source), owner
-        self._kinds, self._ran_modules = kinds, ran
-        events = [e for e in inside if e.modules[-1] is owner]
-        self._via = {match.groups() for e in events if (match := VIA.fullmatch(e.via))}
+        self._kinds, self._ran_modules, self._inside = kinds, ran, inside
+        self._helpers: dict[Any, Forward | None] = {function: None}  # one that calls itself is read once
         alike = [e for e in inside if e.kind in (*kinds, "replaced")]
         self._around = {id(m) for e in alike for m in e.modules}
-        self._ran = {call for e in alike if e.modules[-1] is owner for call in self.at({e.offset})}
-        offsets = {at for e in alike for m, at in zip(e.modules, e.at, strict=True) if m is owner}
-        self.led = {*self.at(offsets)}  # the calls that led to an activation
+        frames = [[f for f in e.frames if f.module == id(owner)] for e in alike]
+        self._codes = {f.code for its_frames in frames for f in its_frames}  # of what ran for it
+        direct = [e.frames[0] for e in alike if e.modules[-1] is owner and e.frames]
+        self._ran = {call for f in direct if f.code is code for call in self.at({f.at})}
+        self._lines = {_line(f) for f in direct if f.code.co_filename == code.co_filename}
+        self.led = {*self.at({f.at for its_frames in frames for f in its_frames if f.code is code})}
         self.calls = self.source.in_order
         self._seen = {self.calls[call] for call in self._ran}
 
@@ -57,18 +65,24 @@ class Forward:
             if isinstance(value, nn.Module) and any(m is child for m in value.modules())
         ]
 
-    def unseen(self) -> Iterator[tuple[ast.expr, ast.AST]]:
-        """The calls of an activation that no pass ran, and where each may run; and mentions of one."""
+    def unseen(self, replaced: Collection[str] = ()) -> Iterator[tuple[ast.expr, ast.AST]]:
+        """The calls of an activation that no pass ran, and where each may run; and mentions of one.
+
+        Without those of the children of these keys, which will be other modules.
+        """
+        for call, place in self._unseen(replaced):
+            callee = call.func if isinstance(call, ast.Call) else call
+            if not (replaced and self.is_only(callee, replaced)):
+                yield call, place
+
+    def _unseen(self, replaced: Collection[str]) -> Iterator[tuple[ast.expr, ast.AST]]:
         for node in self.mentions():
             for place in uses(self.source, node):
                 yield node, place
         for call in self.calls:
             inner = call in self.source.inner
-            if call not in self._ran and (inner or call in self.source.reached) and self._activates(call):
-                ran = inner and any(
-                    file == self.file and call.lineno <= int(line) <= (call.end_lineno or 0)
-                    for _, file, line in self._via
-                )
+            if (inner or call in self.source.reached) and self._activates(call, replaced):
+                ran = inner and any(call.lineno <= line <= (call.end_lineno or 0) for line in self._lines)
                 for place in uses(self.source, call):
                     if not ran or isinstance(place, ast.Name):  # which may be a second use
                         yield call, place
@@ -81,8 +95,13 @@ class Forward:
             if any(self._is_one(v) or (argument and self.waits(v)) for v in values):
                 yield node
 
-    def _activates(self, call: ast.Call) -> bool:
+    def _activates(self, call: ast.Call, replaced: Collection[str]) -> bool:
+        """Whether the call may be one of an activation that did not run."""
         values = self.names.of(call.func)
+        if call in self._ran:  # of one among several
+            return any(is_activation(v, self._kinds) and self._did_not_run(v) for v in values)
+        if any(self._goes_on(v, replaced) for v in values):
+            return True
         found = values + self.names.results(call.func)
         led = call in self.led
         if any(is_activation(v, self._kinds) and not (led and self._has_run(v)) for v in found):
@@ -121,22 +140,46 @@ class Forward:
         """Whether an activation was called inside it: a function, or a module with a forward of its own."""
         return self.ran_in(_theirs(value)) or id(value) in self._around
 
+    def _did_not_run(self, value: Any) -> bool:
+        return isinstance(value, nn.Module) and id(value) not in self._ran_modules
+
     def ran_in(self, function: Any) -> bool:
         """Whether a pass called an activation in this function."""
-        code = getattr(function, "__code__", None)
-        return any((name, file) == (code.co_name, code.co_filename) for name, file, _ in self._via if code)
+        return getattr(function, "__code__", None) in self._codes
+
+    def _goes_on(self, value: Any, replaced: Collection[str]) -> bool:
+        """Whether it is a function that ran, in which an activation that did not run may be the last."""
+        function = _theirs(value)
+        if not self.ran_in(function) or not (helper := self.helper(function)):
+            return False
+        return any(helper.may_be_last(place, [*helper.led]) for _, place in helper.unseen(replaced))
+
+    def helper(self, function: Any) -> "Forward | None":
+        """A function that this one calls; None without source."""
+        if function not in self._helpers:
+            self._helpers[function] = None
+            with suppress(SiteError):
+                helper = Forward(self._owner, function, self._inside, self._kinds, self._ran_modules)
+                helper._helpers = self._helpers
+                self._helpers[function] = helper
+        return self._helpers[function]
 
     def _may_lead(self, value: Any, ran: Collection[int] = (), but: Collection[str] = ()) -> bool:
         """Whether it is a function of somebody's, or made by one, with an activation in it."""
         value = value.by if isinstance(value, Made) else value
         return _theirs(value) is not None and leads_to(value, self._owner, self._kinds, but, ran)
 
-    def waits(self, value: Any) -> bool:
-        """Whether it is a module with an activation in it that did not run, and no activation itself."""
+    def waits(self, value: Any, shared: Collection[int] = ()) -> bool:
+        """Whether it is a module with an activation in it that did not run, and no activation itself.
+
+        `shared`: the ids of modules that are at several places, and may be replaced at another one alone.
+        """
         if not isinstance(value, nn.Module) or value is self._owner or is_activation(value, self._kinds):
             return False
-        ran = any(id(m) in self._ran_modules for m in value.modules())
-        return not ran and leads_to(value, self._owner, self._kinds)
+        if any(id(m) in self._ran_modules for m in value.modules()):
+            chain = forward_of(type(value)) is nn.Sequential.forward and id(value) not in self._ran_modules
+            return chain and any(id(m) in shared and is_activation(m, self._kinds) for m in value.modules())
+        return leads_to(value, self._owner, self._kinds)
 
     def is_only(self, callee: ast.AST, keys: Collection[str]) -> bool:
         """Whether it is a child of these keys, or functions of somebody's with no other activation."""
@@ -169,12 +212,26 @@ class Forwards:
     def of(self, module: nn.Module) -> Forward | None:
         """The forward of a module; None without source."""
         if module not in self._read:
-            inside = (p.events[i] for p in self._passes for i in p.inside.get(id(module), ()))
+            function, inside = forward_of(type(module)), self._inside(module)
             try:
-                self._read[module] = Forward(module, [*inside], self.kinds, self.ran)
+                self._read[module] = Forward(module, function, inside, self.kinds, self.ran)
             except SiteError:
                 self._read[module] = None
         return self._read[module]
+
+    def entries(self, module: nn.Module) -> Iterator[Forward]:
+        """Its other functions that ran without its forward around them: called by others, or `__call__`."""
+        outermost = {
+            next((f.code for f in reversed(e.frames) if f.module == id(module)), None)
+            for e in self._inside(module)
+        }
+        for function in functions_of(type(module)):
+            if function.__code__ in outermost and function is not forward_of(type(module)):
+                with suppress(SiteError):
+                    yield Forward(module, function, self._inside(module), self.kinds, self.ran)
+
+    def _inside(self, module: nn.Module) -> list[Event]:
+        return [p.events[i] for p in self._passes for i in p.inside.get(id(module), ())]
 
     def has_run(self, module: nn.Module) -> bool:
         """Whether some pass ran a forward of somebody's, as far as it made a call that is recorded."""
@@ -195,23 +252,18 @@ def check_all_seen(forwards: Forwards, owner: nn.Module, last: set[int], replace
     """
     if forward := forwards.of(owner):  # where there is nothing to be read, for a swap nothing need be
         _check(forward, forward.at(last), forwards.kinds, replaced)
+    for forward in forwards.entries(owner):
+        _check(forward, [*forward.led], forwards.kinds, replaced)
 
 
 def _check(forward: Forward, final: list[ast.Call], kinds: frozenset[str], replaced: str = "") -> None:
-    for call, place in not_replaced(forward, [replaced] if replaced else []):
+    for call, place in forward.unseen([replaced] if replaced else []):
         if forward.may_be_last(place, final):
             raise SiteError(
                 f"line {call.lineno} ({forward.where}) calls {in_words(kinds)} too, which may be the last "
                 "call in a pass unlike those on the example, and would not be replaced; let all ways end in "
                 "one call, or call one nn.ReLU of the module's own, self.relu(x), in each"
             )
-
-
-def not_replaced(forward: Forward, replaced: Collection[str]) -> Iterator[tuple[ast.expr, ast.AST]]:
-    """The calls that no pass ran, and where each may run, but for those of children of these keys."""
-    for call, place in forward.unseen():
-        if not (replaced and forward.is_only(call.func if isinstance(call, ast.Call) else call, replaced)):
-            yield call, place
 
 
 def runs_once(forwards: Forwards, owner: nn.Module, key: str, last: set[int]) -> bool:
@@ -234,6 +286,8 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module, replaced: st
     """
     chain, kinds = [*seen.modules[[m is within for m in seen.modules].index(True) :]], forwards.kinds
     for module, child in zip_longest(chain, chain[1:]):
+        for entry in forwards.entries(module) if child is not None else ():
+            _check(entry, [*entry.led], kinds)
         if (forward := forwards.of(module)) is None:
             continue
         final = forward.of(child) if child is not None else forward.at({seen.offset})
@@ -259,12 +313,24 @@ def check_block(forwards: Forwards, seen: Event, within: nn.Module, replaced: st
                 )
 
 
+def functions_of(cls: type[nn.Module]) -> Iterator[types.FunctionType]:
+    """The functions of somebody's in a class and its bases, below their decorators."""
+    for value in (v for c in cls.__mro__ if not is_of_torch(c) for v in vars(c).values()):
+        function = unwrapped(value.__func__ if isinstance(value, staticmethod | classmethod) else value)
+        if isinstance(function, types.FunctionType) and not is_of_torch(function):
+            yield function
+
+
+def _line(frame: Frame) -> int:
+    return next(line or 0 for start, end, line in frame.code.co_lines() if start <= frame.at < end)
+
+
 def _theirs(value: Any) -> Any:
     """The function that runs where the value is called, if it is somebody's, and not of torch."""
     while isinstance(value, functools.partial):
         value = value.func
     if not isinstance(value, type | nn.Module) and not inspect.isroutine(value):
         value = inspect.getattr_static(type(value), "__call__", None)
-    function = inspect.unwrap(value) if inspect.isroutine(value) else None
+    function = unwrapped(value) if inspect.isroutine(value) else None
     own = hasattr(function, "__code__") and not is_of_torch(value)
     return function if own else None

@@ -41,7 +41,8 @@ class Names:
 
     def __init__(self, owner: nn.Module, function: Any, source: Source) -> None:
         self._owner, self._function = owner, function
-        self._its_name = next(iter(function.__code__.co_varnames), "")
+        code = function.__code__
+        self._its_name = next(iter(code.co_varnames[: code.co_argcount]), "")
         self._class = [*function.__qualname__.split("."), ""][-3:][0].lstrip("_")  # whose body it is in
         self._bound: dict[str, list[ast.expr]] = {}  # names that are one of these
         self._items: dict[str, list[ast.expr]] = {}  # names that are in one of these
@@ -145,6 +146,8 @@ class Names:
         if isinstance(node, ast.Name):
             return [v for e in self._bound.get(node.id, ()) for v in self.results(e, depth + 1)]
         if not isinstance(node, ast.Call) or any(isinstance(v, nn.Module) for v in self.of(node.func)):
+            return []
+        if getattr in self.of(node.func) and self.of(node):  # known, as in getattr(self.body, "0")
             return []
         parts = [*node.args, *(k.value for k in node.keywords), getattr(node.func, "value", node.func)]
         parts = [e for e in parts if not any(v is self._owner for v in self.of(e))]

@@ -1,6 +1,7 @@
 """How to edit the network at a call, or why it cannot be edited."""
 
 from collections.abc import Callable, Iterator
+from inspect import getattr_static
 
 from torch import Tensor, nn
 
@@ -58,6 +59,12 @@ def one_site(seen: Seen, network: Network, keys: Iterator[str]) -> Site:
         return Site(network.name(owner), event.shape[1], _calls(seen, network), problem=str(error))
     name = ".".join(filter(None, (network.name(target), key)))
     return _site(seen, name, Cut(target, key, spans, owner, *_what(seen)))
+
+
+def has(owner: nn.Module, key: str) -> bool:
+    """Whether a module has such an attribute; its own `__getattr__`, which may make one up, is not asked."""
+    held = (vars(owner), owner._modules, owner._parameters, owner._buffers)
+    return any(key in names for names in held) or getattr_static(type(owner), key, None) is not None
 
 
 def _site(seen: Seen, name: str, cut: Cut, group: int = 0, block: int = 0) -> Site:
@@ -130,6 +137,6 @@ def _edit_of_last(seen: Seen, network: Network) -> tuple[nn.Module, str, tuple[S
     check_all_seen(network.forwards, owner, last, "")
     if MARK in vars(type(owner)):
         raise SiteError("an earlier call of its forward is replaced already; call restore_relus first")
-    if hasattr(owner, NAME):
+    if has(owner, NAME):
         raise SiteError(f"the module has an attribute {NAME!r} already; give that another name")
     return owner, NAME, network.spans(type(owner), last)

@@ -7,7 +7,7 @@ from itertools import count
 from torch import nn
 
 from sparta_act.errors import SiteError
-from sparta_act.surgery.editing import Seen, check_modes, one_site
+from sparta_act.surgery.editing import Seen, check_modes, has, one_site
 from sparta_act.surgery.kinds import in_words
 from sparta_act.surgery.lasts import looks_like_a_map
 from sparta_act.surgery.network import Network
@@ -78,7 +78,7 @@ def _new_sites(calls: dict[Place, Seen], network: Network) -> Iterator[Site]:
 
 
 def _free_keys(owner: nn.Module) -> Iterator[str]:
-    return (key for i in count(1) if not hasattr(owner, key := f"{NAME}_{i}"))
+    return (key for i in count(1) if not has(owner, key := f"{NAME}_{i}"))
 
 
 def _never_run(network: Network, chosen: list[Site]) -> Iterator[Site]:
@@ -87,7 +87,8 @@ def _never_run(network: Network, chosen: list[Site]) -> Iterator[Site]:
     for target, key in (s.cut.place for s in chosen if s.how and not s.cut.spans):
         swapped.setdefault(target, set()).add(key)
     for slot in reversed(network.slots.values()):
-        unseen = unseen_calls(network.forwards, slot.module, swapped.get(slot.module, set()))
+        keys = swapped.get(slot.module, set())
+        unseen = unseen_calls(network.forwards, slot.module, keys, network.shared)
         for line, where in dict.fromkeys(unseen):
             kinds = in_words(network.kinds)
             problem = f"line {line} ({where}) calls {kinds} in a branch that no pass on the example runs"

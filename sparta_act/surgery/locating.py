@@ -80,17 +80,17 @@ def _is_self(node: ast.AST, its_name: str) -> bool:
 
 
 def _asks_for_class(node: ast.AST, source: Source, its_name: str) -> bool:
-    """Whether it is `type(self)` or `self.__class__`, compared or called, or handed to super()."""
+    """Whether it is `type(self)` or `self.__class__`, compared, called or changed, or handed to super()."""
     owner: ast.expr | None = None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
         owner = node.args[0] if len(node.args) == 1 else None
     elif isinstance(node, ast.Attribute) and node.attr == "__class__":
         owner = node.value
-    return (
-        owner is not None
-        and _is_self(owner, its_name)
-        and isinstance(source.parents[node], ast.Compare | ast.Call)
-    )
+    if owner is None or not _is_self(owner, its_name):
+        return False
+    parent = source.parents[node]
+    changed = isinstance(getattr(parent, "ctx", None), ast.Store | ast.Del)
+    return changed or isinstance(parent, ast.Compare | ast.Call)
 
 
 def _walks_over_children(cls: type[nn.Module], function: Any, seen: set[Any]) -> bool:

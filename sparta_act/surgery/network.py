@@ -68,6 +68,7 @@ class Network:
         for slot in slots:
             if slot.parent is not None:
                 self._places.setdefault(id(slot.module), {})[id(slot.parent), slot.key] = slot.parent
+        self.shared = {module for module, places in self._places.items() if len(places) > 1}  # ids
         self._below: dict[int, set[int]] = {}
         self._spans: dict[tuple[type[nn.Module], frozenset[int]], tuple[Span, ...]] = {}
 

@@ -1,11 +1,13 @@
 """Records the activations, and a few other calls, that a network makes in one pass."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import FrameType
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,15 @@ DETERMINED = {"convolution", "addition", "norm", "largest", "average"}  # famili
 SIMPLE = {Tensor, nn.Parameter, int, float, bool, str, tuple, type(None)}  # arguments that hide nothing
 OUTSIDE = call.__code__  # of who runs the network
 TWICE = nn.Module._call_impl.__code__  # its caller holds the same module
+OF_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
+
+class Frame(NamedTuple):
+    """A function in the middle of a call."""
+
+    module: int  # the id of the module it runs for: its first argument, or that of the function around it
+    code: CodeType
+    at: int  # offset in the bytecode
 
 
 class Event(NamedTuple):
@@ -47,6 +58,7 @@ class Event(NamedTuple):
         -1
     )  # of the call in the bytecode of the forward of `modules[-1]`; -1: another function calls
     via: str = ""  # that function, and where it is
+    frames: tuple[Frame, ...] = ()  # the functions that were running, the innermost first; none of torch
 
     @property
     def on_map(self) -> bool:
@@ -207,7 +219,7 @@ class Recorder(TorchFunctionMode):
                 act = frame.f_locals["self"]
                 kind = kind_of(act) or kind
             frame = frame.f_back
-        running, parts = self._running(frame), self._parts
+        (running, frames), parts = self._running(frame), self._parts
         if act is not None:
             running = [(m, at) for m, at in running if m is not act]
         modules = [m for m, _ in running if id(m) in parts.modules]
@@ -225,6 +237,7 @@ class Recorder(TorchFunctionMode):
             where = self._where(owner, frame)
             more += like_of(inputs[0], owner), original, act, self._key(act, owner), *where
         event = Event(kind, tuple(modules), shapes[0], no_map, tuple(o.sources for o in origins), *more)
+        event = event._replace(frames=tuple(frames)) if more else event
         self.seen.events.append(event)
         return event
 
@@ -236,10 +249,15 @@ class Recorder(TorchFunctionMode):
             return frame.f_lasti, ""
         return -1, f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
-    def _running(self, frame: FrameType | None) -> list[tuple[nn.Module, int]]:
-        """The modules whose functions are on the stack, the outermost first, and where their forwards are."""
-        found = list[tuple[nn.Module, int]]()
+    def _running(self, frame: FrameType | None) -> tuple[list[tuple[nn.Module, int]], list[Frame]]:
+        """The modules whose functions are on the stack, the outermost first, and where their forwards are.
+
+        And the functions, the innermost first.
+        """
+        found, frames, inside = list[tuple[nn.Module, int]](), list[Frame](), list[tuple[CodeType, int]]()
         while frame is not None and (code := frame.f_code) is not OUTSIDE:
+            if not (inside or frames) or not code.co_filename.startswith(OF_TORCH):
+                inside.append((code, frame.f_lasti))
             if code.co_argcount and code is not TWICE:
                 first = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(first, nn.Module):
@@ -247,8 +265,10 @@ class Recorder(TorchFunctionMode):
                         found.append((first, -1))
                     if code is self._codes[type(first)]:
                         found[-1] = first, frame.f_lasti
+                    frames += [Frame(id(first), *one) for one in inside]
+                    inside.clear()
             frame = frame.f_back
-        return found[::-1]
+        return found[::-1], frames
 
     def _key(self, act: nn.Module | None, owner: nn.Module) -> str:
         """The key of `act` in a Sequential, which runs its children in turn, also one that it holds twice."""

@@ -111,7 +111,7 @@ def replace_relus(
         chosen = select(found.sites, asked, wanted, lambda: every_site(found.network, found.sites))
         new, classes = build(chosen, make), classes_for(chosen)
         for module, cls in classes.items():
-            module.__class__ = cls
+            object.__setattr__(module, "__class__", cls)  # past its own __setattr__
         for site, module in zip(chosen, new, strict=True):
             put(site.cut, module)
         edited = as_before(network)
@@ -129,6 +129,7 @@ def restore_relus(model: nn.Module) -> nn.Module:
     Raises `SiteError` when there is none.
     """
     _check(model)
+    _check_nothing_forgotten(model)
     modules = [m for m in model.modules() if vars(m).get(SWAPPED) or hasattr(type(m), MARK)]
     if not modules:
         raise SiteError("no ReLU of this model has been replaced, so none can be restored")
@@ -151,7 +152,7 @@ def _put_back(module: nn.Module) -> None:
         module._modules[key] = relu
         relu.train(module.training)
     if keys := keys_of(module):
-        module.__class__ = original_class(module)
+        object.__setattr__(module, "__class__", original_class(module))
         for key in keys:
             module._modules.pop(key, None)
 
@@ -202,6 +203,23 @@ def _check_nothing_moved(modules: list[nn.Module]) -> None:
                 raise SiteError(
                     f"cannot restore the ReLUs: the activation that was put at {key!r} of a "
                     f"{type(module).__name__} is gone; undo what inserted, removed or set modules there"
+                )
+
+
+def _check_nothing_forgotten(model: nn.Module) -> None:
+    """Refuse to restore a copy that has lost what was there before: torch.fx copies children alone."""
+    known = {id(new) for new in replaced(model).values()}
+    for name, module in model.named_modules():
+        if any(c.__name__ == "GraphModule" for c in type(module).__mro__):
+            lost = [
+                k
+                for k, m in module._modules.items()
+                if m is not None and PLACE in vars(m) and id(m) not in known
+            ]
+            if lost:
+                raise SiteError(
+                    f"cannot restore the ReLUs: {name or 'the model'} is a copy of a torch.fx.GraphModule, "
+                    f"which has lost what was at {', '.join(lost)}; restore before you copy"
                 )
 
 

@@ -4,10 +4,10 @@ import abc
 import ast
 import functools
 import hashlib
+import inspect
 import linecache
 import types
 from collections.abc import Callable
-from inspect import unwrap
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +28,23 @@ Changes = tuple[tuple[str, tuple[Span, ...]], ...]  # by the name of a submodule
 
 def forward_of(cls: type[nn.Module]) -> Any:
     """The forward of a class, below its decorators."""
-    return unwrap(cls.forward)
+    return unwrapped(cls.forward)
+
+
+def unwrapped(function: Any) -> Any:
+    """A function below its decorators. One that says `functools.wraps(g)` and calls no g is none."""
+
+    def is_none(outer: Any) -> bool:
+        return isinstance(outer, types.FunctionType) and not _calls_wrapped(outer)
+
+    return inspect.unwrap(function, stop=is_none)
+
+
+def _calls_wrapped(outer: Any) -> bool:
+    cells = [c.cell_contents for c in outer.__closure__ or () if c != types.CellType()]
+    held = [*cells, *(outer.__defaults__ or ()), *(outer.__kwdefaults__ or {}).values()]
+    inner = inspect.unwrap(outer)
+    return any(inspect.unwrap(value) is inner for value in held if callable(value))
 
 
 def without_compile(module: nn.Module) -> Callable[..., Any] | None:
@@ -128,7 +144,7 @@ def _rebuild(
 ) -> nn.Module:
     # What pickle and deepcopy call: first a module of the user's class, then of its subclass.
     module: nn.Module = make(*args)
-    module.__class__ = rewritten(cls, digest, changes)
+    object.__setattr__(module, "__class__", rewritten(cls, digest, changes))  # past its own __setattr__
     return module
 
 

@@ -76,7 +76,7 @@ class Snapshot:
         if base := _container(cls):
             content = _listed(base, value)
             self._steps.append(functools.partial(_refill, base, value, content))
-            return content
+            return content if cls in BASES else [*content, *self._keep_attributes(value)]
         if isinstance(value, tuple | frozenset):
             return value
         if isinstance(value, types.MappingProxyType):
@@ -89,7 +89,7 @@ class Snapshot:
             self._steps.append(functools.partial(put, get()))
             return ()
         is_record = isinstance(value, RECORDS) or dataclasses.is_dataclass(value)
-        if isinstance(value, nn.Module) or is_record or _package(cls) in self._packages:
+        if is_record or _package(cls) in self._packages:
             return self._keep_attributes(value)
         return ()
 
@@ -218,7 +218,7 @@ def _refill(base: type[Any], value: Any, content: list[Any]) -> None:
 
 def _reattach(value: Any, cls: type, attributes: dict[str, Any]) -> None:
     if type(value) is not cls:
-        value.__class__ = cls
+        object.__setattr__(value, "__class__", cls)  # past its own __setattr__
     own = vars(value)
     own.update(attributes)
     for name in own.keys() - attributes.keys():

@@ -369,6 +369,14 @@ class ComparesItsClass(Block):
         return y + (self.__class__ == ComparesItsClass) * 0
 
 
+class CountsInItsClass(Block):
+    passes = 0
+
+    def forward(self, x):
+        type(self).passes += 1
+        return F.relu(self.body(x) + x)
+
+
 @pytest.mark.parametrize(
     ("block", "problem"),
     [
@@ -378,6 +386,7 @@ class ComparesItsClass(Block):
         ),
         (AsksForItsClass, "AsksForItsClass.forward asks for its own class, which would be another"),
         (ComparesItsClass, "ComparesItsClass.forward asks for its own class"),
+        (CountsInItsClass, "CountsInItsClass.forward asks for its own class"),
     ],
 )
 def test_a_network_that_would_change_even_with_relu_is_refused(block, problem):

@@ -201,7 +201,15 @@ class Reads(Layers):
 
 
 class Tally(list):
-    pass
+    count = 0
+
+
+class ModuleAndDict(nn.Module, dict):
+    __hash__, __eq__ = object.__hash__, object.__eq__
+    count = 0
+
+    def __init__(self):
+        nn.Module.__init__(self)
 
 
 @dataclasses.dataclass
@@ -259,6 +267,8 @@ CHANGES = {
     "deque": (lambda: collections.deque([0, 1], maxlen=2), lambda v: v.append(5), list),
     "counter": (lambda: collections.Counter("ab"), lambda v: v.update("b"), dict),
     "defaultdict": (lambda: collections.defaultdict(list), lambda v: v["a"].append(1), dict),
+    "attribute of a list": (Tally, bump, lambda v: v.count),
+    "attribute of a module that is a dict": (ModuleAndDict, bump, lambda v: v.count),
     "ordered": (lambda: collections.OrderedDict(a=1, b=2), lambda v: v.move_to_end("a"), list),
     "nested": (lambda: {"a": [{"b": {1}}]}, lambda v: v["a"][0]["b"].add(2), repr),
     "in a tuple": (lambda: ([], {}), lambda v: v[0].append(1), repr),

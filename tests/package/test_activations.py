@@ -21,7 +21,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from sparta_act import functional as SF
 from sparta_act.activations import Sparta, SwishReLU
 from sparta_act.errors import ShapeError, SpartaError
-from sparta_act.surgery.replacing import replace_relus
 from tests.helpers import reference
 
 SHAPES = [(2, 3, 3, 3), (1, 2, 1, 1), (3, 2, 5, 3), (1, 3, 2, 7), (2, 2, 7, 2), (2, 1, 4, 4), (1, 4, 1, 6)]
@@ -40,7 +39,7 @@ def off_the_kink(*shape):
 
 def gradients(module, x):
     """Output and gradients of a weighted sum of it: input first, then the parameters that learn."""
-    x = x.clone().requires_grad_()
+    x = x.detach().requires_grad_()
     y = module(x)
     v = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape)
     return [y, *torch.autograd.grad((y * v).sum(), [x, *(p for p in module.parameters() if p.requires_grad)])]
@@ -57,15 +56,13 @@ def twin_of(module):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "arguments", [*ARGUMENTS, {"neighborhood": 4, "hidden": 1, "dynamic": False}], ids=str
+    "arguments", [*ARGUMENTS, {"neighborhood": 4, "hidden": 1, "dynamic": False, "identity": True}], ids=str
 )
 def test_fast_form_is_the_twin(arguments, shape):
     module = reference.scatter(Sparta(shape[1], **arguments)).double()
     x = normal(*shape, dtype=torch.float64)
     reference.assert_same(module, twin_of(module), x)
     reference.assert_same(module, twin_of(module), x.contiguous(memory_format=torch.channels_last))
-    apart = normal(shape[0], 2 * shape[1], *shape[2:], dtype=torch.float64)[:, ::2]
-    reference.assert_same(module, twin_of(module), apart)
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
@@ -75,19 +72,6 @@ def test_no_samples_give_no_samples(arguments):
         y, grad_x, *rest = gradients(module, torch.zeros(0, 3, *size))
         assert y.shape == grad_x.shape == module.attention(grad_x).shape == (0, 3, *size)
         assert all(torch.equal(g, torch.zeros_like(g)) for g in rest)
-
-
-@pytest.mark.parametrize("identity", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3, 3, 3), (1, 2, 5, 7), (2, 2, 1, 3), (1, 1, 8, 6)])
-@pytest.mark.parametrize("n", [2, 4])
-def test_neighbors_share_a_score(n, shape, identity):
-    module = reference.scatter(Sparta(shape[1], neighborhood=n, identity=identity)).double()
-    x = normal(*shape, dtype=torch.float64)
-    reference.assert_same(module, twin_of(module), x)
-    gate = module.attention(x)
-    for i in range(shape[2]):
-        for j in range(shape[3]):
-            assert torch.equal(gate[:, :, i, j], gate[:, :, i // n * n, j // n * n])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -131,13 +115,6 @@ def test_neighborhoods_larger_than_the_map_are_the_whole_map(n, shape):
     torch.testing.assert_close(gradients(module, x), gradients(other, x))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 7, 16])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_mean_of_neighbors_is_torchs_own(n, memory_format):
-    x = normal(2, 3, 5, 6).contiguous(memory_format=memory_format)
-    assert torch.equal(SF.average(x, n), F.avg_pool2d(x, n, ceil_mode=True))
-
-
 def test_normalize_keeps_the_digits_beside_a_large_mean():
     t = normal(2, 3, 4, 5)
     torch.testing.assert_close(SF.normalize(t + 1e3, (2, 3)), SF.normalize(t, (2, 3)), rtol=0, atol=1e-3)
@@ -160,15 +137,6 @@ def test_scores_have_mean_0_and_variance_1(arguments, channels):
     torch.testing.assert_close(c.var((1, 2, 3), correction=0), one, rtol=0, atol=0.01)
 
 
-def test_the_gain_scales_the_channels_scores():
-    module, x = reference.scatter(Sparta(4)), normal(2, 4, 5, 6)
-    with torch.no_grad():
-        module.gain.fill_(1)
-        (s, c), (same, triple) = module.scores(x), (module.gain.fill_(3), module.scores(x))[1]
-    assert torch.equal(s, same)
-    torch.testing.assert_close(triple, 3 * c)
-
-
 @pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("shape", [(3, 4, 1, 1), (2, 1, 5, 6), (1, 1, 1, 1)])
 def test_one_place_or_one_channel_has_gate_one_half(shape, identity):
@@ -178,12 +146,6 @@ def test_one_place_or_one_channel_has_gate_one_half(shape, identity):
     y, *all_gradients = gradients(module, x)
     assert torch.equal(y, F.relu(x) * gate)
     assert all(g.isfinite().all() for g in all_gradients)
-
-
-def test_a_fresh_gate_is_open_and_closed_in_places():
-    gate = Sparta(16).attention(normal(8, 16, 8, 8)).detach()
-    assert gate.mean() == pytest.approx(0.5, abs=0.02)
-    assert gate.std() > 0.1
 
 
 @pytest.mark.parametrize("identity", [False, True])
@@ -244,12 +206,6 @@ def test_hidden_is_an_eighth_of_the_channels_from_8_to_32(c, h):
     assert not list(module.buffers())  # no running statistics
 
 
-@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
-def test_no_parameter_lacks_dimensions(arguments):
-    """FSDP2 refuses one."""
-    assert all(p.ndim > 0 for p in Sparta(4, **arguments).parameters())
-
-
 # ---- ReLU at the start
 
 
@@ -265,26 +221,6 @@ def test_a_fresh_identity_is_relu(arguments, dtype, memory_format):
     assert torch.equal(module.attention(x), torch.ones_like(x, dtype=module.attention(x).dtype))
     learns = dict(zip([n for n, _ in module.named_parameters()], found[2:], strict=True))
     assert learns["gain"].abs() > 0  # and so can leave it
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_network_with_fresh_identities_is_the_untouched_one(training):
-    models = pytest.importorskip("torchvision").models
-    net = reference.scatter(models.resnet18(num_classes=5)).train(training)
-    twin = copy.deepcopy(net)
-    replace_relus(net, "G*.B-1", lambda c: Sparta(c, identity=True))
-    assert sum(isinstance(m, Sparta) for m in net.modules()) == 4
-    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    results = []
-    for model in (net, twin):
-        z = x.clone().requires_grad_()
-        y = model(z)
-        v = torch.linspace(-1, 1, y.numel()).view(y.shape)
-        old = [p for n, p in model.named_parameters() if n in dict(twin.named_parameters())]
-        grads = torch.autograd.grad((y * v).sum(), [z, *old])
-        results.append([y, *grads, *(b for _, b in model.named_buffers())])
-    assert results[0][1].abs().max() > 0
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # ---- derivatives
@@ -518,13 +454,6 @@ def test_what_is_not_finite_stays_in_its_sample(arguments, bad, memory_format):
     assert not results[1][0][1].isfinite().all()
 
 
-def test_zero_gives_zero():
-    x = torch.zeros(2, 4, 5, 6)
-    y, *all_gradients = gradients(reference.scatter(Sparta(4)), x)
-    assert torch.equal(y, x)
-    assert all(g.isfinite().all() for g in all_gradients)
-
-
 def test_input_is_left_alone():
     module, x = reference.scatter(Sparta(4)), normal(2, 4, 5, 6)
     before = x.clone()
@@ -544,17 +473,6 @@ def test_twice_the_same(strict):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_samples_do_not_see_each_other(dynamic):
-    module, x = reference.scatter(Sparta(3, dynamic=dynamic)).double(), normal(4, 3, 5, 6).double()
-    alone = torch.cat([module(sample[None]) for sample in x])
-    torch.testing.assert_close(module(x), alone, rtol=1e-12, atol=1e-14)
-    other = x.clone()
-    other[1:] = normal(3, 3, 5, 6, seed=9)
-    torch.testing.assert_close(module(other)[0], alone[0], rtol=1e-12, atol=1e-14)
-    assert module(x[:0]).shape == (0, 3, 5, 6)
 
 
 def test_a_larger_batch_is_no_more_operations():
@@ -692,16 +610,6 @@ def test_symbolic_trace(arguments):
         alone(torch.zeros(2, 4, 5, 5))
 
 
-def test_feature_extractor():
-    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), reference.scatter(Sparta(4)), nn.Conv2d(4, 2, 1))
-    _, names = feature_extraction.get_graph_node_names(net)
-    (name,) = (n for n in names if "activate" in n)
-    extractor = feature_extraction.create_feature_extractor(net, [name])
-    x = normal(2, 3, 7, 8)
-    assert torch.equal(extractor(x)[name], net[:2](x))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, of many kinds
 @pytest.mark.parametrize(
@@ -765,14 +673,6 @@ def test_state_dict_round_trip(dynamic):
     assert torch.equal(other(x), module(x))
     with pytest.raises(RuntimeError, match=r"conv[56]"):
         Sparta(3, dynamic=not dynamic).load_state_dict(module.state_dict(), strict=True)
-
-
-def test_functional_call_uses_the_given_parameters():
-    module, other = (reference.scatter(Sparta(3), seed) for seed in (0, 1))
-    x = normal(2, 3, 5, 4)
-    y = module(x)
-    assert torch.equal(functional_call(module, other.state_dict(), x), other(x))
-    assert torch.equal(module(x), y)
 
 
 def test_vmap():
@@ -890,7 +790,9 @@ def test_frozen_does_not_move():
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert torch.equal(module(x), y)
     x = x.requires_grad_()
-    assert torch.autograd.grad(module(x).sum(), x)[0].abs().max() > 0  # what an attack needs
+    frozen, free = (torch.autograd.grad(m(x).sum(), x)[0] for m in (module, copy.deepcopy(module).unfreeze()))
+    torch.testing.assert_close(frozen, free)  # what an attack needs
+    assert frozen.abs().max() > 0
 
 
 def test_frozen_stays_though_all_parameters_are_told_to_learn():

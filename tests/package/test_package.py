@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import sparta_act
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ["errors", "functional", "activations", {"surgery", "pretrained"}, "__init__", "__main__"]
 LABORATORY = [
@@ -52,19 +50,6 @@ def files_of(folder):
     parts = {p.stem if p.is_file() else p.name: p for p in folder.iterdir()}
     files = {name: [p] if p.suffix == ".py" else [*p.rglob("*.py")] for name, p in parts.items()}
     return {name: paths for name, paths in files.items() if paths}
-
-
-def test_the_public_names():
-    assert sparta_act.__all__ == [
-        "Sparta",
-        "SpartaError",
-        "SpartaSet",
-        "SwishReLU",
-        "list_sets",
-        "relu_sites",
-        "replace_relus",
-        "restore_relus",
-    ]
 
 
 def test_imports_of_the_package_run_one_way():

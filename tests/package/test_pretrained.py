@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -365,7 +364,7 @@ def consistent(config):
         (lambda c: c.update(format=2.0), ["'format' a float, not int"]),
         (
             lambda c: [c.pop("info"), c.update(x=1, dtype=3)],
-            ["no 'info', unknown 'x'", "'dtype' a int, not str"][:1],
+            ["no 'info', unknown 'x'", "'dtype' a int, not str"],
         ),
         (lambda c: c.update(dtype="float64"), ["dtype 'float64' is not one of ['float16', 'float32']"]),
         (lambda c: c.update(dtype="float32"), ["G1.B2.conv1 is (8, 3, 3, 3) torch.float16", "G4.B2.conv6"]),
@@ -696,65 +695,13 @@ def test_card_of_the_caller_is_kept(tmp_path):
 # frozen
 
 
-@pytest.fixture(params=[{}, {"identity": True, "hidden": 3}], ids=str)
-def net(request, tmp_path):
-    """A small network, in training mode, with a loaded activation inside."""
-    SpartaSet({"G1.B2": fill(Sparta(4, **request.param))}).save_pretrained(tmp_path / "net")
-    activation = Sparta.from_pretrained(tmp_path / "net")["G1.B2"]
-    layers = [("conv", nn.Conv2d(3, 4, 3)), ("norm", nn.BatchNorm2d(4)), ("act", activation)]
-    return nn.Sequential(OrderedDict([*layers, ("head", nn.Conv2d(4, 2, 3))])).train()
-
-
-def train(net, make, steps=3):
-    optimizer = make(net.parameters())
-    for _ in range(steps):
-        optimizer.zero_grad()
-        net(torch.randn(2, 3, 7, 6)).square().sum().backward()
-        optimizer.step()
-
-
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-}
-
-
-def test_frozen_survives_train_mode_and_copies(net):
-    net.train(False).train()
-    for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        other.train()
-        assert other.training
-        assert not any(module.training for module in other.act.modules())
-        assert not any(parameter.requires_grad for parameter in other.act.parameters())
-        before = state(other.act)
-        train(other, OPTIMIZERS["AdamW"], steps=1)
-        assert_same(state(other.act), before)
-
-
 def test_frozen_set_survives_copies():
     for other in (copy.deepcopy(two_sites().freeze()), pickle.loads(pickle.dumps(two_sites().freeze()))):
         assert list(other) == ["G1.B2", "G4.B2"]
         assert other.info == {"backbone": "ResNet-18"}
         assert other["G1.B2"].frozen
         assert not any(parameter.requires_grad for parameter in other["G4.B2"].parameters())
-
-
-def test_input_gets_the_gradient_it_got_before_freezing(net):
-    x = torch.randn(2, 4, 6, 5, requires_grad=True)
-    (frozen,) = torch.autograd.grad(net.act(x).square().sum(), x)
-    free = copy.deepcopy(net.act).unfreeze().eval()
-    assert all(parameter.requires_grad for parameter in free.parameters())
-    (expected,) = torch.autograd.grad(free(x).square().sum(), x)
-    torch.testing.assert_close(frozen, expected)
-    assert frozen.abs().sum() > 0
-
-
-def test_unfreeze_brings_training_back(net):
-    before = state(net.act)
-    assert SpartaSet({"G1.B2": net.act}).unfreeze()["G1.B2"] is net.act
-    train(net, OPTIMIZERS["SGD"])
-    moved = {key for key, value in state(net.act).items() if not torch.equal(value, before[key])}
-    assert moved == before.keys()
+        assert all(p.requires_grad for p in other.unfreeze()["G4.B2"].parameters())
 
 
 @pytest.mark.parametrize("nothing", ["", None, 5])

@@ -46,7 +46,6 @@ def calls_of(net, size=64, names=("relu", "relu_")):
 
 NETWORKS = [  # calls on maps and on less, in evaluation and in training mode
     ("resnet18", {}, 64, [(17, 0), (17, 0)]),
-    pytest.param("resnet50", {}, 64, [(49, 0), (49, 0)], marks=pytest.mark.slow),
     pytest.param("densenet121", {}, 64, [(121, 0), (121, 0)], marks=pytest.mark.slow),
     ("regnet_y_400mf", {}, 64, [(49, 16), (49, 16)]),
     ("mobilenet_v3_small", {}, 64, [(5, 9), (5, 9)]),
@@ -101,7 +100,7 @@ def test_maps_with_channels_last_are_named():
 
 OTHERWISE = {
     nets.OneLine: "the block does not use what its ReLU returns",
-    nets.Conditional: r"line 110 \(Conditional.forward\) calls ReLU in a branch that no pass",
+    nets.Conditional: r"line \d+ \(Conditional.forward\) calls ReLU in a branch that no pass",
     nets.Inherited: "its ReLU is called in forward .*nets.py:.*, not in one expression of Inherited.forward",
 }
 
@@ -365,12 +364,6 @@ def test_a_network_that_more_than_doubles_warns_once():
         ):
             replace_relus(net, "all")
     assert_untouched(net, before)
-
-
-def test_the_label_of_a_new_module_says_where_it_is():
-    net = replace_relus(nets.Net(nets.OneModule), "G1.B*, stem.2", Sparta)
-    assert [net.layer1[0].sparta.sparta_site, net.layer1[1].sparta.sparta_site] == ["G1.B1", "G1.B2"]
-    assert net.stem[2].sparta_site == "stem.2"
 
 
 class MapAndKernel(nn.Module):

@@ -1,5 +1,7 @@
 """What only the source of a forward tells: calls that never ran, two that both run, and which source runs."""
 
+import __future__
+
 import functools
 import importlib
 import itertools
@@ -797,18 +799,21 @@ def test_how_a_forward_may_be_written(net_of, written):
     torch.testing.assert_close(replace_relus(net, "G1.B1", Probe, example=IMAGES)[1][0](x), expected)
 
 
+ANNOTATIONS = __future__.annotations.compiler_flag
+
+
 def test_a_cell_of_a_notebook():
     """The source is in linecache alone; the cell awaits, and an earlier one has imported annotations."""
     cells = []
     for number, factor in enumerate((1.0, 2.0)):
-        text = HEAD.format("def forward(self, x): return F.relu(self.a(x) + x)") + "\nawait nothing()\n"
+        text = (
+            HEAD.format("def forward(self, x: Tensor): return F.relu(self.a(x) + x)") + "\nawait nothing()\n"
+        )
         text = text.replace(" + x)", f" * {factor} + x)")
         name, scope = f"<ipython-input-{number}-abc>", {"__name__": "__main__"}
         linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
-        code = compile(text, name, "exec", 0x2000 | 0x1000000 if sys.version_info >= (3, 10) else 0)
-        assert code.co_flags
         classes = text.replace("\nawait nothing()\n", "\n")
-        exec(compile(classes, name, "exec"), scope)
+        exec(compile(classes, name, "exec", ANNOTATIONS), scope)
         cells.append(scope["Block"])
     for block, factor in zip(cells, (1.0, 2.0), strict=True):  # of one name
         net = nn.Sequential(conv3(3, 4), nn.Sequential(block(), block()))

@@ -44,35 +44,14 @@ class Helper(nets.Block):
         return F.relu(x)
 
 
-class Super(nets.Functional):
-    def forward(self, x):
-        return super().forward(x)
-
-
 class Starred(nets.Block):
     def forward(self, x):
         inputs = [self.bn2(self.conv2(self.bn1(self.conv1(x)))) + self.shortcut(x)]
         return F.relu(*inputs)
 
 
-class Gelu(nets.Block):
-    def forward(self, x):
-        return F.gelu(self.bn2(self.conv2(nn.ReLU6()(self.bn1(self.conv1(x))))) + self.shortcut(x))
-
-
 class Named(nets.Functional):
     sparta = True
-
-
-class IsSequential(nn.Sequential):
-    """Would call a new submodule once more."""
-
-    def __init__(self, inputs, outputs, stride):
-        super().__init__(nets.conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs))
-        self.shortcut = [nn.Conv2d(inputs, outputs, 1, stride)]
-
-    def forward(self, x):
-        return F.relu(super().forward(x) + self.shortcut[0](x))
 
 
 class Opaque:
@@ -91,15 +70,13 @@ class Decorated(nets.Functional):
         return F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))) + self.shortcut(x))
 
 
-def sourceless():
-    scope = {"F": F, "Block": nets.Block}
-    exec(
-        "class Sourceless(Block):\n"
-        "    def forward(self, x):\n"
-        "        return F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))) + self.shortcut(x))\n",
-        scope,
-    )
-    return scope["Sourceless"]
+class Again(nets.TwoModules):
+    """Calls another activation than ReLU once more, by a name that nobody can read."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        last = getattr(self, "2tca"[::-1])
+        return y if isinstance(last, nn.ReLU) else last(y)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +92,10 @@ def sourceless():
             Helper,
             r"called in activate \(.*test_surgery_refusals.py:\d+\), not in one expression of Helper.forward",
         ),
-        (Super, r"called in forward \(.*nets.py:\d+\), not in one expression of Super.forward"),
         (Starred, "hides the input of the ReLU"),
-        (Gelu, 'no ReLU on a feature map, but gelu, relu6; to replace that, ask for kinds="relu6, gelu"'),
         (Named, "has an attribute 'sparta' already"),
-        (IsSequential, "IsSequential.forward goes over its own children"),
         (Decorated, "a decorator of Decorated.forward hides it"),
-        (sourceless(), "the source of Sourceless.forward is not available"),
+        (Again, "new activations must run once in evaluation mode, but ran: G1.B1: 2 times"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )

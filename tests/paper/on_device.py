@@ -21,7 +21,7 @@ from examples.paper.attacks.robust_error import robust_errors
 from examples.paper.audit import attacks, gate_statistics
 from examples.paper.audit import command as audit_command
 from examples.paper.audit.budget import Budget
-from examples.paper.audit.gradient_free import noise
+from examples.paper.audit.noise import noise
 from examples.paper.audit.run import audit
 from examples.paper.common import data, models, records, tf32
 from examples.paper.evaluation import measure

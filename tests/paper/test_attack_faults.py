@@ -16,9 +16,8 @@ from examples.paper.attacks.autoattack import autoattack, autoattack_by_copy
 from examples.paper.attacks.pgd import attacking, pgd, pgd_at, pgd_steps, random_targets
 from examples.paper.attacks.robust_error import dlr_errors, likeliest_wrong, robust_errors
 from examples.paper.audit.budget import Budget
-from examples.paper.audit.gradient_free import noise, square
+from examples.paper.audit.noise import noise
 from examples.paper.audit.run import audit
-from examples.paper.evaluation.measure import loss_curve
 from examples.paper.training.recipes import RECIPES
 from examples.paper.training.trainer import Trainer
 
@@ -31,7 +30,6 @@ IMAGES = {  # attacks that return images
     "example": lambda m, x, y, **k: example.pgd(m, x, y, **PGD | k),
     "pgd": lambda m, x, y, **k: pgd(m, x, y, **PGD | k),
     "pgd_at": lambda m, x, y, **k: pgd_at(m, x, y, **PGD | k | {"steps": [(PGD | k)["steps"]]}).popitem()[1],
-    "loss_curve": lambda m, x, y, **k: loss_curve(m, x, y, targeted=False, **PGD | k)[1],
 }
 ERRORS = {  # attacks that return what is wrong
     "robust_errors": lambda m, x, y, **k: robust_errors(m, x, y, **PGD | k),
@@ -43,7 +41,7 @@ LIBRARY = {
 }
 BLIND = {
     "noise": lambda m, x, y, **k: noise(m, x, y, **{"eps": EPS, "draws": 4} | k)[0],
-    "square": lambda m, x, y, **k: square(m, x, y, **{"eps": EPS, "queries": 9, "seed": 0} | k)[0],
+    "square": lambda m, x, y, **k: autoattack(m, x, y, **AUTO | {"parts": ["square"]} | k).wrong,
 }
 WHITE_BOX = IMAGES | ERRORS | LIBRARY
 ATTACKS = WHITE_BOX | BLIND

@@ -5,51 +5,10 @@ from torch import nn
 from examples.paper.attacks.pgd import attacking, pgd, pgd_at, pgd_steps, random_targets
 
 
-class Linear(nn.Module):
-    """Logits w . x: the worst image of the ball is known."""
-
-    def __init__(self, classes=2, channels=1, size=4):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(classes, channels * size * size))
-
-    def forward(self, x):
-        return x.flatten(1) @ self.w.T
-
-
 def small_net():
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
     )
-
-
-def test_pgd_finds_the_exact_optimum_of_a_linear_model():
-    model, x, y = Linear(), torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1, 0])
-    x_adv = pgd(model, x, y, eps=0.1, step_size=0.03, steps=10)
-    away = (model.w[1 - y] - model.w[y]).sign().view_as(x)
-    torch.testing.assert_close(x_adv, (x + 0.1 * away).clamp(0, 1))
-
-
-def test_targeted_pgd_goes_to_the_target_of_a_linear_model():
-    model, x, y = Linear(), torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 1, 0])
-    x_adv = pgd(model, x, y, eps=0.2, step_size=0.05, steps=10, targeted=True)  # two classes: one target
-    toward = (model.w[1 - y] - model.w[y]).sign().view_as(x)
-    torch.testing.assert_close(x_adv, (x + 0.2 * toward).clamp(0, 1))
-
-
-def test_the_steps_are_those_of_madry():
-    model, x, y = small_net().eval(), torch.rand(3, 3, 6, 6), torch.tensor([0, 1, 2])
-    torch.manual_seed(1)
-    images = [im for im, _ in pgd_steps(model, x, y, eps=0.1, step_size=0.02, steps=3)]
-    torch.manual_seed(1)
-    by_hand = (x + torch.empty_like(x).uniform_(-0.1, 0.1)).clamp(0, 1)
-    for image in images:
-        by_hand.requires_grad_()
-        (grad,) = torch.autograd.grad(
-            nn.functional.cross_entropy(model(by_hand), y, reduction="sum"), by_hand
-        )
-        by_hand = (by_hand + 0.02 * grad.sign()).detach()
-        by_hand = by_hand.clamp(x - 0.1, x + 0.1).clamp(0, 1)
-        torch.testing.assert_close(image, by_hand)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -86,14 +45,6 @@ def test_the_model_is_restored():
     assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_a_failing_attack_restores_the_model_too():
-    model = small_net().train()
-    with pytest.raises(RuntimeError):
-        pgd(model, torch.rand(2, 3, 5, 5), torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1)
-    assert all(m.training for m in model.modules())
-    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_batch_norm_is_in_evaluation_mode_and_parameters_have_no_gradient_meanwhile():

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from examples.paper.common import data
 from examples.paper.common.lock import lock
 from examples.paper.common.models import HalvedReLU, ResNet, build
-from examples.paper.common.sets import shuffled
 from examples.paper.common.statistics import entry
 from examples.paper.controls import command, experiment, networks, pretraining, transfers
 from examples.paper.results.transfers import elsewhere, verdict
@@ -28,12 +27,12 @@ def slim_set(seed=0):
 
 def test_shuffled_numbers_are_the_same_numbers_elsewhere():
     taken = slim_set()
-    found = shuffled(taken, 3)
+    found = transfers.shuffled(taken, 3)
     for label, activation in taken.items():
         for (name, p), q in zip(activation.named_parameters(), found[label].parameters(), strict=True):
             assert torch.equal(p.flatten().sort().values, q.flatten().sort().values)
             assert torch.equal(p, q) == (name == "gain")
-    again, other = shuffled(taken, 3), shuffled(taken, 4)
+    again, other = transfers.shuffled(taken, 3), transfers.shuffled(taken, 4)
     assert torch.equal(found["G1.B2"].conv1, again["G1.B2"].conv1)
     assert not torch.equal(found["G1.B2"].conv1, other["G1.B2"].conv1)
 

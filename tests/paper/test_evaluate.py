@@ -16,7 +16,7 @@ from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation import evaluate, measure, networks, store
 from examples.paper.evaluation.command import chosen, main, parser
 from examples.paper.evaluation.evaluate import evaluations
-from examples.paper.evaluation.measure import Attack, Outcome, carry_out, joined, loss_curve, worst_case
+from examples.paper.evaluation.measure import Attack, Outcome, carry_out, joined, worst_case
 from examples.paper.evaluation.protocols import PROTOCOLS, every_step_attacks
 from examples.paper.training.checkpoint import load_trained
 from examples.paper.training.command import main as train
@@ -136,15 +136,6 @@ def test_the_field_protocol_is_the_plain_loop(steps, monkeypatch):
         assert torch.equal(found, expected)
         assert expected[:9].all()
         assert 9 < expected.sum() < 90
-
-
-def test_the_loss_curve_falls_for_a_targeted_attack_and_rises_for_an_untargeted_one():
-    x, y = torch.full((3, 3, 4, 4), 0.5), torch.tensor([0, 1, 0])
-    for targeted, sign in ((True, -1), (False, 1)):
-        curve, x_adv = loss_curve(Brightness(), x, y, eps=0.1, step_size=0.02, steps=6, targeted=targeted)
-        assert curve.shape == (6, 3)
-        assert (sign * curve.diff(dim=0) > 0).all()
-        assert x_adv.shape == x.shape
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -16,7 +16,6 @@ from examples.paper.audit import run as audit_run
 from examples.paper.audit.budget import Budget
 from examples.paper.audit.command import main as audit
 from examples.paper.common import records
-from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import paired, rounded
 from examples.paper.evaluation.command import main as evaluate
 from examples.paper.evaluation.networks import NETWORKS
@@ -242,7 +241,7 @@ def test_the_command_on_a_card_trains_with_its_recipe(changed):
     args = train_parser().parse_args(words[4:])
     settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
     assert settings.limit == limit
-    assert in_pixels(settings.recorded(chosen(args), recipe["images"])) == recipe
+    assert export.in_pixels(settings.recorded(chosen(args), recipe["images"])) == recipe
 
 
 @pytest.mark.slow

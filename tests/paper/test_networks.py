@@ -216,12 +216,6 @@ def test_a_pickle_is_not_opened_whatever_its_name(tmp_path):
         assert_refused(path, str(path))
 
 
-def test_a_checkpoint_that_is_named_safetensors(checkpoint, tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    path.write_bytes(checkpoint.read_bytes())
-    assert_refused(path, f"{path} is no file of weights")
-
-
 GOOD = {k: SETTINGS[k] for k in ("arch", "activation", "sites", "width", "dataset")}
 
 
@@ -299,14 +293,6 @@ def test_the_networks_that_ship_are_those_that_are_listed():
     listed = (networks.NETWORKS / networks.SUMS).read_text().splitlines(keepends=True)
     assert set(sums) <= set(listed)  # the source distribution lacks the wide ones
     assert sums
-
-
-def test_what_is_no_checkpoint_is_not_saved(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="is no checkpoint of a training"):
-        networks.save(path, tmp_path / "w.safetensors")
-    assert not (tmp_path / "w.safetensors").exists()
 
 
 # ---- the command

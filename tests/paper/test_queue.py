@@ -39,15 +39,6 @@ def test_every_kind_of_entry_takes_a_step(name, tmp_path):
         assert not any(type(m) is torch.nn.ReLU for m in model.modules())
 
 
-def test_a_run_comes_after_the_run_that_trains_its_set():
-    names = list(QUEUE.runs)
-    for r in QUEUE.runs.values():
-        if r.set:
-            assert names.index(r.set) < names.index(r.name)
-            assert QUEUE.runs[r.set].set is None
-            assert QUEUE.runs[r.set].activation == r.activation
-
-
 @pytest.mark.parametrize(
     ("number", "label", "numbers"),
     [

@@ -55,18 +55,6 @@ def test_a_broken_image_is_not_attacked_again():
     assert max(seen) == 10
 
 
-def test_the_images_and_the_network_are_restored():
-    model, x = net().train(), images(8)
-    before, images_before = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
-    robust_errors(
-        model, x, torch.zeros(8, dtype=torch.long), eps=0.1, step_size=0.1, steps=2, random_start=False
-    )
-    assert torch.equal(x, images_before)
-    assert model.training
-    assert all(p.requires_grad for p in model.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
 @pytest.mark.parametrize("batch_size", [7, 1000])
 def test_targeted_dlr_goes_to_the_likeliest_wrong_classes_in_turn(batch_size):
     model, x, eps = net().eval(), images(), 0.02

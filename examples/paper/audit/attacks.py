@@ -14,9 +14,10 @@ from examples.paper.attacks import losses
 from examples.paper.attacks.autoattack import autoattack
 from examples.paper.attacks.pgd import attacking
 from examples.paper.attacks.robust_error import Loss, clean_errors, likeliest_wrong
-from examples.paper.audit import adaptive, diagnostics, gradient_free, sigmoids
+from examples.paper.audit import adaptive, diagnostics, sigmoids
 from examples.paper.audit.budget import Budget
 from examples.paper.audit.derivatives import NO_FLOAT64, not_possible
+from examples.paper.audit.noise import noise
 from examples.paper.audit.store import Store
 from examples.paper.audit.victim import BATCH, Victim
 from examples.paper.common.gates import gates
@@ -185,8 +186,8 @@ def _transfer(surrogate: nn.Module, victim: Victim, store: Store, budget: Budget
 
 def _noise(victim: Victim, store: Store, budget: Budget, name: str) -> None:
     victim.seed_for(name)
-    noise = gradient_free.noise(victim.model, victim.x, victim.y, eps=victim.eps, draws=budget.draws)
-    store.add_attack(name, *noise)
+    found = noise(victim.model, victim.x, victim.y, eps=victim.eps, draws=budget.draws)
+    store.add_attack(name, *found)
 
 
 def _autoattack(victim: Victim, store: Store, budget: Budget, name: str) -> None:
@@ -204,8 +205,9 @@ def _square(victim: Victim, store: Store, budget: Budget, name: str) -> None:
     control = control[: budget.control]
     if len(chosen := torch.cat([survivors, control])):
         x, y = (t[chosen.to(t.device)] for t in (victim.x, victim.y))
-        attack = {"eps": victim.eps, "queries": budget.queries, "seed": victim.seed}
-        broken[chosen], images[chosen] = gradient_free.square(victim.model, x, y, **attack)
+        attack = {"eps": victim.eps, "queries": budget.queries, "seed": victim.seed, "parts": ["square"]}
+        found = autoattack(victim.model, x, y, **attack, batch_size=BATCH, title=name)
+        broken[chosen], images[chosen] = found.wrong, found.images
     store.numbers[name] = {
         "survivors": len(survivors),
         "broken": int(broken[survivors].sum()),

@@ -14,7 +14,6 @@ from torch import nn
 from examples.paper.common import data
 from examples.paper.common.models import ACTIVATIONS, ResNet
 from examples.paper.common.records import sha256
-from examples.paper.common.sets import shuffled
 from examples.paper.controls import pretraining
 from examples.paper.controls.experiment import TEST, Job, Make, Results, results
 from examples.paper.controls.networks import SITES
@@ -203,3 +202,12 @@ def _whole(robust: nn.Module, seed: int) -> nn.Module:
         raise ValueError(f"--whole takes networks of `train` or `network`, not a {type(model).__name__}")
     model.fc = nn.Linear(model.fc.in_features, model.fc.out_features)
     return model
+
+
+def shuffled(taken: SpartaSet, seed: int) -> SpartaSet:
+    """A copy of a set, the numbers within each parameter in random order: same values, nothing learned."""
+    taken, generator = copy.deepcopy(taken), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in (p for activation in taken.values() for p in activation.parameters()):
+            p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p))
+    return taken

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.paper.attacks.autoattack import autoattack_by_copy
-from examples.paper.attacks.pgd import attacking, classes_of, pgd_at, pgd_steps, random_targets
+from examples.paper.attacks.pgd import pgd_at
 from examples.paper.attacks.robust_error import clean_errors, dlr_errors, robust_errors
 from examples.paper.common import data
-from examples.pgd import check_images, check_numbers
+from examples.pgd import check_images
 
 PAPER = {"targeted": True, "eps": 16 / 255, "step_size": 1 / 255}
 MODERN = {"targeted": False, "eps": 8 / 255, "step_size": 2 / 255}
@@ -134,23 +134,6 @@ def worst_case(outcomes: Sequence[Outcome]) -> Outcome:
     """The images that any of several attacks fooled, among those that all of them had."""
     seen = min(len(o.wrong) for o in outcomes)
     return Outcome(torch.stack([o.wrong[:seen] for o in outcomes]).any(0), 0.0, [])
-
-
-def loss_curve(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, step_size: float, steps: int, targeted: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss of each image at each step of one PGD run, and the attacked images (the paper's Figure 3).
-
-    Shapes: x (N, C, H, W) in [0, 1], y (N,); results (steps, N) and as x.
-    """
-    check_numbers(eps=eps, step_size=step_size, steps=steps)
-    classes = check_images(x, y)
-    with attacking(model):
-        goal = random_targets(y, classes_of(model, x, classes)) if targeted else y
-        attack = {"eps": eps, "step_size": step_size, "steps": steps, "targeted": targeted}
-        run = pgd_steps(model, x, goal, **attack, classes=classes)
-        images, losses = zip(*run, strict=True)
-    return torch.stack(losses), images[-1]
 
 
 def _batch_size(device: str) -> int:

@@ -17,7 +17,7 @@ from matplotlib.figure import SubFigure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.paper.attacks.pgd import attacking
+from examples.paper.attacks.pgd import attacking, classes_of, pgd_steps, random_targets
 from examples.paper.common import data
 from examples.paper.common.cli import at_least, check_device, seed
 from examples.paper.common.console import stamp
@@ -25,7 +25,7 @@ from examples.paper.common.plotting import plt, save
 from examples.paper.common.records import write_record
 from examples.paper.common.tf32 import exact_float32
 from examples.paper.evaluation import networks
-from examples.paper.evaluation.measure import BATCH, PAPER, loss_curve
+from examples.paper.evaluation.measure import BATCH, PAPER
 from examples.paper.pictures import loss
 
 
@@ -106,9 +106,14 @@ def attacked(network: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int) ->
     Shapes: x (N, 3, H, W) in [0, 1], y (N,).
     """
     torch.manual_seed(seed)  # the same targets and starts for all
-    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
-    found = [loss_curve(network, *batch, **PAPER, steps=steps) for batch in tqdm(batches, unit="batch")]
-    return torch.cat([x_adv for _, x_adv in found]), torch.cat([losses.cpu() for losses, _ in found], 1)
+    batches, images, curves = list(zip(x.split(BATCH), y.split(BATCH), strict=True)), [], []
+    with attacking(network):
+        for some, labels in tqdm(batches, unit="batch"):
+            targets = random_targets(labels, classes_of(network, some))
+            run = [*pgd_steps(network, some, targets, **PAPER, steps=steps)]
+            images.append(run[-1][0])
+            curves.append(torch.stack([loss.cpu() for _, loss in run]))
+    return torch.cat(images), torch.cat(curves, 1)
 
 
 def draw(args: argparse.Namespace) -> None:

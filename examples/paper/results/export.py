@@ -22,7 +22,6 @@ from examples.paper.audit.page import headline, provenance
 from examples.paper.common import data, records
 from examples.paper.common.atomic import write_text
 from examples.paper.common.gates import activations_of, round_to_half
-from examples.paper.common.sets import in_pixels
 from examples.paper.common.statistics import format_error, pair_of, paired
 from examples.paper.controls.transfers import HALF
 from examples.paper.evaluation import networks
@@ -48,6 +47,11 @@ CONTROLS = (
 )
 ALIKE = ("seed", "test images")  # of two evaluations that are compared
 TWIN = "ReLU twin"  # column of the card
+
+
+def in_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training as on a set's card: bound and step size of the attack in units of 1/255."""
+    return dict(settings) | {k: f"{255 * settings[k]:g}/255" for k in ("eps", "step_size")}
 
 
 def measured(run: Path) -> dict[str, Any]:

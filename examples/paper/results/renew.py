@@ -18,7 +18,6 @@ from typing import Any
 
 from examples.paper.common import records
 from examples.paper.common.gates import activations_of
-from examples.paper.common.sets import in_pixels
 from examples.paper.evaluation.networks import NETWORKS, load
 from examples.paper.evaluation.protocols import WORST
 from examples.paper.results import export, networks
@@ -81,7 +80,7 @@ def _half(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     result = read_result(path.stem, path.parent)
     if result is None:
         raise ValueError(f"there is no {path}")
-    settings = result["settings"] | in_pixels(result["settings"]["numbers"])
+    settings = result["settings"] | export.in_pixels(result["settings"]["numbers"])
     wanted = {k: recipe[k] for k in settings if k in recipe} | {"activation": "relu-half"}
     if unlike := [k for k, value in wanted.items() if settings[k] != value]:
         raise ValueError(f"{path} was not trained like the set: {', '.join(unlike)}")

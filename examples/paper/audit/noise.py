@@ -1,10 +1,9 @@
-"""Attacks that use no gradient: random noise, and Square."""
+"""Random noise, an attack that uses no gradient."""
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.paper.attacks.autoattack import autoattack
 from examples.paper.attacks.pgd import attacking, random_images, within
 from examples.paper.attacks.robust_error import clean_errors
 from examples.pgd import check_images, check_numbers
@@ -34,16 +33,3 @@ def noise(
             errs = clean_errors(model, draw, y[left], batch_size)
             broken[left[errs]], images[left[errs]] = True, draw[errs]
     return broken, images
-
-
-def square(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, queries: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Which images Square breaks, and the images that it found.
-
-    Shapes: x (N, C, H, W) in [0, 1], y (N,); results on the CPU, (N,) of bool and as x.
-    Source: Andriushchenko et al. 2020, arXiv:1912.00049. Errors as `autoattack`.
-    """
-    attack = {"eps": eps, "queries": queries, "seed": seed, "parts": ["square"]}
-    found = autoattack(model, x, y, **attack, batch_size=250, title="Square")
-    return found.wrong, found.images

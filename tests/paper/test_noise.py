@@ -1,13 +1,11 @@
-"""Attacks without gradients, where the smallest change that fools the network is known."""
-
-import sys
+"""Random noise, where the smallest change that fools the network is known."""
 
 import pytest
 import torch
 from torch import nn
 
 from examples.paper.attacks.pgd import within
-from examples.paper.audit.gradient_free import noise, square
+from examples.paper.audit.noise import noise
 
 NEAREST = 0.02  # how far each image of `known` is from another class
 
@@ -50,32 +48,18 @@ def known(n=12):
     return model, x, y
 
 
-def blind(model, x, y, eps, seed=0):
-    torch.manual_seed(seed)
-    return noise(model, x, y, eps=eps, draws=200)
-
-
-def by_squares(model, x, y, eps):
-    return square(model, x, y, eps=eps, queries=300, seed=0)
-
-
-ATTACKS = {blind: 10, by_squares: 2.5}  # and how many times the distance is well above it
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_below_the_distance_nothing_breaks(attack):
+def test_below_the_distance_nothing_breaks():
     model, x, y = known()
-    broken, images = attack(model, x, y, 0.98 * NEAREST)
+    broken, images = noise(model, x, y, eps=0.98 * NEAREST, draws=200)
     assert broken.dtype == torch.bool
     assert broken.tolist() == [False] * 12
     assert torch.equal(images, x)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_well_above_the_distance_everything_breaks_and_the_images_show_it(attack):
+def test_well_above_the_distance_everything_breaks_and_the_images_show_it():
     model, x, y = known()
-    eps = ATTACKS[attack] * NEAREST
-    broken, images = attack(model, x, y, eps)
+    eps = 10 * NEAREST
+    broken, images = noise(model, x, y, eps=eps, draws=200)
     assert broken.tolist() == [True] * 12
     assert images.shape == x.shape
     assert (model(images).argmax(1) != y).all()
@@ -84,43 +68,22 @@ def test_well_above_the_distance_everything_breaks_and_the_images_show_it(attack
     assert images.max() <= 1
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_images_stay_among_images_at_the_edge_of_what_there_is(attack):
+def test_images_stay_among_images_at_the_edge_of_what_there_is():
     model, x, y = known()
     x = torch.where(x > 0.5, 1.0, 0.0).double()
     y = model(x).argmax(1)
-    _, images = attack(model, x, y, 0.3)
+    _, images = noise(model, x, y, eps=0.3, draws=200)
     assert images.min() == 0
     assert images.max() == 1
-    assert (images - x).abs().max() <= 0.3 + 1e-6  # Square's steps are float32
+    assert (images - x).abs().max() <= 0.3 + 1e-6
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_what_is_wrong_as_it_is_counts_and_is_not_changed(attack):
+def test_what_is_wrong_as_it_is_counts_and_is_not_changed():
     model, x, y = known()
     y[:5] = (y[:5] + 1) % 3
-    broken, images = attack(model, x, y, 1e-3)
+    broken, images = noise(model, x, y, eps=1e-3, draws=200)
     assert broken.tolist() == [True] * 5 + [False] * 7
     assert torch.equal(images, x)
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_network_and_images_are_left_as_they_were(attack):
-    model, x, y = known()
-    model.train()
-    model.norm.eval()
-    model.w.requires_grad_(False)
-    before, labels = x.clone(), y.clone()
-    attack(model, x, y, ATTACKS[attack] * NEAREST)
-    assert model.training
-    assert not model.norm.training
-    assert [p.requires_grad for p in model.parameters()] == [False, True, True]
-    assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(x, before)
-    assert torch.equal(y, labels)
-
-
-# ---- noise
 
 
 def test_draws_are_uniform_in_the_ball_and_at_its_corners_by_turns():
@@ -147,14 +110,6 @@ def test_draws_are_uniform_in_the_ball_and_at_its_corners_by_turns():
     assert len({draw.sum().item() for draw in draws}) == 6
 
 
-def test_without_draws_only_the_errors_count():
-    model, x, y = known()
-    y[3] = (y[3] + 1) % 3
-    broken, images = noise(model, x, y, eps=0.5, draws=0)
-    assert torch.where(broken)[0].tolist() == [3]
-    assert torch.equal(images, x)
-
-
 @pytest.mark.parametrize("batch_size", [5, 250])
 def test_a_broken_image_is_left_alone(batch_size):
     model, x, y = known()
@@ -174,33 +129,3 @@ def test_more_draws_break_more_and_lose_none():
     few, many = found
     assert (many | ~few).all()
     assert many.sum() > few.sum()
-
-
-# ---- Square
-
-
-def test_square_asks_no_more_than_it_may():
-    model, x, y = known()
-    counts = []
-    for queries in (10, 25):
-        model.seen.clear()
-        square(model, x, y, eps=0.5 * NEAREST, queries=queries, seed=0)
-        counts.append(sum(map(len, model.seen)))
-    assert counts[1] - counts[0] == 15 * 12
-
-
-def test_square_is_the_same_for_the_same_seed():
-    model, x, y = known()
-    a, b, c = (square(model, x, y, eps=2.5 * NEAREST, queries=300, seed=seed)[1] for seed in (0, 0, 1))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-def test_without_pyautoattack_square_says_what_to_install(monkeypatch):
-    model, x, y = known()
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(
-        ValueError, match=r"AutoAttack is not installed; in a clone: pip install -e '\.\[paper"
-    ):
-        square(model, x, y, eps=0.1, queries=5, seed=0)
-    assert model.seen == []

@@ -1,6 +1,7 @@
 """A changed network in the hands of PyTorch's tools: the numbers that they must give."""
 
 import copy
+import os
 import subprocess
 import sys
 import threading
@@ -21,7 +22,6 @@ from sparta_act import Sparta, replace_relus, restore_relus
 from tests.helpers import nets, reference
 from tests.helpers.changed_in_processes import EDITS, IMAGES, changed, state, train
 from tests.package.test_surgery import Probe, assert_same
-from tests.paper.test_distributed import environment, launcher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 each_edit = pytest.mark.parametrize("block", EDITS)
@@ -322,9 +322,11 @@ def test_hooks_run_once_in_each_pass(block):
 def in_processes(tmp_path_factory):
     """What two processes have found; each network by data parallelism and, where there is that, sharded."""
     out = tmp_path_factory.mktemp("processes")
-    script = Path(__file__).parents[1] / "helpers/changed_in_processes.py"
-    command = [sys.executable, *launcher(2), script, out]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    root = Path(__file__).parents[2]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, root / "tests/helpers/changed_in_processes.py", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

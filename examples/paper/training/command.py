@@ -5,14 +5,10 @@ run, inside an epoch too, on a CPU bit for bit.
 `--validation 1000` holds out 1,000 training images and attacks them after each epoch. The network with the
 lowest error on them is also saved, in OUT/best: robust error often rises again towards the end of a training
 (Rice et al. 2020, arXiv:2002.11569).
-On several GPUs or machines: `torchrun --nproc-per-node=4 -m examples.paper train ...`, with the same options.
-It learns the same as one process would: the batch size is that of all processes together.
 """
 
 import argparse
 import dataclasses
-import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -92,11 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     args = parser().parse_args(argv)
     settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)})
-    recipe, first = recipes.chosen(args), os.environ.get("RANK", "0") == "0"
-    if first:
-        activation = f"{args.pretrained}, frozen," if args.pretrained else args.activation
-        print(f"{args.arch} width {args.width}, {activation} at {args.sites}, {args.dataset}")
-        print(recipe)
+    recipe = recipes.chosen(args)
+    activation = f"{args.pretrained}, frozen," if args.pretrained else args.activation
+    print(f"{args.arch} width {args.width}, {activation} at {args.sites}, {args.dataset}")
+    print(recipe)
     rows = loop.epochs(
         settings,
         recipe,
@@ -105,14 +100,12 @@ def main(argv: list[str] | None = None) -> None:
         device=args.device,
         resume=args.resume,
         compile=args.compile,
-        alone=lock if first else nullcontext,
+        alone=lock,
     )
     for row in rows:
-        if first:
-            print(f"epoch {row['epoch']}: {format_row(row)}")
-    if first:
-        checkpoints = f"{args.out / 'checkpoint.pt'}"
-        if args.validation:
-            checkpoints += f" {args.out / BEST}"
-            print(f"best: epoch {read_checkpoint(args.out / BEST)['epoch']}")
-        print(f"done; evaluate it with: python -m examples.paper evaluate {checkpoints}")
+        print(f"epoch {row['epoch']}: {format_row(row)}")
+    checkpoints = f"{args.out / 'checkpoint.pt'}"
+    if args.validation:
+        checkpoints += f" {args.out / BEST}"
+        print(f"best: epoch {read_checkpoint(args.out / BEST)['epoch']}")
+    print(f"done; evaluate it with: python -m examples.paper evaluate {checkpoints}")

@@ -17,7 +17,6 @@ from examples.paper.common import data
 from examples.paper.common.atomic import atomic_write, write_text
 from examples.paper.common.cli import COMPILERS, check_device
 from examples.paper.common.records import sha256
-from examples.paper.training import distributed
 from examples.paper.training.checkpoint import BEST, network, read_best
 from examples.paper.training.gate_statistics import gate_statistics
 from examples.paper.training.recipes import Recipe
@@ -71,34 +70,32 @@ def epochs(
     """
     checkpoint = out / "checkpoint.pt"
     _check_begin(checkpoint, resume)
-    with distributed.joined(device) as device:
-        check_device(device)
-        torch.manual_seed(settings.seed)
-        torch.backends.cudnn.benchmark = True
-        if compile:
-            torch.compiler.reset()  # after a few networks in one process torch would give up compiling
-        x, y = (t[: settings.limit] for t in data.load("train", data_dir, settings.dataset))
-        digest = sha256(x.numpy(), y.numpy())
-        x, y, held = _split(x.to(device), y.to(device), settings, recipe)
-        recorded, dataset = settings.recorded(recipe, len(x)), data.DATASETS[settings.dataset]
-        trainer = Trainer(
-            network(recorded),
-            recipe,
-            len(x),
-            device=device,
-            amp=settings.amp == "bf16",
-            flip=dataset.flip,
-            num_classes=len(dataset.classes),
-            compiler=COMPILERS[compile] if compile else None,
-            digest=digest,
-        )
-        if distributed.is_first():
-            out.mkdir(parents=True, exist_ok=True)
-        with alone(out):
-            _check_begin(checkpoint, resume)  # again, since another process may have been here
-            if resume:
-                trainer.load(checkpoint, recorded)
-            yield from fit(trainer, x, y, out, recorded, held)
+    check_device(device)
+    torch.manual_seed(settings.seed)
+    torch.backends.cudnn.benchmark = True
+    if compile:
+        torch.compiler.reset()  # after a few networks in one process torch would give up compiling
+    x, y = (t[: settings.limit] for t in data.load("train", data_dir, settings.dataset))
+    digest = sha256(x.numpy(), y.numpy())
+    x, y, held = _split(x.to(device), y.to(device), settings)
+    recorded, dataset = settings.recorded(recipe, len(x)), data.DATASETS[settings.dataset]
+    trainer = Trainer(
+        network(recorded),
+        recipe,
+        len(x),
+        device=device,
+        amp=settings.amp == "bf16",
+        flip=dataset.flip,
+        num_classes=len(dataset.classes),
+        compiler=COMPILERS[compile] if compile else None,
+        digest=digest,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        _check_begin(checkpoint, resume)  # again, since another process may have been here
+        if resume:
+            trainer.load(checkpoint, recorded)
+        yield from fit(trainer, x, y, out, recorded, held)
 
 
 def _check_begin(checkpoint: Path, resume: bool) -> None:
@@ -108,17 +105,12 @@ def _check_begin(checkpoint: Path, resume: bool) -> None:
         raise ValueError(f"{checkpoint} exists; go on with --resume, or choose another --out")
 
 
-def _split(
-    x: Tensor, y: Tensor, settings: Settings, recipe: Recipe
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+def _split(x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """Images and labels to train on, and those held out."""
     held = None
     if settings.validation:
         chosen = held_out(settings.validation, len(x)).to(x.device)
         held, x, y = (x[chosen], y[chosen]), x[~chosen], y[~chosen]
-    rest, processes = len(x) % recipe.batch_size, distributed.processes()
-    if 0 < rest < processes:
-        raise ValueError(f"the last batch has {rest} images for {processes} processes; change --batch-size")
     return x, y, held
 
 
@@ -134,7 +126,7 @@ def fit(
 
     `held`: images and labels to choose the best epoch by.
     """
-    checkpoint, log, first = out / "checkpoint.pt", out / "log.csv", distributed.is_first()
+    checkpoint, log = out / "checkpoint.pt", out / "log.csv"
     out.mkdir(parents=True, exist_ok=True)
     rows = read_log(log)[: trainer.epoch]  # a killed run may have logged what its checkpoint does not know
     lowest = float("inf")
@@ -144,21 +136,20 @@ def fit(
             lowest = read_best(out, settings)["validation error"]
     while trainer.epoch < trainer.recipe.epochs:
         lr, title = first_rate(trainer), f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}"
-        after_batch = saver(trainer, out, settings) if first else lambda: None
-        with tqdm(total=len(x), unit="img", desc=title, disable=not first) as bar:
+        after_batch = saver(trainer, out, settings)
+        with tqdm(total=len(x), unit="img", desc=title) as bar:
             loss, error = trainer.run_epoch(x, y, bar, after_batch)
         row = {"epoch": trainer.epoch, "lr": lr, "loss": loss, "error": error, "seconds": trainer.seconds}
-        if first:
-            gates = gate_statistics(trainer.final(), data.to_float(x[:256], trainer.device))
-            row |= {f"{name} {what}": n for name, found in gates.items() for what, n in found.items()}
-            if held is not None:
-                row["validation error"] = error = validation_error(trainer, *held)
-                if error < lowest:
-                    lowest = error
-                    trainer.save_network(out / BEST, settings, error)
-            rows.append(row)
-            _write_log(log, rows)
-            trainer.save(checkpoint, settings)
+        gates = gate_statistics(trainer.final(), data.to_float(x[:256], trainer.device))
+        row |= {f"{name} {what}": n for name, found in gates.items() for what, n in found.items()}
+        if held is not None:
+            row["validation error"] = error = validation_error(trainer, *held)
+            if error < lowest:
+                lowest = error
+                trainer.save_network(out / BEST, settings, error)
+        rows.append(row)
+        _write_log(log, rows)
+        trainer.save(checkpoint, settings)
         yield row
 
 

@@ -44,7 +44,7 @@ class Recipe:
         choices=("eval", "train"),
     )
     epochs: int = _field(90, at_least(1), "over the training images")
-    batch_size: int = _field(128, at_least(1), "images, of all processes together")
+    batch_size: int = _field(128, at_least(1), "images")
     lr: float = _field(0.1, positive, "learning rate at the start")
     decay: str = _field(
         "steps",

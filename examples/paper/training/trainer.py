@@ -15,7 +15,6 @@ from examples.paper.attacks.pgd import attacking, autocast, pgd_steps, random_im
 from examples.paper.common import data
 from examples.paper.common.activations import AsRead
 from examples.paper.common.atomic import atomic_write
-from examples.paper.training import distributed
 from examples.paper.training.checkpoint import fitting, read_checkpoint
 from examples.paper.training.recipes import Recipe
 from examples.pgd import check_images, check_logits, is_wrong
@@ -25,7 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Trainer:
-    """Network, optimizer and schedule of one run. Several processes of `torchrun` share each batch.
+    """Network, optimizer and schedule of one run.
 
     `compiler`: arguments of `torch.compile`, if the network is to be compiled; a smaller last batch is not.
     `digest`: of the training images, which a resumed run must have too.
@@ -44,7 +43,7 @@ class Trainer:
         compiler: dict[str, Any] | None = None,
         digest: str | None = None,
     ):
-        self.model = distributed.share_norms(model.to(device, memory_format=torch.channels_last))
+        self.model = model.to(device, memory_format=torch.channels_last)
         self.recipe, self.device, self.amp, self.flip = recipe, device, amp, flip
         self.num_classes, self.labels = num_classes, 2  # of the network, and as many as the labels need
         self.digest = digest
@@ -54,12 +53,10 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.average = AveragedModel(self.model, use_buffers=True) if recipe.averaging else None
-        self.attacked: Forward = self.model  # its weights need no gradients in the attack: no wrapper
-        self.learning: Forward = distributed.wrapped(self.model, device)
-        self.plain = self.attacked, self.learning
-        if compiler is not None:
-            self.attacked = _compiled(self.attacked, compiler)
-            self.learning = _compiled(self.learning, compiler)
+        self.attacked: Forward = self.model
+        self.learning: Forward = self.model
+        if compiler is not None:  # one for each: in the attack the weights need no gradients
+            self.attacked, self.learning = _compiled(self.model, compiler), _compiled(self.model, compiler)
         self.epoch = 0
         self.order = torch.empty(0, dtype=torch.long)  # of the images, in the current epoch
         self.seen, self.seconds = 0, 0.0  # images of it, and the time they took
@@ -85,7 +82,7 @@ class Trainer:
             batch = order[self.seen : self.seen + self.recipe.batch_size]
             images = data.augment(data.to_float(x[batch], self.device), flip=self.flip)
             images = images.contiguous(memory_format=torch.channels_last)
-            self.total += distributed.summed(self.step(images, y[batch].to(self.device)))
+            self.total += self.step(images, y[batch].to(self.device))
             self.seen, self.seconds = self.seen + len(batch), time.perf_counter() - began
             bar.update(len(batch))
             if self.total.device.type == "cpu":  # elsewhere it would wait for the device
@@ -98,14 +95,14 @@ class Trainer:
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Attack one batch, learn from the adversarial images only: sum of their losses, how many were wrong.
 
-        Shapes: x (N, C, H, W) in [0, 1], y (N,), the whole batch in every process; result (2,), float64, of
-        this process's share. Raises `ValueError` if targets are not drawn among all classes of the network.
+        Shapes: x (N, C, H, W) in [0, 1], y (N,); result (2,), float64. Raises `ValueError` if targets are not
+        drawn among all classes of the network.
         """
-        r, whole = self.recipe, len(x)
+        r = self.recipe
         goal = random_targets(y, self.num_classes) if r.targeted and r.steps else y
         x_adv = self._start(x)
-        x, y, goal, x_adv = (distributed.share(t) for t in (x, y, goal, x_adv))
-        attacked, learning = (self.attacked, self.learning) if whole == r.batch_size else self.plain
+        whole = len(x) == r.batch_size
+        attacked, learning = (self.attacked, self.learning) if whole else (self.model, self.model)
         attack = {"eps": r.eps, "step_size": r.attack_step, "steps": r.steps, "targeted": r.targeted}
         with attacking(self.model, batch_statistics=r.attack_norm == "train"):
             for moved, _ in pgd_steps(attacked, x, goal, start=x_adv, amp=self.amp, **attack):
@@ -119,7 +116,7 @@ class Trainer:
             )
         loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=r.label_smoothing)
         self.optimizer.zero_grad()
-        (loss * distributed.processes() / whole).backward()  # the wrapper takes the mean over processes
+        (loss / len(x)).backward()
         self.optimizer.step()
         self.scheduler.step()
         if self.average is not None:

@@ -86,11 +86,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise OSError(f"cannot write {path} ({error.__context__ or error}); an old one is whole") from error
 
 
-def load_checkpoint(path: Path, resume: bool, settings: dict[str, str], images: str = "") -> dict[str, Any]:
-    """The state to go on from, empty at the start. Raises `ValueError` rather than overwrite another run.
-
-    `images`: digest of the training images; a checkpoint of an older version has none.
-    """
+def load_checkpoint(path: Path, resume: bool, settings: dict[str, str]) -> dict[str, Any]:
+    """The state to go on from, empty at the start. Raises `ValueError` rather than overwrite another run."""
     if not path.exists():
         return {}
     try:
@@ -100,8 +97,6 @@ def load_checkpoint(path: Path, resume: bool, settings: dict[str, str], images: 
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = state["settings"]
         changed = [f"{k} was {before[k]}, is {v}" for k, v in settings.items() if before[k] != v]
-        if images and state.get("images", images) != images:
-            changed.append("the training images, their labels or their order were others")
     except Exception as error:  # of pickle, zipfile or torch, by what the file is
         raise ValueError(f"{path} is not a checkpoint of this program, or damaged") from error
     if changed:
@@ -146,7 +141,6 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
     train_set, test_set = data.load(args.data, args.size)
     network = make_network(args.network, len(train_set.classes), width=args.width, init=args.init)
     put_activation(network, args.activation, args.sites, identity=args.init is not None)
-    images = data.digest(train_set)
     args.out.mkdir(parents=True, exist_ok=True)  # nothing is left where the options were refused
     lock = FileLock(args.out / "lock", timeout=0)
     try:
@@ -154,8 +148,8 @@ def prepare(args: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, ..
             lock.acquire()
     except Timeout:
         raise ValueError(f"another training writes into {args.out}: give another --out") from None
-    state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings, images)
-    return state | {"images": images, "lock": lock}, train_set, test_set, network
+    state = load_checkpoint(args.out / "checkpoint.pt", args.resume, settings)
+    return state | {"lock": lock}, train_set, test_set, network
 
 
 def main() -> None:
@@ -187,7 +181,7 @@ def main() -> None:
         loss = train_epoch(accelerator, model, bar(batches), parts.values(), attack)
         accelerator.print(f"epoch {epoch + 1} of {args.epochs}: loss {loss:.3f} on attacked images")
         if accelerator.is_main_process:
-            known = {"epoch": epoch + 1, "settings": settings, "images": state["images"]}
+            known = {"epoch": epoch + 1, "settings": settings}
             known |= {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(args.out / "checkpoint.pt", known)
 

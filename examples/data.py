@@ -1,6 +1,5 @@
 """Images in [0, 1]: CIFAR-10 (our sample, or all of it), or a folder of your own."""
 
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,17 +51,6 @@ def load(source: str = "sample", size: int = 64) -> tuple[Any, Any]:
     if (Path(source) / "train").is_dir():
         return own_images(Path(source), size)
     return tuple(Cifar(*read_cifar(split, source), augment=split == "train") for split in ("train", "test"))
-
-
-def digest(images: Any) -> str:
-    """What a training goes on with only: these images, in this order, with these labels."""
-    if isinstance(images, Cifar):
-        return hashlib.sha256(images.x.numpy().tobytes() + images.y.numpy().tobytes()).hexdigest()
-    digest = hashlib.sha256()
-    for path, y in images.samples:
-        content = Path(path).read_bytes()  # files without compression have one size, whatever they show
-        digest.update(repr((str(Path(path).relative_to(images.root)), len(content), y)).encode() + content)
-    return digest.hexdigest()
 
 
 def read_cifar(split: str, source: str = "sample") -> tuple[Tensor, Tensor]:

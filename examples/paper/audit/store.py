@@ -84,8 +84,7 @@ class Store:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            seal = metadata.pop(SEAL, None)  # old files have none
-            if seal not in (None, _seal(tensors, metadata)):
+            if metadata.pop(SEAL, "") != _seal(tensors, metadata):
                 raise ValueError("a bit of it has changed since it was written")
             if metadata["key"] != self.key:
                 raise OtherAuditError(

@@ -157,10 +157,7 @@ class Trainer:
             torch.save(state, scratch)
 
     def load(self, path: Path, settings: dict[str, Any]) -> None:
-        """Go on from `path`. Raises `ValueError` if it belongs to another run, or to other images.
-
-        The images of a checkpoint that has no digest of them, as old ones, are taken on trust.
-        """
+        """Go on from `path`. Raises `ValueError` if it belongs to another run, or to other images."""
         state = read_checkpoint(path)
         changed = {
             k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v
@@ -170,7 +167,7 @@ class Trainer:
             raise ValueError(f"{path} is of another run: {text}; give the old settings or another --out")
         if "optimizer" not in state:
             raise ValueError(f"{path} is the network of one epoch alone; go on with the run it came from")
-        if self.digest and state.get("images") not in (None, self.digest):
+        if state.get("images") != self.digest:
             raise ValueError(
                 f"{path} was trained on other images or labels than these, or in another order; "
                 "give the old --data, or another --out"

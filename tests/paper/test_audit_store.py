@@ -174,11 +174,9 @@ def test_a_damaged_or_foreign_file_begins_anew(data, path):
     for content in (b"", b"no tensors at all", b"\0" * 64, bytes(header)):
         path.write_bytes(content)
         assert_new(Store(*data, path, "key"), data)
-    for metadata in (
-        None,
-        {"key": "key", "broken by": '["a", "", "", ""]', "numbers": '{"n": 1}'},
-    ):  # no seal
-        save_file({"images": x}, path, metadata)
+    unsealed = {"key": "key", "broken by": '["a", "", "", ""]', "numbers": '{"n": 1}'}
+    for metadata in (None, unsealed):
+        save_file({"images": data[0]}, path, metadata)
         assert_new(Store(*data, path, "key"), data)
 
 

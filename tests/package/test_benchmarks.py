@@ -49,7 +49,7 @@ def test_the_site_benchmark_measures_every_activation(tables):
 @pytest.mark.slow
 def test_the_identities_are_measured_after_they_are_checked(tables):
     rows, printed = tables("benchmarks.identities", "--batch-size 2 --rounds 1 --device cpu")
-    assert all(float(cell) > 0 for row in rows.values() for cell in row if cell.strip("0."))
+    assert all(float(rows[f"{piece} as a product"][-1]) > 0 for piece in ("pool", "conv2"))  # times as fast
     assert printed.count("batch 2") == 2
 
 

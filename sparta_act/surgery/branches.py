@@ -76,7 +76,7 @@ class Forward:
                 yield call, place
 
     def _unseen(self, replaced: Collection[str]) -> Iterator[tuple[ast.expr, ast.AST]]:
-        for node in self.mentions():
+        for node in self.mentions(replaced):
             for place in uses(self.source, node):
                 yield node, place
         for call in self.calls:
@@ -87,11 +87,12 @@ class Forward:
                     if not ran or isinstance(place, ast.Name):  # which may be a second use
                         yield call, place
 
-    def mentions(self) -> Iterator[ast.expr]:
+    def mentions(self, replaced: Collection[str] = ()) -> Iterator[ast.expr]:
         """The expressions that are an activation and not called there: given to a function, in a table."""
         for node in self.source.given_away:
             argument = isinstance(self.source.parents[node], ast.Call | ast.keyword | ast.Starred)
-            values = [v for v in self.names.of(node) if not isinstance(v, Made) or isinstance(v.by, type)]
+            found = self._but_for(replaced, self.names.of(node))
+            values = [v for v in found if not isinstance(v, Made) or isinstance(v.by, type)]
             if any(self._is_one(v) or (argument and self.waits(v)) for v in values):
                 yield node
 
@@ -102,13 +103,13 @@ class Forward:
             return any(is_activation(v, self._kinds) and self._did_not_run(v) for v in values)
         if any(self._goes_on(v, replaced) for v in values):
             return True
-        found = values + self.names.results(call.func)
+        found = self._but_for(replaced, values) + self.names.results(call.func)
         led = call in self.led
         if any(is_activation(v, self._kinds) and not (led and self._has_run(v)) for v in found):
             return True
         if not led and any(self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found):
             return True
-        if self.calls[call] in self._seen:
+        if self.calls[call] in self._seen and not any(is_activation(v, self._kinds) for v in values):
             return True
         function: Any = call.func
         if isinstance(function, ast.Attribute) and function.attr == "default":  # torch.ops.aten.relu.default
@@ -139,6 +140,10 @@ class Forward:
     def _has_run(self, value: Any) -> bool:
         """Whether an activation was called inside it: a function, or a module with a forward of its own."""
         return self.ran_in(_theirs(value)) or id(value) in self._around
+
+    def _but_for(self, replaced: Collection[str], values: list[Any]) -> list[Any]:
+        children = [self._owner._modules[key] for key in replaced]
+        return [v for v in values if not any(v is child for child in children)]
 
     def _did_not_run(self, value: Any) -> bool:
         return isinstance(value, nn.Module) and id(value) not in self._ran_modules

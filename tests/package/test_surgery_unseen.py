@@ -206,6 +206,35 @@ def test_a_chain_that_ran_layer_by_layer_has_run():
     assert isinstance(net[0].whole[1], Probe)
 
 
+def run(layer, x):
+    return layer(x)
+
+
+class EitherWay(nn.ModuleDict):
+    """As timm's networks of features: a way that no pass takes calls what another way has called."""
+
+    checkpointed = False
+
+    def __init__(self):
+        super().__init__({"conv": nn.Conv2d(3, 3, 3), "act": nn.ReLU(), "last": nn.Conv2d(3, 3, 3)})
+
+    def collected(self, x):
+        for i, layer in enumerate(self.values()):
+            if self.checkpointed:
+                x = layer(x) if i == 0 else run(layer, x)
+            else:
+                x = layer(x)
+        return x
+
+    def forward(self, x):
+        return self.collected(x)
+
+
+def test_a_way_that_calls_what_is_replaced_is_no_reason_to_refuse():
+    net = replace_relus(nn.Sequential(EitherWay()), "all", Probe)
+    assert isinstance(net[0]["act"], Probe)
+
+
 class Layers(nn.Module):
     def __init__(self):
         super().__init__()

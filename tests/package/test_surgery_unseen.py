@@ -220,10 +220,7 @@ class EitherWay(nn.ModuleDict):
 
     def collected(self, x):
         for i, layer in enumerate(self.values()):
-            if self.checkpointed:
-                x = layer(x) if i == 0 else run(layer, x)
-            else:
-                x = layer(x)
+            x = run(layer, x) if self.checkpointed and i else layer(x)
         return x
 
     def forward(self, x):

@@ -17,7 +17,7 @@ from sparta_act.surgery.activating import Made, is_activation, is_of_torch, lead
 from sparta_act.surgery.callees import Names
 from sparta_act.surgery.flow import above, always_before, excludes, raises, uses
 from sparta_act.surgery.kinds import in_words, spelled
-from sparta_act.surgery.recording import Event, Frame, Pass
+from sparta_act.surgery.recording import OF_TORCH, Event, Frame, Pass
 from sparta_act.surgery.rewriting import forward_of, unwrapped
 from sparta_act.surgery.sources import read
 
@@ -41,13 +41,15 @@ class Forward:
         self.names, self._owner = Names(owner, function, self.source), owner
         self._kinds, self._ran_modules, self._inside = kinds, ran, inside
         self._helpers: dict[Any, Forward | None] = {function: None}  # one that calls itself is read once
+        self._known: dict[tuple[Any, frozenset[str]], bool] = {}  # answers of `_goes_on`
         alike = [e for e in inside if e.kind in (*kinds, "replaced")]
         self._around = {id(m) for e in alike for m in e.modules}
         frames = [[f for f in e.frames if f.module == id(owner)] for e in alike]
         self._codes = {f.code for its_frames in frames for f in its_frames}  # of what ran for it
         direct = [e.frames[0] for e in alike if e.modules[-1] is owner and e.frames]
         self._ran = {call for f in direct if f.code is code for call in self.at({f.at})}
-        self._lines = {_line(f) for f in direct if f.code.co_filename == code.co_filename}
+        others = (f for f in direct if f.code is not code and f.code.co_filename == code.co_filename)
+        self._lines = {*map(_line, others)}  # of inner functions
         self.led = {*self.at({f.at for its_frames in frames for f in its_frames if f.code is code})}
         self.calls = self.source.in_order
         self._seen = {self.calls[call] for call in self._ran}
@@ -139,7 +141,7 @@ class Forward:
 
     def _has_run(self, value: Any) -> bool:
         """Whether an activation was called inside it: a function, or a module with a forward of its own."""
-        return self.ran_in(_theirs(value)) or id(value) in self._around
+        return self.ran_in(theirs(value)) or id(value) in self._around
 
     def _but_for(self, replaced: Collection[str], values: list[Any]) -> list[Any]:
         children = [self._owner._modules[key] for key in replaced]
@@ -154,10 +156,15 @@ class Forward:
 
     def _goes_on(self, value: Any, replaced: Collection[str]) -> bool:
         """Whether it is a function that ran, in which an activation that did not run may be the last."""
-        function = _theirs(value)
+        function = theirs(value)
         if not self.ran_in(function) or not (helper := self.helper(function)):
             return False
-        return any(helper.may_be_last(place, [*helper.led]) for _, place in helper.unseen(replaced))
+        asked = function, frozenset(replaced)
+        if asked not in self._known:
+            self._known[asked] = False  # while it is asked: it may call itself
+            found = (helper.may_be_last(place, [*helper.led]) for _, place in helper.unseen(replaced))
+            self._known[asked] = any(found)
+        return self._known[asked]
 
     def helper(self, function: Any) -> "Forward | None":
         """A function that this one calls; None without source."""
@@ -165,14 +172,14 @@ class Forward:
             self._helpers[function] = None
             with suppress(SiteError):
                 helper = Forward(self._owner, function, self._inside, self._kinds, self._ran_modules)
-                helper._helpers = self._helpers
+                helper._helpers, helper._known = self._helpers, self._known
                 self._helpers[function] = helper
         return self._helpers[function]
 
     def _may_lead(self, value: Any, ran: Collection[int] = (), but: Collection[str] = ()) -> bool:
         """Whether it is a function of somebody's, or made by one, with an activation in it."""
         value = value.by if isinstance(value, Made) else value
-        return _theirs(value) is not None and leads_to(value, self._owner, self._kinds, but, ran)
+        return theirs(value) is not None and leads_to(value, self._owner, self._kinds, but, ran)
 
     def waits(self, value: Any, shared: Collection[int] = ()) -> bool:
         """Whether it is a module with an activation in it that did not run, and no activation itself.
@@ -230,7 +237,7 @@ class Forwards:
             next((f.code for f in reversed(e.frames) if f.module == id(module)), None)
             for e in self._inside(module)
         }
-        for function in functions_of(type(module)):
+        for function in _layers_of(type(module)):
             if function.__code__ in outermost and function is not forward_of(type(module)):
                 with suppress(SiteError):
                     yield Forward(module, function, self._inside(module), self.kinds, self.ran)
@@ -239,8 +246,8 @@ class Forwards:
         return [p.events[i] for p in self._passes for i in p.inside.get(id(module), ())]
 
     def has_run(self, module: nn.Module) -> bool:
-        """Whether some pass ran a forward of somebody's, as far as it made a call that is recorded."""
-        return not is_of_torch(forward_of(type(module))) and any(id(module) in p.inside for p in self._passes)
+        """Whether some pass ran it, as far as it made a call that is recorded."""
+        return any(id(module) in p.inside for p in self._passes)
 
     @cached_property
     def ran(self) -> set[int]:
@@ -326,11 +333,21 @@ def functions_of(cls: type[nn.Module]) -> Iterator[types.FunctionType]:
             yield function
 
 
+def _layers_of(cls: type[nn.Module]) -> Iterator[types.FunctionType]:
+    """The same with their decorators, as far as somebody wrote these."""
+    for value in (v for c in cls.__mro__ if not is_of_torch(c) for v in vars(c).values()):
+        function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+        while isinstance(function, types.FunctionType):
+            if not function.__code__.co_filename.startswith(OF_TORCH):
+                yield function
+            function = vars(function).get("__wrapped__")
+
+
 def _line(frame: Frame) -> int:
     return next(line or 0 for start, end, line in frame.code.co_lines() if start <= frame.at < end)
 
 
-def _theirs(value: Any) -> Any:
+def theirs(value: Any) -> Any:
     """The function that runs where the value is called, if it is somebody's, and not of torch."""
     while isinstance(value, functools.partial):
         value = value.func

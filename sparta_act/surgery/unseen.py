@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from torch import nn
 
 from sparta_act.surgery.activating import is_activation, is_of_torch, names_in
-from sparta_act.surgery.branches import Forward, Forwards, functions_of
+from sparta_act.surgery.branches import Forward, Forwards, functions_of, theirs
 from sparta_act.surgery.flow import raises, uses
 from sparta_act.surgery.kinds import spelled
 from sparta_act.surgery.rewriting import forward_of, unwrapped
@@ -22,9 +22,9 @@ def unseen_calls(
     `replaced`: the keys of the children that will be other modules. `shared`: the ids of modules that are at
     several places. Without source, there is none.
     """
-    if not (forward := forwards.of(owner)):
+    if not forwards.has_run(owner) or not (forward := forwards.of(owner)):
         return
-    if forwards.has_run(owner):
+    if not is_of_torch(forward_of(type(owner))):
         yield from _unseen_in(forward, forwards.kinds, replaced, shared)
     for helper in _helpers(owner, forward):
         if not forward.ran_in(helper):
@@ -64,6 +64,11 @@ def _helpers(owner: nn.Module, forward: Forward) -> list[types.FunctionType]:
         if not isinstance(function, types.FunctionType) or function in found or is_of_torch(function):
             continue
         found.append(function)
+        calls = (
+            forward if function is first else forward.helper(function) if forward.ran_in(function) else None
+        )
+        if calls:  # what led to a call, in whatever file it is
+            todo += filter(None, (theirs(v) for call in calls.led for v in calls.names.of(call.func)))
         for name in names_in(function.__code__):
             method = inspect.getattr_static(type(owner), name, None)
             method = method.__func__ if isinstance(method, staticmethod | classmethod) else method

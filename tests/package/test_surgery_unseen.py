@@ -103,6 +103,46 @@ class WrappedAlone(Plain):
         return F.relu(x) if self.twice else x
 
 
+class ByComprehension(Parts):
+    """The two calls are on one line."""
+
+    def forward(self, x):
+        x = self.sums(x)
+        return torch.cat([F.relu(row) for row in x.split(1, 1)], 1) if self.twice else self.relu(x)
+
+
+class OfAnother(Parts):
+    def forward(self, x):
+        return ByMethod.tail(self, self.sums(x))
+
+
+def with_another(forward):
+    @functools.wraps(forward)
+    def wrapper(self, x):
+        x = forward(self, x)
+        return F.relu(x) if self.twice else x
+
+    return wrapper
+
+
+class Decorated(Parts):
+    @with_another
+    def forward(self, x):
+        return self.relu(self.sums(x))
+
+
+class Recursive(Parts):
+    """A helper that calls itself; the call that no pass runs is in the last turn."""
+
+    def turn(self, x, depth):
+        if depth:
+            return self.turn(self.relu(self.conv1(x)), depth - 1)
+        return F.relu(x) if self.twice else self.relu(x)
+
+    def forward(self, x):
+        return self.turn(self.sums(x), 0)
+
+
 class OverCall(Plain):
     def __call__(self, x):
         x = super().__call__(x)
@@ -111,7 +151,21 @@ class OverCall(Plain):
 
 @pytest.mark.parametrize("sites", ["G1.B1", "all"])
 @pytest.mark.parametrize(
-    "block", [Inherited, ByMethod, ByFunction, ByBase, ByLambda, Chosen, WrappedAlone, OverCall]
+    "block",
+    [
+        Inherited,
+        ByMethod,
+        ByFunction,
+        ByBase,
+        ByLambda,
+        ByComprehension,
+        OfAnother,
+        Decorated,
+        Recursive,
+        Chosen,
+        WrappedAlone,
+        OverCall,
+    ],
 )
 def test_a_last_call_that_no_pass_runs_is_found(block, sites):
     net = nn.Sequential(nn.Sequential(block(), block()))
@@ -230,6 +284,26 @@ class EitherWay(nn.ModuleDict):
 def test_a_way_that_calls_what_is_replaced_is_no_reason_to_refuse():
     net = replace_relus(nn.Sequential(EitherWay()), "all", Probe)
     assert isinstance(net[0]["act"], Probe)
+
+
+class Hourglass(Parts):
+    """Its helper calls itself, and a network beside it never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = Earlier()
+
+    def turn(self, x, depth):
+        x = self.conv1(x)
+        return self.turn(x, depth - 1) if depth else self.relu(x)
+
+    def forward(self, x):
+        return self.turn(x, 2)
+
+
+def test_a_helper_that_calls_itself_and_a_module_that_never_runs():
+    net = replace_relus(nn.Sequential(Hourglass()), "all", Probe)
+    assert isinstance(net[0].relu, Probe)
 
 
 class Layers(nn.Module):

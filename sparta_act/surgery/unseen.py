@@ -64,11 +64,10 @@ def _helpers(owner: nn.Module, forward: Forward) -> list[types.FunctionType]:
         if not isinstance(function, types.FunctionType) or function in found or is_of_torch(function):
             continue
         found.append(function)
-        calls = (
-            forward if function is first else forward.helper(function) if forward.ran_in(function) else None
-        )
-        if calls:  # what led to a call, in whatever file it is
-            todo += filter(None, (theirs(v) for call in calls.led for v in calls.names.of(call.func)))
+        ran = forward.helper(function) if forward.ran_in(function) else None
+        if its_own := forward if function is first else ran:  # what it led to, in whatever file
+            led_to = (theirs(v) for call in its_own.led for v in its_own.names.of(call.func))
+            todo += filter(forward.ran_in, led_to)  # what ran for another module is found there
         for name in names_in(function.__code__):
             method = inspect.getattr_static(type(owner), name, None)
             method = method.__func__ if isinstance(method, staticmethod | classmethod) else method

@@ -90,6 +90,9 @@ class Chosen(Parts):
 
 
 class Plain(Parts):
+    def tail_alone(self, x):
+        return self.relu(self.conv2(x))
+
     def forward(self, x):
         return self.relu(self.sums(x))
 
@@ -301,9 +304,25 @@ class Hourglass(Parts):
         return self.turn(x, 2)
 
 
+class Calls(Parts):
+    """It calls a method of another module."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Plain()
+
+    def forward(self, x):
+        return self.conv1(self.inner.tail_alone(x))
+
+
 def test_a_helper_that_calls_itself_and_a_module_that_never_runs():
     net = replace_relus(nn.Sequential(Hourglass()), "all", Probe)
     assert isinstance(net[0].relu, Probe)
+
+
+def test_a_method_of_another_module_is_read_as_that_ones():
+    net = replace_relus(nn.Sequential(Calls()), "all", Probe)
+    assert isinstance(net[0].inner.relu, Probe)
 
 
 class Layers(nn.Module):

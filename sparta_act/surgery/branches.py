@@ -109,7 +109,10 @@ class Forward:
         led = call in self.led
         if any(is_activation(v, self._kinds) and not (led and self._has_run(v)) for v in found):
             return True
-        if not led and any(self._is_one(v) or (id(v) in self.led_to and self._may_lead(v)) for v in found):
+        again = (
+            self.led_to if not self._same_led else ()
+        )  # another call of what alone led ends as that one did
+        if not led and any(self._is_one(v) or (id(v) in again and self._may_lead(v)) for v in found):
             return True
         if self.calls[call] in self._seen and not any(is_activation(v, self._kinds) for v in values):
             return True
@@ -126,6 +129,11 @@ class Forward:
             return False
         held = {**vars(self._owner), **self._owner._modules}
         return held.get(node.attr, self) is None
+
+    @cached_property
+    def _same_led(self) -> bool:
+        """Whether all calls that led to an activation are of the same things."""
+        return len({frozenset(id(v) for v in self.names.of(call.func)) for call in self.led}) == 1
 
     @cached_property
     def led_to(self) -> set[int]:

@@ -304,6 +304,37 @@ class Hourglass(Parts):
         return self.turn(x, 2)
 
 
+def in_half(forward):
+    @functools.wraps(forward)
+    def wrapper(*args):
+        if not args[0].twice:
+            return forward(*args)
+        return forward(*[a.half() for a in args])
+
+    return wrapper
+
+
+class TwoWays(Parts):
+    """Two ways of a helper, and of a decorator as in mmcv, end in one call."""
+
+    def ways(self, x):
+        if self.twice:
+            return self.tail_alone(self.conv1(x))
+        return self.tail_alone(x)
+
+    def tail_alone(self, x):
+        return self.relu(self.conv2(x) + x)
+
+    @in_half
+    def forward(self, x):
+        return self.ways(x)
+
+
+def test_two_ways_that_end_in_one_call():
+    net = replace_relus(nn.Sequential(nn.Sequential(TwoWays(), TwoWays())), "G1.B*", Probe)
+    assert isinstance(net[0][1].relu, Probe)
+
+
 class Calls(Parts):
     """It calls a method of another module."""
 

@@ -109,9 +109,7 @@ class Forward:
         led = call in self.led
         if any(is_activation(v, self._kinds) and not (led and self._has_run(v)) for v in found):
             return True
-        again = (
-            self.led_to if not self._same_led else ()
-        )  # another call of what alone led ends as that one did
+        again = () if self._same_led else self.led_to  # what alone led ends alike at another call
         if not led and any(self._is_one(v) or (id(v) in again and self._may_lead(v)) for v in found):
             return True
         if self.calls[call] in self._seen and not any(is_activation(v, self._kinds) for v in values):
@@ -241,14 +239,14 @@ class Forwards:
 
     def entries(self, module: nn.Module) -> Iterator[Forward]:
         """Its other functions that ran without its forward around them: called by others, or `__call__`."""
+        inside = self._inside(module)
         outermost = {
-            next((f.code for f in reversed(e.frames) if f.module == id(module)), None)
-            for e in self._inside(module)
+            next((f.code for f in reversed(e.frames) if f.module == id(module)), None) for e in inside
         }
         for function in _layers_of(type(module)):
             if function.__code__ in outermost and function is not forward_of(type(module)):
                 with suppress(SiteError):
-                    yield Forward(module, function, self._inside(module), self.kinds, self.ran)
+                    yield Forward(module, function, inside, self.kinds, self.ran)
 
     def _inside(self, module: nn.Module) -> list[Event]:
         return [p.events[i] for p in self._passes for i in p.inside.get(id(module), ())]
